@@ -1,0 +1,1 @@
+"""How likely does a score-based model reproduce a training record?"""

@@ -1,0 +1,1 @@
+"""Attacks and measurements that test a privacy claim from outside."""

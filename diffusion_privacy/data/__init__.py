@@ -1,0 +1,1 @@
+"""Records, sources and the deterministic input pipeline."""

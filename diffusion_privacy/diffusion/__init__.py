@@ -1,0 +1,1 @@
+"""Forward SDEs, training objective, samplers and likelihood of score-based models."""

@@ -1,0 +1,1 @@
+"""Differentially private release of latents: clipping, noise, calibration, accounting."""

@@ -1,0 +1,1 @@
+"""Score networks, classifiers and embeddings, used functionally (init/apply)."""

@@ -1,0 +1,1 @@
+"""Machine-readable results, figures and the self-contained HTML report."""

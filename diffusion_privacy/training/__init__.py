@@ -1,0 +1,1 @@
+"""The one training loop, its state, checkpoints, metrics, randomness and device layout."""
