@@ -178,9 +178,7 @@ class DDPM(_GaussianMarginals):
         return np.concatenate([[0.0], np.cumsum(np.log1p(-self.betas))])
 
     def _log_alpha_bar_at(self, t: Array) -> Array:
-        return jnp.interp(
-            t * self.num_steps, jnp.arange(self.num_steps + 1.0), jnp.asarray(self._log_alpha_bar)
-        )
+        return jnp.interp(t * self.num_steps, jnp.arange(self.num_steps + 1.0), jnp.asarray(self._log_alpha_bar))
 
     def alpha(self, t: Array) -> Array:
         return jnp.exp(0.5 * self._log_alpha_bar_at(t))
