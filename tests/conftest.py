@@ -1,0 +1,39 @@
+"""Devices, hypothesis settings and data for every test. Must run before anything imports jax."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+if "jax" in sys.modules:
+    raise RuntimeError("tests/conftest.py must run before jax is imported, or its device settings have no effect")
+
+# Simulated devices outnumber the cores; with fewer threads than devices a collective can wait for ever.
+os.environ.setdefault("NPROC", "16")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_DEVICES = "--xla_force_host_platform_device_count"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=4".strip()
+
+# Accelerator images lack hypothesis; only the tests that use it need it.
+if importlib.util.find_spec("hypothesis") is not None:
+    from hypothesis import settings
+
+    settings.register_profile("fixed", deadline=None, derandomize=True)
+    settings.load_profile("fixed")
+
+DATA_VARIABLE = "DIFFUSION_PRIVACY_DATA"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the development data sets: $DIFFUSION_PRIVACY_DATA, or ../shared/data beside the repository."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get(DATA_VARIABLE, default))
+    if not folder.is_dir():
+        pytest.skip(f"no development data at {folder}; set {DATA_VARIABLE} to a folder that holds them")
+    return folder
