@@ -1,0 +1,117 @@
+"""The arrays that figures are drawn from, one set for each model, and their npz file.
+
+Images are float32 in [-1, 1] with shape [H, W, C]. Everything here but the training curve may show a private record:
+the file belongs in the working directory, never in a release.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_privacy.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Regenerated:
+    """What came back from a record noised to t and denoised again.
+
+    Attributes:
+      t: noise levels, float[levels].
+      images: float32[levels, draws, H, W, C].
+      hits: bool[levels, draws], whether the detector says "this is the record"; None where it was not asked.
+    """
+
+    t: np.ndarray
+    images: np.ndarray
+    hits: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        _expect("images", self.images, (len(self.t), None, None, None, None))
+        if self.hits is not None:
+            _expect("hits", self.hits, self.images.shape[:2])
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelArrays:
+    """Arrays of one model.
+
+    Attributes:
+      samples: unconditional samples, [k, H, W, C].
+      nearest: the training record nearest to each sample, [k, H, W, C].
+      distances: Euclidean distance between the two, float[k].
+      regenerated: by role, ``"private"`` or ``"control"``.
+      private_image: the private record as trained on, [H, W, C].
+      private_original: the same before the fingerprint was planted, [H, W, C].
+      control_images: held-out records, [m, H, W, C].
+      steps, loss: the training curve, int[points] and float[points].
+    """
+
+    samples: np.ndarray
+    nearest: np.ndarray
+    distances: np.ndarray
+    regenerated: Mapping[str, Regenerated]
+    private_image: np.ndarray
+    private_original: np.ndarray
+    control_images: np.ndarray
+    steps: np.ndarray
+    loss: np.ndarray
+
+    def __post_init__(self) -> None:
+        image = self.private_image.shape
+        if len(image) != 3 or image[-1] not in (1, 3):
+            raise ValueError(f"private_image: expected shape [H, W, 1 or 3], got {image}")
+        _expect("private_original", self.private_original, image)
+        _expect("control_images", self.control_images, (None, *image))
+        _expect("samples", self.samples, (None, *image))
+        _expect("nearest", self.nearest, self.samples.shape)
+        _expect("distances", self.distances, self.samples.shape[:1])
+        _expect("loss", self.loss, self.steps.shape)
+        for role, back in self.regenerated.items():
+            _expect(f"regenerated[{role!r}].images", back.images, (None, None, *image))
+
+
+def _expect(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
+    fits = array.ndim == len(shape) and all(w is None or w == g for w, g in zip(shape, array.shape, strict=True))
+    if not fits:
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+
+
+_PLAIN = tuple(f.name for f in dataclasses.fields(ModelArrays) if f.name != "regenerated")
+_PREFIX = "regenerated."
+
+
+def save_arrays(path: Path, arrays: ModelArrays) -> None:
+    """Write one npz file in one step; ``load_arrays`` reads it back."""
+    flat = {name: np.asarray(vars(arrays)[name]) for name in _PLAIN}
+    for role, back in arrays.regenerated.items():
+        flat |= {f"{_PREFIX}{role}.{k}": np.asarray(v) for k, v in vars(back).items() if v is not None}
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **flat)
+    os.replace(temporary, path)
+
+
+def load_arrays(path: Path) -> ModelArrays:
+    """Read what `save_arrays` wrote; `InputError` names the file when it is missing, damaged or incomplete."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            flat = {name: file[name] for name in file.files}
+        roles = sorted({name.split(".")[1] for name in flat if name.startswith(_PREFIX)})
+        return ModelArrays(
+            **{name: flat[name] for name in _PLAIN},
+            regenerated={role: _regenerated(flat, f"{_PREFIX}{role}.") for role in roles},
+        )
+    except KeyError as error:
+        raise InputError(f"{path}: expected the array {error.args[0]!r}, it is missing") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: expected a readable npz file of report arrays ({error})") from error
+
+
+def _regenerated(flat: Mapping[str, np.ndarray], prefix: str) -> Regenerated:
+    return Regenerated(flat[prefix + "t"], flat[prefix + "images"], flat.get(prefix + "hits"))

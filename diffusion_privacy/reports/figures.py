@@ -1,0 +1,391 @@
+"""The report's figures as PNG files.
+
+Made with matplotlib's Figure objects on the Agg canvas: no pyplot, no global state, no display. Everything can be told
+apart without colour (marker, line style, label). Sizes suit a phone's width; lettering stays readable at 390 px.
+
+Pictures of images (samples included: a model that leaks draws its training records) are made only with
+``show_private``; pictures left by an earlier run are removed otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffusion_privacy.reports.arrays import ModelArrays, Regenerated
+from diffusion_privacy.reports.wording import record_name, significant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 200
+WIDTH = 4.6  # inches; about 440 px on a desktop page, shrunk by a fifth on a phone
+SMALL, TEXT = 8, 9  # points
+STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#0b3c5d", "marker": "o", "linestyle": "-"},
+    {"color": "#b5480f", "marker": "s", "linestyle": "--"},
+    {"color": "#3b7a57", "marker": "^", "linestyle": "-."},
+    {"color": "#6a3d7c", "marker": "D", "linestyle": ":"},
+)
+"""One for each model, in order."""
+MAX_PICTURES, MAX_LEVELS, MAX_DRAWS = 16, 8, 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure on disk: PNG path, heading, text for those who cannot see it, caption."""
+
+    path: Path
+    title: str
+    alt: str
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    figure: Figure
+    title: str
+    alt: str
+    caption: str
+
+
+def _new(height: float, rows: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure, list(np.ravel(figure.subplots(rows, 1, **grid)))
+
+
+def _dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    axes.set_title(title, fontsize=TEXT, loc="left", fontweight="bold")
+    axes.set_xlabel(xlabel, fontsize=TEXT)
+    axes.set_ylabel(ylabel, fontsize=TEXT)
+    axes.tick_params(labelsize=SMALL)
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def _draw_h_curve(axes: Axes, record: Mapping[str, Any], style: Mapping[str, Any], label: str | None) -> None:
+    curve = record["h_curve"]
+    value = np.asarray(curve["value"])
+    errors = np.maximum(0, [value - curve["lower"], np.asarray(curve["upper"]) - value])
+    private = record["role"] == "private"
+    size: dict[str, Any] = {"linewidth": 1.6, "markersize": 4.5} if private else {"linewidth": 0.9, "markersize": 3.0}
+    axes.errorbar(curve["t"], value, yerr=errors, elinewidth=0.8, capsize=2, label=label, **size, **style)
+
+
+def _mark_t_prime(axes: Axes, t_prime: Mapping[str, Any]) -> list[str]:
+    marks = (("paper", "t′ paper", ":"), ("statistical", "t′ statistical", "-"))
+    words = []
+    for i, (name, title, line) in enumerate(marks):
+        value = t_prime[name]["value"]
+        if value is None:
+            words.append(f"{title} none")
+            continue
+        censored = {"above": "≥ ", "below": "≤ "}.get(t_prime[name].get("censored") or "", "")
+        words.append(f"{title} {censored}{value:.2f}")
+        axes.axvline(value, ymax=0.86, color="black", linestyle=line, linewidth=1.0)
+        # The two marks often fall together: one label stands left of its line, the other right.
+        axes.annotate(
+            f"{title}\n{censored}{value:.2f}",
+            (value, 1.24),
+            xytext=(3 if i else -3, 0),
+            textcoords="offset points",
+            ha="left" if i else "right",
+            va="top",
+            fontsize=SMALL - 1,
+            annotation_clip=False,
+        )
+    return words
+
+
+def h_curves(release: Mapping[str, Any]) -> _Drawn:
+    """h(t) of every record, one panel a model, with intervals and the private record's t'."""
+    models = release["models"]
+    figure, panels = _new(0.4 + 2.6 * len(models), len(models), sharex=True)
+    alt = []
+    for axes, (name, model), style in zip(panels, models.items(), STYLES * len(models), strict=False):
+        seen = set()
+        # Controls first, so that the private record lies on top.
+        for record in sorted(model["records"], key=lambda r: r["role"]):
+            role = record["role"]
+            label = None if role in seen else ("held-out controls" if role == "control" else "private record")
+            seen.add(role)
+            grey = {"color": "#8a8a8a", "marker": "x", "linestyle": ":"}
+            _draw_h_curve(axes, record, style if role == "private" else grey, label)
+        private = next(r for r in model["records"] if r["role"] == "private")
+        words = ", ".join(_mark_t_prime(axes, private["t_prime"]))
+        curve = private["h_curve"]
+        if curve["t"]:
+            start, end = (f"{curve['value'][i]:.2f} at t = {curve['t'][i]:.2f}" for i in (0, -1))
+            alt.append(f"{name}: h of the private record goes from {start} to {end}; {words}.")
+        _dress(axes, name, "", "h(t), probability")
+        axes.set(xlim=(-0.02, 1.12), ylim=(-0.05, 1.3), yticks=(0, 0.25, 0.5, 0.75, 1), xticks=np.linspace(0, 1, 6))
+        axes.legend(fontsize=SMALL, frameon=False, loc="upper left", bbox_to_anchor=(0, 0.72), handlelength=3)
+    panels[-1].set_xlabel("noise level t (0 data, 1 pure noise)", fontsize=TEXT)
+    level = 100 * next(iter(models.values()))["records"][0]["h_curve"]["level"]
+    caption = (
+        "h(t): how often the record comes back when it is drowned in noise up to level t and denoised by the model. "
+        f"Bars: {level:g} % interval at each t by itself. Higher, and further to the right, is worse. Vertical "
+        "lines: t′ of the private record, the largest noise level from which it comes back. Crosses on dotted lines: "
+        "held-out records the model has never seen; they should stay near zero."
+    )
+    return _Drawn(figure, "How far the record comes back from noise", " ".join(alt), caption)
+
+
+def _rows(model: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    rows = []
+    for record in model["records"]:
+        for kind in ("direct", "subspace"):
+            if record[kind] is not None:
+                rows.append((record_name(record).replace(" record", ""), kind, record[kind]))
+    return rows
+
+
+def _floor(release: Mapping[str, Any]) -> float:
+    """Left end of the log axis: a decade below the smallest positive number shown, at most four below 1/n."""
+    models = release["models"].values()
+    shown = [e[k] for m in models for _, _, e in _rows(m) for k in ("lower", "value", "upper") if e[k] > 0]
+    smallest = min([m["memoriser_rate"] for m in models])
+    return max(min([*shown, smallest]), smallest * 1e-4) / 10
+
+
+def _draw_interval(axes: Axes, y: float, entry: Mapping[str, Any], kind: str, floor: float, color: str) -> None:
+    lower, upper = max(entry["lower"], floor), max(entry["upper"], floor)
+    line = "-" if entry["reliable"] else (0, (1, 1.5))
+    axes.plot([lower, upper], [y, y], color=color, linewidth=1.8, linestyle=line)
+    axes.plot([upper], [y], marker="|", markersize=9, color=color)
+    axes.plot(
+        [lower], [y], marker="<" if entry["lower"] <= floor else "|", markersize=5 if lower <= floor else 9, color=color
+    )
+    value = min(entry["value"], 1.0)
+    if value > floor:
+        face = color if entry["reliable"] else "white"
+        axes.plot(
+            [value], [y], marker="o" if kind == "direct" else "D", markersize=5.5, color=color, markerfacecolor=face
+        )
+
+
+def q_intervals(release: Mapping[str, Any]) -> _Drawn:
+    """Interval of q by each estimator, for each record, one panel a model, on a log axis with the 1/n line."""
+    models = release["models"]
+    heights = [0.7 + 0.24 * len(_rows(model)) for model in models.values()]
+    figure, panels = _new(0.5 + sum(heights), len(models), sharex=True, height_ratios=heights)
+    floor, alt = _floor(release), []
+    for axes, (name, model), style in zip(panels, models.items(), STYLES * len(models), strict=False):
+        rows = _rows(model)
+        for y, (who, kind, entry) in enumerate(rows):
+            _draw_interval(axes, y, entry, kind, floor, style["color"] if "private" in who else "#555555")
+            alt.append(
+                f"{name}, {who}, {kind}: {significant(entry['lower'], 2, 'down')} to "
+                f"{significant(entry['upper'], 2, 'up')}."
+            )
+        axes.axvline(model["memoriser_rate"], color="black", linestyle="--", linewidth=1.2)
+        _dress(axes, f"{name}  (dashed line: 1/n, n = {model['n_train']:,})", "", "")
+        axes.set_yticks(range(len(rows)), [f"{who}, {kind}" for who, kind, _ in rows])
+        axes.set(xscale="log", xlim=(floor, 1.5), ylim=(len(rows) - 0.4, -0.6))
+    panels[-1].set_xlabel("q, probability per drawn image (log scale)", fontsize=TEXT)
+    level = 100 * next(iter(models.values()))["records"][0]["direct"]["level"]
+    caption = (
+        f"q: how often one drawn image shows the record, {level:g} % intervals. Further right is worse. Circle: direct "
+        "samples; diamond: score-subspace integration; hollow and dotted: not reliable by its own diagnostics; arrow: "
+        "the interval goes down to the left edge or below it, zero included. Dashed line: the rate of a model "
+        "that has memorised all its n records alike."
+    )
+    return _Drawn(figure, "How often the record is drawn", " ".join(alt), caption)
+
+
+def training_curves(release: Mapping[str, Any], arrays: Mapping[str, ModelArrays]) -> _Drawn:
+    """Training loss against step, all models in one panel."""
+    figure, (axes,) = _new(2.8)
+    summary = next(iter(release["models"].values()))["training_curve"]
+    alt = []
+    for (name, model), style in zip(release["models"].items(), STYLES * len(arrays), strict=False):
+        steps, loss = arrays[name].steps, arrays[name].loss
+        thin = max(1, len(steps) // 12)
+        axes.plot(steps, loss, label=name, linewidth=1.2, markersize=4.5, markevery=thin, **style)
+        curve = model["training_curve"]
+        ends = [("not logged" if curve[k] is None else significant(curve[k], 3)) for k in ("first", "last")]
+        alt.append(f"{name}: from {ends[0]} to {ends[1]} over {model['steps']:,} steps.")
+    _dress(axes, "", "training step", f"{summary['metric']} ({summary['unit']})")
+    if all(np.all(arrays[name].loss > 0) for name in release["models"]):
+        axes.set_yscale("log")
+        axes.tick_params(axis="y", which="both", labelsize=SMALL)
+    axes.legend(fontsize=SMALL, frameon=False, handlelength=3)
+    caption = "Training loss; lower is a closer fit to the training records, which is not the same as a safer model."
+    return _Drawn(figure, "Training", " ".join(alt), caption)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _grey(images: np.ndarray) -> np.ndarray:
+    """Images [..., H, W, C] in [-1, 1] as RGB in [0, 1]; values outside are clipped, as a screen would."""
+    rgb = np.clip((np.asarray(images, np.float64) + 1) / 2, 0, 1)
+    return np.broadcast_to(rgb, (*rgb.shape[:-1], 3)) if rgb.shape[-1] == 1 else rgb
+
+
+def _tile(axes: Axes, image: np.ndarray, row: float, column: float, frame: bool = False) -> None:
+    """One image in the unit cell (row, column) of axes whose y points down."""
+    extent = (column + 0.04, column + 0.96, row + 0.96, row + 0.04)
+    axes.imshow(_grey(image), extent=extent, interpolation="nearest", zorder=2)
+    if frame:
+        from matplotlib.patches import Rectangle
+
+        axes.add_patch(Rectangle((column, row), 1, 1, facecolor="black", zorder=1))
+
+
+def _board(rows: float, columns: float, left: float = 0.0) -> tuple[Figure, Axes]:
+    """Axes with unit cells, y down, `left` cells of room for row labels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, WIDTH * rows / (columns + left)), facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _fit(axes: Axes, rows: float, columns: float, left: float = 0.0) -> None:
+    # imshow resets the limits, hence after drawing.
+    axes.set(xlim=(-left, columns), ylim=(rows, 0), aspect="auto")
+
+
+def samples(name: str, arrays: ModelArrays) -> _Drawn:
+    """Unconditional samples of one model."""
+    images = arrays.samples[:MAX_PICTURES]
+    columns, rows = 8, -(-len(images) // 8)
+    figure, axes = _board(rows, columns)
+    for i, image in enumerate(images):
+        _tile(axes, image, *divmod(i, columns))
+    _fit(axes, rows, columns)
+    caption = f"The first {len(images)} of the images that the model {name} drew; none was picked by hand."
+    return _Drawn(figure, f"Samples of {name}", f"{len(images)} images drawn by the model {name}.", caption)
+
+
+def nearest(name: str, arrays: ModelArrays) -> _Drawn:
+    """Each sample above the training record nearest to it, with the distance, closest pairs first."""
+    order = np.argsort(arrays.distances[:MAX_PICTURES], kind="stable")
+    columns, high = 8, 2.5
+    rows = -(-len(order) // columns)
+    figure, axes = _board(rows * high, columns)
+    for place, i in enumerate(order):
+        row, column = divmod(place, columns)
+        _tile(axes, arrays.samples[i], row * high, column)
+        _tile(axes, arrays.nearest[i], row * high + 1, column)
+        distance = significant(float(arrays.distances[i]))
+        axes.text(column + 0.5, row * high + 2.2, distance, fontsize=SMALL, ha="center", va="center")
+    _fit(axes, rows * high, columns)
+    low, high_distance = (significant(float(v)) for v in (arrays.distances[order[0]], arrays.distances[order[-1]]))
+    caption = (
+        "Above: a drawn image. Below: the training record nearest to it. Number: Euclidean distance over all pixels, "
+        "scale −1 to 1; smaller is closer to a copy, 0 is a copy."
+    )
+    alt = f"{len(order)} pairs of sample and nearest training record; distances from {low} to {high_distance}."
+    return _Drawn(figure, f"Nearest training records, {name}", alt, caption)
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
+def _draw_returns(axes: Axes, back: Regenerated, levels: np.ndarray, top: float, left: float) -> None:
+    draws = min(back.images.shape[1], MAX_DRAWS)
+    for row, level in enumerate(levels):
+        axes.text(left - 0.15, top + row + 0.5, f"t = {back.t[level]:.2f}", fontsize=SMALL, ha="right", va="center")
+        for draw in range(draws):
+            hit = back.hits is not None and bool(back.hits[level, draw])
+            _tile(axes, back.images[level, draw], top + row, left + draw, frame=hit)
+
+
+def regenerated(name: str, arrays: ModelArrays) -> _Drawn:
+    """What came back from each noise level, private record first, beside the originals."""
+    roles = sorted(arrays.regenerated, key=lambda role: role != "private")
+    picked = {role: _spread(len(arrays.regenerated[role].t), MAX_LEVELS) for role in roles}
+    columns, room, gap = MAX_DRAWS, 1.6, 0.55
+    rows = sum(gap + 1.05 + gap + len(picked[role]) for role in roles)
+    figure, axes = _board(rows, columns, room)
+    top = 0.0
+    for role in roles:
+        originals = {"private": [("as trained on", arrays.private_image), ("before", arrays.private_original)]}
+        shown = originals.get(role, [("record", image) for image in arrays.control_images[:1]])
+        axes.text(-room + 0.1, top + gap / 2, f"{role} record", fontsize=TEXT, fontweight="bold", va="center")
+        for column, (_, image) in enumerate(shown):
+            _tile(axes, image, top + gap, column)
+        words = "left: as trained on\nright: before the\nfingerprint" if len(shown) == 2 else "never trained on"
+        axes.text(len(shown) + 0.15, top + gap + 0.5, words, fontsize=SMALL, va="center")
+        axes.text(-0.15, top + gap + 0.5, "original", fontsize=SMALL, ha="right", va="center")
+        axes.text(0, top + gap + 1.05 + gap / 2, "came back from noise level t", fontsize=SMALL, va="center")
+        top += 2 * gap + 1.05
+        _draw_returns(axes, arrays.regenerated[role], picked[role], top, 0)
+        top += len(picked[role])
+    _fit(axes, rows, columns, room)
+    caption = (
+        "Each row: the record is drowned in noise up to level t and denoised by the model, several times. A black "
+        "frame marks images in which the detector recognises the record."
+    )
+    alt = f"Model {name}: images denoised from rising noise levels for {', '.join(roles)} records, below the originals."
+    return _Drawn(figure, f"What comes back, {name}", alt, caption)
+
+
+IMAGE_FIGURES: dict[str, Callable[[str, ModelArrays], _Drawn]] = {
+    "samples": samples,
+    "nearest": nearest,
+    "regenerated": regenerated,
+}
+"""Drawn once for each model, and only where private images may be shown."""
+
+CURVE_FIGURES = ("q_intervals", "h_curve", "training")
+
+
+def _remove_stale(folder: Path, keep: Iterable[Path]) -> None:
+    """Remove figures of an earlier run: one made with `show_private` must not stay beside a report made without."""
+    prefixes = (*CURVE_FIGURES, *(f"{stem}_" for stem in IMAGE_FIGURES))
+    for path in set(folder.glob("*.png")) - set(keep):
+        if path.name.startswith(prefixes):
+            path.unlink()
+
+
+def _save(drawn: _Drawn, path: Path) -> Picture:
+    # No software or date tag: equal numbers give equal files.
+    drawn.figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    return Picture(path, drawn.title, drawn.alt, drawn.caption)
+
+
+def write_figures(
+    folder: Path, release: Mapping[str, Any], arrays: Mapping[str, ModelArrays], show_private: bool
+) -> dict[str, Picture]:
+    """Write every figure that may be shown to ``folder`` and return them by name.
+
+    Args:
+      folder: existing directory; older figures of the same names are replaced or removed.
+      release: a validated release.
+      arrays: by model name, one for each of ``release["models"]``.
+      show_private: whether pictures of images may be written.
+
+    Returns:
+      ``{"q_intervals": …, "h_curve": …, "training": …}`` and, with ``show_private``, ``"samples_<model>"``,
+      ``"nearest_<model>"`` and ``"regenerated_<model>"``.
+    """
+    _remove_stale(folder, ())
+    drawn = {
+        "q_intervals": q_intervals(release),
+        "h_curve": h_curves(release),
+        "training": training_curves(release, arrays),
+    }
+    if show_private:
+        for stem, draw in IMAGE_FIGURES.items():
+            drawn |= {f"{stem}_{name}": draw(name, arrays[name]) for name in release["models"]}
+    return {name: _save(one, folder / f"{name}.png") for name, one in drawn.items()}
