@@ -1,0 +1,167 @@
+"""The U-Net of diffusion models (Ho et al., arXiv 2006.11239) with the blocks of Dhariwal & Nichol (2105.05233)."""
+
+from __future__ import annotations
+
+import zlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.networks.classifier import group_count
+from diffusion_privacy.networks.embedding import Conditioning
+from diffusion_privacy.types import Array
+
+
+def drop(x: Array, rate: float, keys: Array, salt: int) -> Array:
+    """Dropout of ``x[B, ...]`` with one key an example, so that a mask does not depend on the batch around it.
+
+    Args:
+      x: activations.
+      rate: probability of setting a value to 0; the rest is scaled by 1/(1 − rate).
+      keys: typed keys ``[B]``.
+      salt: number of the layer.
+    """
+    keep = jax.vmap(lambda k: jax.random.bernoulli(jax.random.fold_in(k, salt), 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around a scale and shift given by the embedding; the second starts at zero (identity block)."""
+
+    channels: int
+    dropout: float
+    dtype: str
+    salt: int
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
+        dtype = jnp.dtype(self.dtype)
+        h = nn.silu(nn.GroupNorm(group_count(x.shape[-1]), dtype=dtype, name="norm1")(x))
+        h = nn.Conv(self.channels, (3, 3), dtype=dtype, name="conv1")(h)
+        scale, shift = jnp.split(nn.Dense(2 * self.channels, dtype=dtype, name="modulation")(emb), 2, axis=1)
+        h = nn.GroupNorm(group_count(self.channels), dtype=dtype, name="norm2")(h)
+        h = nn.silu(h * (1 + scale[:, None, None]) + shift[:, None, None])
+        if self.dropout > 0 and dropout_keys is not None:
+            h = drop(h, self.dropout, dropout_keys, self.salt)
+        h = nn.Conv(self.channels, (3, 3), kernel_init=nn.initializers.zeros, dtype=dtype, name="conv2")(h)
+        if x.shape[-1] != self.channels:
+            x = nn.Conv(self.channels, (1, 1), dtype=dtype, name="skip")(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of one image; the output projection starts at zero. Softmax in float32."""
+
+    head_channels: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dtype = jnp.dtype(self.dtype)
+        batch, height, width, channels = x.shape
+        heads = max(1, channels // self.head_channels)
+        if channels % heads:
+            raise InputError(f"attention at {channels} channels cannot be split in heads of {self.head_channels}")
+        h = nn.GroupNorm(group_count(channels), dtype=dtype, name="norm")(x)
+        qkv = nn.Dense(3 * channels, dtype=dtype, name="qkv")(h)
+        q, k, v = jnp.moveaxis(qkv.reshape(batch, height * width, heads, 3, channels // heads), 3, 0)
+        logits = jnp.einsum("bqhc,bkhc->bhqk", q, k).astype(jnp.float32) * (channels // heads) ** -0.5
+        weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
+        h = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(x.shape)
+        return x + nn.Dense(channels, kernel_init=nn.initializers.zeros, dtype=dtype, name="out")(h)
+
+
+class UNet(nn.Module):
+    """Denoiser of images: ``(x[B, H, W, C], t[B], label[B] | None, dropout_keys[B] | None) -> [B, H, W, C]``.
+
+    Level l works at H/2^l x W/2^l with ``channels * channel_mult[l]`` channels. The output starts at zero and has the
+    dtype of ``x``; a row depends on nothing but its own inputs.
+
+    Attributes:
+      channels: base width, even.
+      channel_mult: one factor a level; ``len(channel_mult) - 1`` halvings.
+      blocks_per_level: residual blocks a level on the way down (one more on the way up).
+      attention_levels: levels with self-attention after each block, e.g. ``(1, 2)``; the middle has it if not empty.
+      head_channels: channels of an attention head (one head where a level is narrower).
+      dropout: rate inside the blocks, applied only when ``dropout_keys`` are given.
+      num_classes: 0 for no class; otherwise label ``num_classes`` (or None) is the null class.
+      dtype: ``"float32"`` or ``"bfloat16"`` computation; parameters are float32 in both.
+      remat: recompute blocks in the backward pass: less memory, about a third more time.
+
+    Raises:
+      InputError: H or W not divisible by 2^(levels − 1), a level outside the network, an unwanted label.
+    """
+
+    channels: int = 64
+    channel_mult: tuple[int, ...] = (1, 2, 2)
+    blocks_per_level: int = 2
+    attention_levels: tuple[int, ...] = ()
+    head_channels: int = 64
+    dropout: float = 0.0
+    num_classes: int = 0
+    dtype: str = "float32"
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, label: Array | None = None, dropout_keys: Array | None = None) -> Array:
+        self._check(x)
+        dtype = jnp.dtype(self.dtype)
+        emb = Conditioning(self.channels, 4 * self.channels, self.num_classes, self.dtype, name="conditioning")(
+            t, label
+        )
+        h = nn.Conv(self.channels, (3, 3), dtype=dtype, name="stem")(x.astype(dtype))
+        h, skips = self._down(h, emb, dropout_keys)
+        h = self._block(h.shape[-1], "mid1")(h, emb, dropout_keys)
+        if self.attention_levels:
+            h = self._attend(h, "mid")
+        h = self._block(h.shape[-1], "mid2")(h, emb, dropout_keys)
+        h = self._up(h, skips, emb, dropout_keys)
+        h = nn.silu(nn.GroupNorm(group_count(h.shape[-1]), dtype=dtype, name="norm_out")(h))
+        h = nn.Conv(x.shape[-1], (3, 3), kernel_init=nn.initializers.zeros, dtype=dtype, name="head")(h)
+        return h.astype(x.dtype)
+
+    def _down(self, h: Array, emb: Array, keys: Array | None) -> tuple[Array, list[Array]]:
+        skips = [h]
+        for level, mult in enumerate(self.channel_mult):
+            width = self.channels * mult
+            for i in range(self.blocks_per_level):
+                h = self._block(width, f"down{level}_{i}")(h, emb, keys)
+                if level in self.attention_levels:
+                    h = self._attend(h, f"down{level}_{i}")
+                skips.append(h)
+            if level < len(self.channel_mult) - 1:
+                h = nn.Conv(width, (3, 3), (2, 2), dtype=jnp.dtype(self.dtype), name=f"down{level}_halve")(h)
+                skips.append(h)
+        return h, skips
+
+    def _up(self, h: Array, skips: list[Array], emb: Array, keys: Array | None) -> Array:
+        for level, mult in reversed(list(enumerate(self.channel_mult))):
+            width = self.channels * mult
+            for i in range(self.blocks_per_level + 1):
+                h = self._block(width, f"up{level}_{i}")(jnp.concatenate([h, skips.pop()], axis=-1), emb, keys)
+                if level in self.attention_levels:
+                    h = self._attend(h, f"up{level}_{i}")
+            if level > 0:
+                h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
+                h = nn.Conv(width, (3, 3), dtype=jnp.dtype(self.dtype), name=f"up{level}_double")(h)
+        return h
+
+    def _block(self, width: int, name: str) -> nn.Module:
+        cls = nn.remat(ResBlock) if self.remat else ResBlock
+        # A block's dropout stream is named by its place, which is the same with and without remat.
+        return cls(width, self.dropout, self.dtype, zlib.crc32(name.encode()), name=name)
+
+    def _attend(self, h: Array, name: str) -> Array:
+        return Attention(self.head_channels, self.dtype, name=f"{name}_attention")(h)
+
+    def _check(self, x: Array) -> None:
+        levels = len(self.channel_mult)
+        factor = 2 ** (levels - 1)
+        if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
+            raise InputError(
+                f"a U-Net of {levels} levels needs images [B, H, W, C], H and W divisible by {factor}, got {x.shape}"
+            )
+        if any(level not in range(levels) for level in self.attention_levels):
+            raise InputError(f"attention_levels must lie in 0 … {levels - 1}, got {self.attention_levels}")
