@@ -33,7 +33,9 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#6a3d7c", "marker": "D", "linestyle": ":"},
 )
 """One for each model, in order."""
+GREY: dict[str, Any] = {"color": "#8a8a8a", "marker": "x", "linestyle": ":"}
 MAX_PICTURES, MAX_LEVELS, MAX_DRAWS = 16, 8, 6
+ROW = 1.26  # height of a row of returned images: the image and room for its mark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,63 +87,64 @@ def _draw_h_curve(axes: Axes, record: Mapping[str, Any], style: Mapping[str, Any
     axes.errorbar(curve["t"], value, yerr=errors, elinewidth=0.8, capsize=2, label=label, **size, **style)
 
 
-def _mark_t_prime(axes: Axes, t_prime: Mapping[str, Any]) -> list[str]:
-    marks = (("paper", "t′ paper", ":"), ("statistical", "t′ statistical", "-"))
+_MARKS = (("paper", "t′ paper", ":"), ("statistical", "t′ statistical", "-"))
+
+
+def _mark_t_prime(axes: Axes, record: Mapping[str, Any]) -> list[str]:
+    """Vertical lines at both t' of a record, full height and named in the legend for a private one; their words."""
+    private = record["role"] == "private"
     words = []
-    for i, (name, title, line) in enumerate(marks):
-        value = t_prime[name]["value"]
-        if value is None:
+    for name, title, line in _MARKS:
+        entry = record["t_prime"][name]
+        if entry["value"] is None:
             words.append(f"{title} none")
             continue
-        censored = {"above": "≥ ", "below": "≤ "}.get(t_prime[name].get("censored") or "", "")
-        words.append(f"{title} {censored}{value:.2f}")
-        axes.axvline(value, ymax=0.86, color="black", linestyle=line, linewidth=1.0)
-        # The two marks often fall together: one label stands left of its line, the other right.
-        axes.annotate(
-            f"{title}\n{censored}{value:.2f}",
-            (value, 1.24),
-            xytext=(3 if i else -3, 0),
-            textcoords="offset points",
-            ha="left" if i else "right",
-            va="top",
-            fontsize=SMALL - 1,
-            annotation_clip=False,
+        sign = {"above": "≥ ", "below": "≤ "}.get(entry.get("censored") or "", "")
+        words.append(f"{title} {sign}{entry['value']:.2f}")
+        look: dict[str, Any] = (
+            {"color": "black", "ymax": 1.0, "label": words[-1]} if private else {"color": "#8a8a8a", "ymax": 0.12}
         )
+        axes.axvline(entry["value"], linestyle=line, linewidth=1.1, **look)
     return words
 
 
-def h_curves(release: Mapping[str, Any]) -> _Drawn:
-    """h(t) of every record, one panel a model, with intervals and the private record's t'."""
-    models = release["models"]
-    figure, panels = _new(0.4 + 2.6 * len(models), len(models), sharex=True)
-    alt = []
-    for axes, (name, model), style in zip(panels, models.items(), STYLES * len(models), strict=False):
-        seen = set()
-        # Controls first, so that the private record lies on top.
-        for record in sorted(model["records"], key=lambda r: r["role"]):
-            role = record["role"]
-            label = None if role in seen else ("held-out controls" if role == "control" else "private record")
-            seen.add(role)
-            grey = {"color": "#8a8a8a", "marker": "x", "linestyle": ":"}
-            _draw_h_curve(axes, record, style if role == "private" else grey, label)
-        private = next(r for r in model["records"] if r["role"] == "private")
-        words = ", ".join(_mark_t_prime(axes, private["t_prime"]))
-        curve = private["h_curve"]
-        if curve["t"]:
+def _h_panel(axes: Axes, name: str, model: Mapping[str, Any], style: Mapping[str, Any]) -> str:
+    """One model's curves; returns the words for those who cannot see them."""
+    alt, named = [], set()
+    # Controls first, so that the private record lies on top.
+    for record in sorted(model["records"], key=lambda r: r["role"]):
+        role, curve = record["role"], record["h_curve"]
+        label = None if role in named else {"control": "held-out controls", "private": "private record"}[role]
+        named.add(role)
+        _draw_h_curve(axes, record, style if role == "private" else GREY, label)
+        marks = _mark_t_prime(axes, record)
+        if role == "private" and curve["t"]:
             start, end = (f"{curve['value'][i]:.2f} at t = {curve['t'][i]:.2f}" for i in (0, -1))
-            alt.append(f"{name}: h of the private record goes from {start} to {end}; {words}.")
-        _dress(axes, name, "", "h(t), probability")
-        axes.set(xlim=(-0.02, 1.12), ylim=(-0.05, 1.3), yticks=(0, 0.25, 0.5, 0.75, 1), xticks=np.linspace(0, 1, 6))
-        axes.legend(fontsize=SMALL, frameon=False, loc="upper left", bbox_to_anchor=(0, 0.72), handlelength=3)
+            alt.append(f"{name}: h of {record_name(record)} goes from {start} to {end}; {', '.join(marks)}.")
+    _dress(axes, "", "", "h(t), probability")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.05, 1.05), yticks=(0, 0.25, 0.5, 0.75, 1), xticks=np.linspace(0, 1, 6))
+    axes.set_title(name, fontsize=TEXT, loc="left", fontweight="bold", y=1.24)
+    box: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "ncols": 2, "handlelength": 3}
+    axes.legend(fontsize=SMALL, frameon=False, **box)
+    return " ".join(alt)
+
+
+def h_curves(release: Mapping[str, Any]) -> _Drawn:
+    """h(t) of every record, one panel a model, with intervals and t'."""
+    models = release["models"]
+    figure, panels = _new(0.4 + 2.8 * len(models), len(models), sharex=True)
+    looks = zip(panels, models.items(), STYLES * len(models), strict=False)
+    alt = " ".join(_h_panel(axes, name, model, style) for axes, (name, model), style in looks)
     panels[-1].set_xlabel("noise level t (0 data, 1 pure noise)", fontsize=TEXT)
     level = 100 * next(iter(models.values()))["records"][0]["h_curve"]["level"]
     caption = (
         "h(t): how often the record comes back when it is drowned in noise up to level t and denoised by the model. "
         f"Bars: {level:g} % interval at each t by itself. Higher, and further to the right, is worse. Vertical "
-        "lines: t′ of the private record, the largest noise level from which it comes back. Crosses on dotted lines: "
-        "held-out records the model has never seen; they should stay near zero."
+        "lines: t′, the largest noise level from which the record comes back (short and grey: of a control). Crosses "
+        "on dotted lines: held-out records that the model has never seen; they may come back from little noise, which "
+        "hides little, and should not from much."
     )
-    return _Drawn(figure, "How far the record comes back from noise", " ".join(alt), caption)
+    return _Drawn(figure, "How far the record comes back from noise", alt, caption)
 
 
 def _rows(model: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
@@ -154,11 +157,11 @@ def _rows(model: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
 
 
 def _floor(release: Mapping[str, Any]) -> float:
-    """Left end of the log axis: a decade below the smallest positive number shown, at most four below 1/n."""
+    """Left end of the log axis: below the smallest estimate or upper limit shown, but at most 7 decades below 1/n."""
     models = release["models"].values()
-    shown = [e[k] for m in models for _, _, e in _rows(m) for k in ("lower", "value", "upper") if e[k] > 0]
-    smallest = min([m["memoriser_rate"] for m in models])
-    return max(min([*shown, smallest]), smallest * 1e-4) / 10
+    shown = [entry[k] for m in models for _, _, entry in _rows(m) for k in ("value", "upper") if entry[k] > 0]
+    smallest = min(model["memoriser_rate"] for model in models)
+    return max(min([*shown, smallest]), smallest * 1e-6) / 10
 
 
 def _draw_interval(axes: Axes, y: float, entry: Mapping[str, Any], kind: str, floor: float, color: str) -> None:
@@ -218,13 +221,15 @@ def training_curves(release: Mapping[str, Any], arrays: Mapping[str, ModelArrays
         curve = model["training_curve"]
         ends = [("not logged" if curve[k] is None else significant(curve[k], 3)) for k in ("first", "last")]
         alt.append(f"{name}: from {ends[0]} to {ends[1]} over {model['steps']:,} steps.")
-    _dress(axes, "", "training step", f"{summary['metric']} ({summary['unit']})")
+    # A dollar sign would start matplotlib's formula mode.
+    label = f"{summary['metric']} ({summary['unit']})".replace("$", r"\$")
+    _dress(axes, "", "training step", label)
     if all(np.all(arrays[name].loss > 0) for name in release["models"]):
         axes.set_yscale("log")
         axes.tick_params(axis="y", which="both", labelsize=SMALL)
     axes.legend(fontsize=SMALL, frameon=False, handlelength=3)
-    caption = "Training loss; lower is a closer fit to the training records, which is not the same as a safer model."
-    return _Drawn(figure, "Training", " ".join(alt), caption)
+    caption = "Lower is a closer fit to the training records, which is not the same as a safer model."
+    return _Drawn(figure, "Training loss", " ".join(alt), caption)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -236,14 +241,10 @@ def _grey(images: np.ndarray) -> np.ndarray:
     return np.broadcast_to(rgb, (*rgb.shape[:-1], 3)) if rgb.shape[-1] == 1 else rgb
 
 
-def _tile(axes: Axes, image: np.ndarray, row: float, column: float, frame: bool = False) -> None:
+def _tile(axes: Axes, image: np.ndarray, row: float, column: float) -> None:
     """One image in the unit cell (row, column) of axes whose y points down."""
     extent = (column + 0.04, column + 0.96, row + 0.96, row + 0.04)
-    axes.imshow(_grey(image), extent=extent, interpolation="nearest", zorder=2)
-    if frame:
-        from matplotlib.patches import Rectangle
-
-        axes.add_patch(Rectangle((column, row), 1, 1, facecolor="black", zorder=1))
+    axes.imshow(_grey(image), extent=extent, interpolation="nearest")
 
 
 def _board(rows: float, columns: float, left: float = 0.0) -> tuple[Figure, Axes]:
@@ -301,40 +302,47 @@ def _spread(count: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
-def _draw_returns(axes: Axes, back: Regenerated, levels: np.ndarray, top: float, left: float) -> None:
-    draws = min(back.images.shape[1], MAX_DRAWS)
-    for row, level in enumerate(levels):
-        axes.text(left - 0.15, top + row + 0.5, f"t = {back.t[level]:.2f}", fontsize=SMALL, ha="right", va="center")
-        for draw in range(draws):
-            hit = back.hits is not None and bool(back.hits[level, draw])
-            _tile(axes, back.images[level, draw], top + row, left + draw, frame=hit)
+def _draw_returns(axes: Axes, back: Regenerated, levels: np.ndarray, top: float) -> None:
+    for i, level in enumerate(levels):
+        row = top + i * ROW
+        axes.text(-0.15, row + 0.5, f"t = {back.t[level]:.2f}", fontsize=SMALL, ha="right", va="center")
+        for draw in range(min(back.images.shape[1], MAX_DRAWS)):
+            _tile(axes, back.images[level, draw], row, draw)
+            if back.hits is not None and back.hits[level, draw]:
+                axes.plot([draw + 0.5], [row + 1.12], marker="^", markersize=4, color="black")
+
+
+def _draw_originals(axes: Axes, role: str, arrays: ModelArrays, top: float) -> None:
+    if role == "private":
+        shown = [arrays.private_image, arrays.private_original]
+        words = "left: as trained on\nright: before the mark"
+    else:
+        shown, words = list(arrays.control_images[:1]), "never trained on"
+    axes.text(-0.15, top + 0.5, "original", fontsize=SMALL, ha="right", va="center")
+    for column, image in enumerate(shown):
+        _tile(axes, image, top, column)
+    axes.text(len(shown) + 0.15, top + 0.5, words, fontsize=SMALL, va="center")
 
 
 def regenerated(name: str, arrays: ModelArrays) -> _Drawn:
-    """What came back from each noise level, private record first, beside the originals."""
+    """What came back from each noise level, private record first, below the originals."""
     roles = sorted(arrays.regenerated, key=lambda role: role != "private")
     picked = {role: _spread(len(arrays.regenerated[role].t), MAX_LEVELS) for role in roles}
-    columns, room, gap = MAX_DRAWS, 1.6, 0.55
-    rows = sum(gap + 1.05 + gap + len(picked[role]) for role in roles)
+    columns, room, gap = MAX_DRAWS, 1.6, 0.6
+    rows = sum(2 * gap + 1 + ROW * len(picked[role]) for role in roles)
     figure, axes = _board(rows, columns, room)
     top = 0.0
     for role in roles:
-        originals = {"private": [("as trained on", arrays.private_image), ("before", arrays.private_original)]}
-        shown = originals.get(role, [("record", image) for image in arrays.control_images[:1]])
         axes.text(-room + 0.1, top + gap / 2, f"{role} record", fontsize=TEXT, fontweight="bold", va="center")
-        for column, (_, image) in enumerate(shown):
-            _tile(axes, image, top + gap, column)
-        words = "left: as trained on\nright: before the\nfingerprint" if len(shown) == 2 else "never trained on"
-        axes.text(len(shown) + 0.15, top + gap + 0.5, words, fontsize=SMALL, va="center")
-        axes.text(-0.15, top + gap + 0.5, "original", fontsize=SMALL, ha="right", va="center")
-        axes.text(0, top + gap + 1.05 + gap / 2, "came back from noise level t", fontsize=SMALL, va="center")
-        top += 2 * gap + 1.05
-        _draw_returns(axes, arrays.regenerated[role], picked[role], top, 0)
-        top += len(picked[role])
+        _draw_originals(axes, role, arrays, top + gap)
+        axes.text(0, top + gap + 1 + gap / 2, "came back from noise level t", fontsize=SMALL, va="center")
+        top += 2 * gap + 1
+        _draw_returns(axes, arrays.regenerated[role], picked[role], top)
+        top += ROW * len(picked[role])
     _fit(axes, rows, columns, room)
     caption = (
-        "Each row: the record is drowned in noise up to level t and denoised by the model, several times. A black "
-        "frame marks images in which the detector recognises the record."
+        "Each row: the record is drowned in noise up to level t and denoised by the model, several times. A triangle "
+        "below an image: the detector recognises the record in it."
     )
     alt = f"Model {name}: images denoised from rising noise levels for {', '.join(roles)} records, below the originals."
     return _Drawn(figure, f"What comes back, {name}", alt, caption)

@@ -1,25 +1,25 @@
 """report/index.html: one self-contained page for a data-protection officer.
 
 Pictures are embedded, the style is inline, there is no script, and a content policy forbids loading anything. Every
-text that comes from a release passes through `_e`; nothing else does, so the templates below are the only markup.
+text that comes from a release passes through `tables.escape`; markup comes only from the templates here and there.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import figures, schema, wording
+from diffusion_privacy.reports import figures, schema, tables, wording
 from diffusion_privacy.reports.arrays import ModelArrays
 from diffusion_privacy.reports.figures import Picture
 from diffusion_privacy.reports.style import CSS
+from diffusion_privacy.reports.tables import escape as _e
 
 PAGE_NAME = "index.html"
 
@@ -96,43 +96,6 @@ _METHODS = (
      "above bound”: the upper limit lies at or below the bound named. “Not certified”: neither."),
 )  # fmt: skip
 
-_STATUS_CLASS = {"leaks": "leaks", "no leak above bound": "clean", "not certified": "open"}
-
-
-def _e(value: object) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _list(sentences: Iterable[str], kind: str = "") -> str:
-    items = "".join(f"<li>{_e(sentence)}</li>" for sentence in sentences)
-    return f'<ul class="{kind}">{items}</ul>' if kind else f"<ul>{items}</ul>"
-
-
-def _status(verdict: Mapping[str, Any]) -> str:
-    return f'<span class="status {_STATUS_CLASS[verdict["status"]]}">{_e(verdict["status"])}</span>'
-
-
-class _Raw(str):
-    """A cell that is markup already."""
-
-
-def _table(
-    caption: str, columns: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[str]]], kind: str = "cards"
-) -> str:
-    """A table whose rows are ``(class, cells)``; a column is ``(name, unit or direction)``; cells are escaped here."""
-    head = "".join(f'<th scope="col">{_e(name)}<span>{_e(unit)}</span></th>' for name, unit in columns)
-    body = []
-    for row_class, cells in rows:
-        texts = [cell if isinstance(cell, _Raw) else _e(cell) for cell in cells]
-        labelled = "".join(
-            f'<td data-label="{_e(name)}">{text}</td>' for (name, _), text in zip(columns[1:], texts[1:], strict=True)
-        )
-        body.append(f'<tr class="{_e(row_class)}"><th scope="row">{texts[0]}</th>{labelled}</tr>')
-    return (
-        f'<table class="{kind}"><caption>{_e(caption)}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table>"
-    )
-
 
 def _figure(picture: Picture) -> str:
     data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
@@ -152,161 +115,20 @@ def _verdict_cards(release: Mapping[str, Any]) -> str:
             verdict = record["verdict"]
             rate = wording.interval(verdict, "estimate")
             yardstick = f"{wording.rate(model['memoriser_rate'])} {wording.RATE_UNIT}"
+            who = f"{wording.record_name(record)}, {wording.count(model['n_train'])} training records"
             cards.append(
-                f"<div><b>{_e(name)}</b> ({_e(wording.count(model['n_train']))} training records) {_status(verdict)}"
+                f"<div><b>{_e(name)}</b> ({_e(who)}) {tables.status(verdict)}"
                 f"<p>{_e(verdict['sentence'])}</p><p>The record is drawn {_e(rate)}.</p>"
                 f'<p class="small">A model that had memorised all its records would draw it {_e(yardstick)}.</p></div>'
             )
     return f'<div class="verdicts">{"".join(cards)}</div>'
 
 
-def _verdict_table(release: Mapping[str, Any]) -> str:
-    columns = (
-        ("Record", ""),
-        ("Verdict", ""),
-        ("Lower limit", wording.RATE_UNIT),
-        ("Estimate", wording.RATE_UNIT),
-        ("Upper limit", wording.RATE_UNIT),
-        ("Confidence", "of the interval"),
-        ("Bound", wording.RATE_UNIT),
-        ("Cost", "network calls: direct; subspace"),
-    )
-    tables = []
-    for name, model in release["models"].items():
-        rows = []
-        for record in model["records"]:
-            verdict, subspace = record["verdict"], record["subspace"]
-            cells = [
-                f"{wording.record_name(record)}, label {record['label']}",
-                _Raw(_status(verdict)),
-                wording.rate(verdict["lower"], "down"),
-                "–" if verdict["estimate"] is None else wording.rate(verdict["estimate"]),
-                wording.rate(verdict["upper"], "up"),
-                wording.percent(verdict["level"]),
-                wording.rate(verdict["bound"]),
-                f"{wording.calls(record['direct']['network_calls'])}; "
-                + ("–" if subspace is None else wording.calls(subspace["network_calls"])),
-            ]
-            rows.append((record["role"], cells))
-        title = (
-            f"{name}: {wording.count(model['n_train'])} training records, {wording.count(model['n_samples'])} images "
-            f"drawn, {wording.significant(model['expected_if_memorised'], 3)} returns expected of a memoriser"
-        )
-        tables.append(_table(title, columns, rows))
-    shared = "The direct images of a model serve all its records: their cost is paid once."
-    return "".join(tables) + f'<p class="small">{shared}</p>' + _assumptions(release)
-
-
-def _assumptions(release: Mapping[str, Any]) -> str:
-    records = [record for model in release["models"].values() for record in model["records"]]
-    # A dict keeps the order and drops repetitions.
-    assumed = list(dict.fromkeys(text for record in records for text in record["verdict"]["assumes"]))
-    return "<p>The verdicts assume:</p>" + _list(assumed) if assumed else ""
-
-
-def _t_prime_table(release: Mapping[str, Any]) -> str:
-    rows = [
-        (
-            record["role"],
-            [
-                f"{name}, {wording.record_name(record)}",
-                wording.statistical_t_prime(record["t_prime"]["statistical"]),
-                wording.paper_t_prime(record["t_prime"]["paper"]),
-            ],
-        )
-        for name, model in release["models"].items()
-        for record in model["records"]
-    ]
-    direction = "0 to 1, higher = more memorised"
-    columns = (("Record", ""), ("t′ statistical", direction), ("t′ as in the paper", direction))
-    return _table("t′, the largest noise level from which the record comes back", columns, rows)
-
-
-def _estimate_cells(who: str, kind: str, entry: Mapping[str, Any]) -> list[str]:
-    ess = "–" if entry["ess"] is None else wording.significant(entry["ess"], 3)
-    tail = ""
-    if kind == "subspace":
-        names = (("pareto_k", "Pareto k"), ("max_weight_share", "largest weight"))
-        tail = "; ".join(f"{title} {entry[key]:.2f}" for key, title in names if entry[key] is not None)
-    trust = "yes" if entry["reliable"] else "no"
-    remarks = "; ".join(part for part in (tail, *entry["reasons"]) if part)
-    return [
-        f"{who}, {kind}",
-        wording.interval(entry),
-        f"{wording.count(entry['hits'])} of {wording.count(entry['n'])}",
-        ess,
-        f"{trust} ({remarks})" if remarks else trust,
-        wording.calls(entry["network_calls"]),
-    ]
-
-
-def _estimate_table(release: Mapping[str, Any]) -> str:
-    columns = (
-        ("Record, estimator", ""),
-        ("q", "higher = more often"),
-        ("Hits", "of draws"),
-        ("Effective draws", "higher = steadier"),
-        ("Reliable", "by its own diagnostics"),
-        ("Cost", "network calls"),
-    )
-    tables = []
-    for name, model in release["models"].items():
-        rows = [
-            (record["role"], _estimate_cells(wording.record_name(record), kind, record[kind]))
-            for record in model["records"]
-            for kind in ("direct", "subspace")
-            if record[kind] is not None
-        ]
-        tables.append(_table(f"{name}: both estimators", columns, rows))
-    return "".join(tables)
-
-
-def _detector_table(release: Mapping[str, Any]) -> str:
-    columns = (
-        ("Model", ""),
-        ("False alarms", "lower is better"),
-        ("Returns seen", "higher is better"),
-        ("Thresholds", ""),
-    )
-    rows = []
-    for name, model in release["models"].items():
-        detector = model["detector"]
-        thresholds = ", ".join(f"{key} {value:.4g}" for key, value in detector["thresholds"].items())
-        rates = [wording.detector_rate(detector[key]) for key in ("false_positive_rate", "true_positive_rate")]
-        rows.append(("", [name, *rates, thresholds or "–"]))
-    return _table("The detector’s own errors, per image", columns, rows)
-
-
-def _training_table(release: Mapping[str, Any]) -> str:
-    columns = (
-        ("Model", ""), ("Records", ""), ("Epochs", ""), ("Steps", ""), ("Final loss", "lower = closer fit"),
-        ("Sampler", "steps"),
-    )  # fmt: skip
-    rows = []
-    for name, model in release["models"].items():
-        curve, sampler = model["training_curve"], model["sampler"]
-        last = "–" if curve["last"] is None else f"{wording.significant(curve['last'], 3)} {curve['unit']}"
-        rows.append(
-            (
-                "",
-                [
-                    name,
-                    wording.count(model["n_train"]),
-                    f"{model['epochs']:,.0f}",
-                    wording.count(model["steps"]),
-                    last,
-                    f"{sampler['name']}, {wording.count(sampler['steps'])}",
-                ],
-            )
-        )
-    return _table("The models as trained and sampled", columns, rows)
-
-
 def _pictures(release: Mapping[str, Any], drawn: Mapping[str, Picture]) -> str:
-    stems = tuple(figures.IMAGE_FIGURES)
-    shown = [drawn[f"{stem}_{name}"] for stem in stems for name in release["models"] if f"{stem}_{name}" in drawn]
-    if shown:
-        return f'<div class="pictures">{"".join(map(_figure, shown))}</div>'
+    groups = [[f"{stem}_{name}" for name in release["models"]] for stem in figures.IMAGE_FIGURES]
+    shown = ["".join(_figure(drawn[name]) for name in group if name in drawn) for group in groups]
+    if any(shown):
+        return "".join(f'<div class="pictures">{group}</div>' for group in shown)
     return (
         '<p class="note">Pictures are withheld. They would show private records, or images drawn by a model that may '
         "give private records back. The person answerable for the data can have them made by running the report stage "
@@ -316,38 +138,9 @@ def _pictures(release: Mapping[str, Any], drawn: Mapping[str, Picture]) -> str:
 
 def _uncertified(release: Mapping[str, Any]) -> str:
     sentences = wording.uncertified(release)
-    return _list(sentences) if sentences else "<p>Every record got a verdict from estimates that may be quoted.</p>"
-
-
-def _flat(prefix: str, value: Any) -> list[str]:
-    if isinstance(value, Mapping) and value:
-        return [line for key, item in value.items() for line in _flat(f"{prefix}.{key}" if prefix else str(key), item)]
-    return [f"{prefix} = {value}"]
-
-
-def _facts(release: Mapping[str, Any], digest: str) -> str:
-    device, data = release["device"], release["data"]
-    shape = " × ".join(map(str, data["shape"]))
-    extra = [f"{key} = {value}" for key, value in data.items() if key not in ("source", "n", "shape")]
-    rows = [
-        ("Program", f"{release['program']['name']} {release['program']['version']}"),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in release["versions"].items())),
-        ("Device", f"{device['count']} × {device['kind']} ({device['platform']})"),
-        ("Data", ", ".join([data["source"], f"{wording.count(data['n'])} records of {shape}", *extra])),
-        ("Seed", str(release["seed"])),
-        ("Configuration hash", release["config_hash"]),
-        (f"SHA-256 of {schema.FILE_NAME}", digest),
-    ]
-    body = "".join(f'<tr><th scope="row">{_e(name)}</th><td>{_e(value)}</td></tr>' for name, value in rows)
-    return f'<table class="facts">{body}</table>'
-
-
-def _timings(release: Mapping[str, Any]) -> str:
-    rows = [
-        ("", [stage, wording.duration(time["compile_s"]), wording.duration(time["run_s"])])
-        for stage, time in release["timings"].items()
-    ]
-    return _table("Time spent", (("Stage", ""), ("Compiling", ""), ("Running", "")), rows, kind="") if rows else ""
+    if not sentences:
+        return "<p>Every record got a verdict from estimates that may be quoted.</p>"
+    return tables.bullets(sentences)
 
 
 def render(release: Mapping[str, Any], drawn: Mapping[str, Picture], digest: str) -> str:
@@ -365,21 +158,21 @@ def render(release: Mapping[str, Any], drawn: Mapping[str, Picture], digest: str
         answer=_e(release["answer"]),
         verdicts=_verdict_cards(release),
         alarms=alarms,
-        limits=_list(wording.all_limits(release)),
-        verdict_table=_verdict_table(release),
+        limits=tables.bullets(wording.all_limits(release)),
+        verdict_table=tables.verdicts(release),
         intervals=_figure(drawn["q_intervals"]),
         h_curve=_figure(drawn["h_curve"]),
-        t_prime_table=_t_prime_table(release),
+        t_prime_table=tables.t_primes(release),
         pictures=_pictures(release, drawn),
         uncertified=_uncertified(release),
         methods=f"<dl>{methods}</dl>",
-        estimate_table=_estimate_table(release),
-        detector_table=_detector_table(release),
+        estimate_table=tables.estimates(release),
+        detector_table=tables.detectors(release),
         training=_figure(drawn["training"]),
-        training_table=_training_table(release),
-        facts=_facts(release, digest),
-        timings=_timings(release),
-        config=_list(_flat("", release["config"]), "config"),
+        training_table=tables.training(release),
+        facts=tables.facts(release, digest),
+        timings=tables.timings(release),
+        config=tables.bullets(tables.flat("", release["config"]), "config"),
     )
 
 

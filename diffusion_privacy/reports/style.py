@@ -38,7 +38,7 @@ figure { margin: 1rem 0 1.4rem; break-inside: avoid; }
 figure img { display: block; width: 100%; max-width: 35rem; height: auto; }
 figcaption { margin-top: .3rem; }
 .pictures { display: grid;
-  grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 0 2rem; align-items: start; }
+  grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 2rem; align-items: start; }
 .note { border-left: 4px solid var(--ink); padding: .1rem 0 .1rem .8rem; }
 dl { margin: .5rem 0; }
 dt { font-weight: 600; margin-top: .7rem; }
@@ -49,12 +49,13 @@ dd { margin: .1rem 0 0; }
   overflow-wrap: anywhere; padding: 0; list-style: none; }
 .config li { margin: 0; }
 @media (max-width: 700px) {
-  .cards, .cards tbody, .cards tr, .cards th, .cards td { display: block; }
+  .cards, .cards caption, .cards tbody, .cards tr, .cards th, .cards td { display: block; }
   .cards thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
   .cards tr { border: 1px solid var(--line); padding: .4rem .6rem; margin-bottom: .7rem; }
   .cards th, .cards td { border: 0; padding: .12rem 0; }
   .cards td { display: flex; justify-content: space-between; gap: 1rem; text-align: right; }
-  .cards td::before { content: attr(data-label); color: var(--soft); text-align: left; flex: 0 0 45%; }
+  .cards td::before { content: attr(data-label); color: var(--soft); text-align: left; flex: 1 1 40%; }
+  .pictures { grid-template-columns: 1fr; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }

@@ -36,11 +36,15 @@ def rate(probability: float, direction: Direction = "nearest") -> str:
 
 
 def percent(probability: float, direction: Direction = "nearest") -> str:
-    """E.g. ``"95 %"``, with a no-break space; never rounded to 100 % from below."""
+    """E.g. ``"95 %"``, with a no-break space; only an upper limit is ever rounded to 100 %."""
     number = Decimal(repr(float(probability))) * 100
-    step = Decimal("0.01") if number > 99 or 0 < number < 1 else Decimal("0.1")
-    text = format(number.quantize(step, rounding=_ROUNDING[direction]).normalize(), "f")
-    return f"{text}\u00a0%"
+    if 99 < number < 100:
+        text = str(
+            number.quantize(Decimal("0.01"), rounding=_ROUNDING["down" if direction == "nearest" else direction])
+        )
+    else:
+        text = significant(float(number), 3, direction)
+    return f"{text.rstrip('0').rstrip('.') if '.' in text and '×' not in text else text}\u00a0%"
 
 
 def interval(entry: Mapping[str, Any], value: str = "value") -> str:
@@ -85,24 +89,31 @@ def record_name(record: Mapping[str, Any]) -> str:
 
 
 def paper_t_prime(entry: Mapping[str, Any]) -> str:
-    """t' as the paper reads it, with what it was read from."""
-    looked = f"{count(entry['draws'])} draws at each of {count(entry['levels'])} levels"
-    return f"no hit in {looked}" if entry["value"] is None else f"{entry['value']:.2f} ({looked}; no interval)"
+    """t' as the paper reads it."""
+    return "no hit" if entry["value"] is None else f"{entry['value']:.2f} (no interval)"
+
+
+def paper_terms(entry: Mapping[str, Any]) -> str:
+    """What the paper's t' was read from."""
+    return f"As in the paper: any hit in {count(entry['draws'])} draws at each of {count(entry['levels'])} levels."
 
 
 def statistical_t_prime(entry: Mapping[str, Any]) -> str:
-    """t' by confidence limits, with its censoring, level and threshold."""
-    terms = (
-        f"lower limit of h above {percent(entry['gamma'])}, {percent(entry['level'])} confidence over "
-        f"{count(entry['comparisons'])} comparisons"
-    )
+    """t' by confidence limits, with its censoring."""
     value = "" if entry["value"] is None else f"{entry['value']:.3g}"
-    shown = {
-        None: value or "none: no tested level passed",
+    return {
+        None: value or "no tested level passed",
         "above": f"at least {value}" if value else "above the largest level tested",
         "below": f"below {value}" if value else "below the smallest level tested",
     }[entry["censored"]]
-    return f"{shown} ({terms})"
+
+
+def statistical_terms(entry: Mapping[str, Any]) -> str:
+    """Threshold, confidence and number of comparisons of the statistical t'."""
+    return (
+        f"Statistical: the lower limit of h exceeds γ = {percent(entry['gamma'])}, with {percent(entry['level'])} "
+        f"confidence over all of {count(entry['comparisons'])} comparisons."
+    )
 
 
 def control_alarms(release: Mapping[str, Any]) -> list[str]:
@@ -124,9 +135,8 @@ def standard_limits(release: Mapping[str, Any]) -> list[str]:
     """What no report of this kind says, with this run's numbers; `release["limits"]` adds to it."""
     models = release["models"].items()
     errors = "; ".join(
-        f"{name}: images wrongly called the record {detector_rate(model['detector']['false_positive_rate'])}, lower is "
-        f"better, images of the record that it sees {detector_rate(model['detector']['true_positive_rate'])}, higher "
-        "is better"
+        f"{name}: false alarms {detector_rate(model['detector']['false_positive_rate'])}, returns seen "
+        f"{detector_rate(model['detector']['true_positive_rate'])}"
         for name, model in models
     )
     samplers = "; ".join(
@@ -137,11 +147,11 @@ def standard_limits(release: Mapping[str, Any]) -> list[str]:
         "It speaks of this fingerprint. A record could be recognised by something that the detector does not look at.",
         "Score-subspace integration looks at images that can be reached by adding noise to the record. No such local "
         "method rules out that the model draws the record from elsewhere; only the direct samples bound that.",
-        f"The detector errs. Measured: {errors}.",
+        f"The detector errs. {errors}. Fewer false alarms and more returns seen are better.",
         f"It holds for the sampler as it was run ({samplers}). Another sampler, or another number of steps, is another "
         "question.",
         "“No leak above bound” is a limit, not a zero: the true rate may be anything up to the upper limit.",
-        "It says nothing on attacks that use the model's weights rather than its images, and it gives no "
+        "It says nothing on attacks that use the model’s weights rather than its images, and it gives no "
         "differential-privacy guarantee.",
     ]
 
@@ -152,27 +162,33 @@ def all_limits(release: Mapping[str, Any]) -> list[str]:
     return standard + [sentence for sentence in release["limits"] if sentence not in standard]
 
 
+def _open_points(record: Mapping[str, Any]) -> list[str]:
+    """What stayed open for one record, without its name."""
+    verdict, t_prime = record["verdict"], record["t_prime"]["statistical"]
+    points = []
+    if verdict["status"] == "not certified":
+        drawn = count(record["direct"]["n"])
+        remedy = (
+            "more samples alone would not decide it"
+            if verdict["samples_needed"] is None
+            else f"about {count(verdict['samples_needed'])} direct samples would decide it, {drawn} were drawn"
+        )
+        points.append(f"neither a leak nor its absence was certified; {remedy}.")
+    for title, entry in (("direct", record["direct"]), ("subspace", record["subspace"])):
+        if entry is not None and not entry["reliable"]:
+            reasons = "; ".join(entry["reasons"]) or "no reason recorded"
+            points.append(f"the {title} estimate is not reliable by its own diagnostics: {reasons}.")
+    # A control that comes back from no tested level is what one hopes for, not an open point.
+    if t_prime["censored"] == "above" or (t_prime["censored"] == "below" and record["role"] == "private"):
+        points.append(f"t′ is censored: {statistical_t_prime(t_prime)}.")
+    return points
+
+
 def uncertified(release: Mapping[str, Any]) -> list[str]:
-    """One sentence for each thing that the run could not certify, with the number of samples that would do."""
-    sentences = []
+    """What the run could not certify, with the number of samples that would do; records with equal words are joined."""
+    groups: dict[tuple[str, str], list[str]] = {}
     for name, model in release["models"].items():
         for record in model["records"]:
-            who = f"{name}, {record_name(record)}"
-            verdict = record["verdict"]
-            if verdict["status"] == "not certified":
-                needed = verdict["samples_needed"]
-                remedy = (
-                    "More samples alone would not decide it."
-                    if needed is None
-                    else f"About {count(needed)} direct samples would decide it; {count(record['direct']['n'])} were "
-                    "drawn."
-                )
-                sentences.append(f"{who}: neither a leak nor its absence was certified. {remedy}")
-            for title, entry in (("direct sampling", record["direct"]), ("subspace", record["subspace"])):
-                if entry is not None and not entry["reliable"]:
-                    reasons = "; ".join(entry["reasons"]) or "no reason recorded"
-                    sentences.append(f"{who}: the {title} estimate is not reliable by its own diagnostics ({reasons}).")
-            if record["t_prime"]["statistical"]["censored"] is not None:
-                shown = statistical_t_prime(record["t_prime"]["statistical"])
-                sentences.append(f"{who}: t′ is censored, {shown}.")
-    return sentences
+            for point in _open_points(record):
+                groups.setdefault((name, point), []).append(record_name(record))
+    return [f"{name}, {', '.join(who)}: {point}" for (name, point), who in groups.items()]
