@@ -1,0 +1,171 @@
+"""What every source shares: finding files, naming people, choosing records, and grey levels to [-1, 1]."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_privacy.data.records import Records
+from diffusion_privacy.errors import InputError
+
+
+def existing_file(path: object, field: str) -> Path:
+    """``path`` as a Path. Raises InputError naming ``field`` unless it is a path to a file."""
+    return _existing(path, field, "a file", Path.is_file)
+
+
+def existing_folder(path: object, field: str) -> Path:
+    """``path`` as a Path. Raises InputError naming ``field`` unless it is a path to a folder."""
+    return _existing(path, field, "a folder", Path.is_dir)
+
+
+def _existing(path: object, field: str, kind: str, test: Callable[[Path], bool]) -> Path:
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise InputError(f"{field} is {path!r}; expected the path of {kind}")
+    found = Path(path).expanduser()
+    try:
+        if not found.exists():
+            raise InputError(f"{field}: {found} does not exist; expected {kind}")
+        if not test(found):
+            raise InputError(f"{field}: {found} is not {kind}")
+    except OSError as error:
+        raise InputError(f"{field}: {found} cannot be reached ({one_line(error)}); expected {kind}") from error
+    return found
+
+
+def one_line(error: BaseException) -> str:
+    """An exception of a library as one line, for the end of a message."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
+def whole_number(value: object, field: str, minimum: int) -> int:
+    """``value`` as int. Raises InputError naming ``field`` unless it is a whole number >= minimum."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise InputError(f"{field} is {value!r}; expected a whole number >= {minimum}")
+    return int(value)
+
+
+def read_table(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
+    """A CSV file with a header line as ``{column: values}``, blanks trimmed.
+
+    Args:
+      path: an existing UTF-8 file.
+      columns: columns that it must have; all others are read too.
+
+    Raises:
+      InputError: not such a file, a column is missing or twice there, no rows, or a row of another length.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(lines, strict=True) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a readable CSV file ({one_line(error)})") from error
+    header = rows[0] if rows else []
+    missing = [column for column in columns if header.count(column) != 1]
+    if missing:
+        raise InputError(f"{path}: column {missing[0]!r} stands {header.count(missing[0])} times; expected once")
+    if len(rows) == 1:
+        raise InputError(f"{path}: holds a header only; expected at least one row")
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(header):
+            raise InputError(f"{path}: row {number} has {len(row)} cells; expected {len(header)}")
+    return {column: [row[place] for row in rows[1:]] for place, column in enumerate(header)}
+
+
+def table_integers(path: Path, table: dict[str, list[str]], column: str) -> np.ndarray:
+    """A column of `read_table` as int64. Raises InputError naming the first cell that is not a whole number."""
+    for row, cell in enumerate(table[column], start=2):
+        if not cell.removeprefix("-").isdecimal() or len(cell) > 18:
+            raise InputError(f"{path}: {column} in row {row} is {cell!r}; expected a whole number")
+    return np.asarray([int(cell) for cell in table[column]], np.int64)
+
+
+def number_people(names: Collection[str]) -> np.ndarray:
+    """int32 ``[N]``: equal names get equal numbers (their rank when sorted); a blank name is a person of its own."""
+    given = np.asarray(list(names), dtype=np.str_)
+    blank = given == ""
+    people, numbers = np.unique(given[~blank], return_inverse=True)
+    result = np.empty(len(given), np.int32)
+    result[~blank] = numbers
+    result[blank] = len(people) + np.arange(int(blank.sum()))
+    return result
+
+
+def infer_num_classes(labels: np.ndarray, num_classes: int | None, where: str) -> int:
+    """``num_classes`` if given, else the number of labels, which then must be 0..K−1 with none missing.
+
+    Raises:
+      InputError: a label is negative or not below num_classes, or one is missing and num_classes is not given.
+    """
+    if num_classes is not None:
+        whole_number(num_classes, "num_classes", 1)
+    present = np.unique(labels)
+    limit = len(present) if num_classes is None else num_classes
+    if present[0] < 0 or present[-1] >= limit:
+        worst = present[0] if present[0] < 0 else present[-1]
+        hint = " (every class must occur, or give num_classes)" if num_classes is None else ""
+        raise InputError(f"{where}: label {worst} is out of range; expected 0..{limit - 1}{hint}")
+    return limit
+
+
+def choose(
+    labels: np.ndarray, num_classes: int, classes: Sequence[int] | None, limit: int | None, where: str
+) -> np.ndarray:
+    """Positions of the records to keep, int64, ascending: those of ``classes``, of these the first ``limit``.
+
+    Raises:
+      InputError: a class that does not exist or is named twice, a limit below 1, or nothing is left.
+    """
+    keep = np.arange(len(labels))
+    if classes is not None:
+        if isinstance(classes, str) or not isinstance(classes, Collection) or len(classes) == 0:
+            raise InputError(f"classes is {classes!r}; expected a list of class numbers")
+        wanted = [whole_number(c, "classes", 0) for c in classes]
+        if max(wanted) >= num_classes or len(set(wanted)) < len(wanted):
+            raise InputError(f"classes is {wanted}; expected different numbers in 0..{num_classes - 1} for {where}")
+        keep = np.flatnonzero(np.isin(labels, wanted))
+    if limit is not None:
+        keep = keep[: whole_number(limit, "limit", 1)]
+    if len(keep) == 0:
+        raise InputError(f"{where}: holds zero records of classes {classes}; expected at least one")
+    return keep
+
+
+def assemble(
+    pixels: np.ndarray,
+    label: np.ndarray,
+    identity: np.ndarray,
+    index: np.ndarray,
+    *,
+    num_classes: int,
+    name: str,
+    levels: int = 256,
+) -> Records:
+    """Records from grey levels: 0..levels−1 map affinely to [-1, 1], both ends exactly.
+
+    Args:
+      pixels: integers ``[N, H, W]`` or ``[N, H, W, C]`` in [0, levels).
+      label, identity, index: integers ``[N]``, see `Records`.
+      num_classes, name, levels: see `Records`.
+
+    Raises:
+      InputError: as `Records`, or a level out of range.
+    """
+    if pixels.size and (pixels.min() < 0 or pixels.max() >= levels):
+        raise InputError(f"{name}: pixels in {pixels.min()}..{pixels.max()}; expected 0..{levels - 1}")
+    # One table in float64, rounded once, so that equal levels give equal bits and none exceeds 1.
+    table = (np.arange(levels) * 2.0 / (levels - 1) - 1.0).astype(np.float32)
+    image = table[pixels]
+    return Records(
+        image=image[..., None] if image.ndim == 3 else image,
+        label=label.astype(np.int32),
+        identity=identity.astype(np.int32),
+        index=index.astype(np.int32),
+        num_classes=num_classes,
+        name=name,
+        levels=levels,
+    )

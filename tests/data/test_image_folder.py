@@ -1,0 +1,165 @@
+"""PNG and JPEG folders: exact grey levels, classes by folder or table, and every way to break one."""
+
+import numpy as np
+import pytest
+
+Image = pytest.importorskip("PIL.Image")
+
+from diffusion_privacy.data.sources import load  # noqa: E402
+from diffusion_privacy.errors import InputError  # noqa: E402
+
+GREY = np.arange(20, dtype=np.uint8).reshape(4, 5) * 12
+
+
+def put(file, pixels=GREY, mode=None, **options):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    (image if mode is None else image.convert(mode)).save(file, **options)
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, three images; the order on disk is not the sorted order."""
+    put(tmp_path / "ill" / "b.png", GREY + 1)
+    put(tmp_path / "ill" / "a.PNG", GREY)
+    put(tmp_path / "healthy" / "p1" / "x.png", GREY + 2, "RGB")
+    (tmp_path / "ill" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "ill" / "notes.txt").write_text("x")
+    (tmp_path / ".cache").mkdir()
+    return tmp_path
+
+
+def levels(records):
+    return np.round((records.image.astype(np.float64) + 1) * 127.5).astype(int)
+
+
+def test_folders_are_classes_in_sorted_order(folder):
+    records = load("image_folder", path=folder)
+    assert records.label.tolist() == [0, 1, 1]
+    assert records.num_classes == 2
+    assert records.identity.tolist() == records.index.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(levels(records)[..., 0], [GREY + 2, GREY, GREY + 1])
+    colour = load("image_folder", path=str(folder), channels=3, classes=[1], limit=1)
+    assert colour.index.tolist() == [1]
+    np.testing.assert_array_equal(levels(colour)[0], np.repeat(GREY[..., None], 3, axis=2))
+
+
+def test_colour_to_grey_and_resize(tmp_path):
+    pixels = np.zeros((4, 5, 3), np.uint8)
+    pixels[..., 0] = 200
+    put(tmp_path / "a" / "x.png", pixels)
+    assert np.unique(levels(load("image_folder", path=tmp_path))).tolist() == [60]  # 0.299 · 200
+    assert load("image_folder", path=tmp_path, size=8).image.shape == (1, 8, 8, 1)
+    put(tmp_path / "a" / "y.jpg", np.zeros((9, 7, 3), np.uint8))
+    both = load("image_folder", path=tmp_path, size=(6, 3), channels=3)
+    assert both.image.shape == (2, 6, 3, 3)
+    np.testing.assert_array_equal(levels(both)[0, ..., 0], 200)
+    np.testing.assert_array_equal(levels(both)[1], 0)
+    with pytest.raises(InputError, match=r"y.jpg: is 9 x 7 .*expected 4 x 5 as x.png, or give size"):
+        load("image_folder", path=tmp_path)
+
+
+def test_a_table_gives_label_and_person(folder):
+    table = folder / "table.csv"
+    table.write_text("path,label,identity\nill/b.png,sick,kim\nhealthy/p1/x.png,fine,\nill/a.PNG,sick,kim\n")
+    records = load("image_folder", path=folder, table=table)
+    assert records.label.tolist() == [1, 0, 1]
+    assert records.identity.tolist() == [0, 1, 0]
+    np.testing.assert_array_equal(levels(records)[..., 0], [GREY + 1, GREY + 2, GREY])
+    table.write_text("path,label\nill/b.png,10\nill/a.PNG,2\n")
+    numbered = load("image_folder", path=folder, table=table, num_classes=11)
+    assert numbered.label.tolist() == [10, 2]
+    assert numbered.identity.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\nill/none.png,1\n", "path in row 2 is 'ill/none.png'; expected a file in"),
+        ("path,label\nill/notes.txt,1\n", "expected PNG or JPEG"),
+        ("path,label\nill/b.png,\n", "label in row 2 is blank"),
+        ("path,label\nill/b.png,-1\n", "label -1 is out of range"),
+        ("path,label\nill/b.png,7\n", r"label 7 is out of range; expected 0\.\.0"),
+        ("path,name\nill/b.png,7\n", "column 'label' stands 0 times"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(folder, text, message):
+    (folder / "table.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load("image_folder", path=folder, table=folder / "table.csv")
+
+
+def png_16_bit_colour():
+    """A 1 x 1 PNG with 16 bits a channel, which Pillow would read as 8 bits."""
+    import struct
+    import zlib
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(7))) + chunk(b"IEND", b"")
+
+
+def test_images_that_would_lose_something_are_refused(tmp_path):
+    file = tmp_path / "a" / "x.png"
+    put(file, GREY.astype(np.uint16) * 250)
+    with pytest.raises(InputError, match=r"x.png: has I;16 pixels .*expected 8-bit"):
+        load("image_folder", path=tmp_path)
+    file.write_bytes(png_16_bit_colour())
+    with pytest.raises(InputError, match=r"x.png: has RGB pixels or more than 8 bits"):
+        load("image_folder", path=tmp_path, channels=3)
+    put(file, np.full((4, 5, 4), 128, np.uint8))
+    with pytest.raises(InputError, match="transparent pixels"):
+        load("image_folder", path=tmp_path)
+    opaque = np.full((4, 5, 4), 255, np.uint8)
+    opaque[..., :3] = 7
+    put(file, opaque)
+    assert np.unique(levels(load("image_folder", path=tmp_path))).tolist() == [7]
+
+
+def test_broken_images_are_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)
+    for name in ("x.png", "x.jpg"):
+        file = put(tmp_path / name.replace(".", "_") / "a" / name, noise)
+        whole = file.read_bytes()
+        for content in (b"", b"hello", whole[: len(whole) // 2], whole[:20]):
+            file.write_bytes(content)
+            with pytest.raises(InputError, match="not a complete PNG or JPEG image") as caught:
+                load("image_folder", path=file.parents[1])
+            assert str(file) in str(caught.value)
+            assert "\n" not in str(caught.value)
+
+
+def test_folders_of_another_layout_are_refused(tmp_path, folder):
+    with pytest.raises(InputError, match=r"^path: .* does not exist; expected a folder"):
+        load("image_folder", path=tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is not a folder"):
+        load("image_folder", path=folder / "ill" / "a.PNG")
+    (folder / "ill" / "scan.tiff").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"scan.tiff: format is not read"):
+        load("image_folder", path=folder)
+    put(folder / "loose.png")
+    with pytest.raises(InputError, match=r"loose.png: lies beside the class sub-folders"):
+        load("image_folder", path=folder)
+    empty = tmp_path / "empty"
+    (empty / "class").mkdir(parents=True)
+    with pytest.raises(InputError, match="zero records"):
+        load("image_folder", path=empty)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"channels": 2}, "channels is 2"),
+        ({"size": 0}, "size is 0"),
+        ({"size": (1, 2, 3)}, r"size is \(1, 2, 3\)"),
+        ({"size": "8"}, "size is '8'"),
+        ({"num_classes": 1}, "label 1 is out of range"),
+        ({"num_classes": 0}, "num_classes is 0"),
+    ],
+)
+def test_parameters_are_checked(folder, params, message):
+    with pytest.raises(InputError, match=message):
+        load("image_folder", path=folder, **params)
