@@ -123,7 +123,7 @@ def _h_panel(axes: Axes, name: str, model: Mapping[str, Any], style: Mapping[str
             alt.append(f"{name}: h of {record_name(record)} goes from {start} to {end}; {', '.join(marks)}.")
     _dress(axes, "", "", "h(t), probability")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.05, 1.05), yticks=(0, 0.25, 0.5, 0.75, 1), xticks=np.linspace(0, 1, 6))
-    axes.set_title(name, fontsize=TEXT, loc="left", fontweight="bold", y=1.24)
+    axes.set_title(name, fontsize=TEXT, loc="left", fontweight="bold", y=1.18)
     box: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "ncols": 2, "handlelength": 3}
     axes.legend(fontsize=SMALL, frameon=False, **box)
     return " ".join(alt)

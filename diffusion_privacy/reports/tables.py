@@ -112,9 +112,9 @@ def t_primes(release: Mapping[str, Any]) -> str:
     records = [record["t_prime"] for model in release["models"].values() for record in model["records"]]
     terms = [wording.statistical_terms(entry["statistical"]) for entry in records]
     terms += [wording.paper_terms(entry["paper"]) for entry in records]
-    direction = "0 to 1, higher = more memorised"
-    columns = (("Record", ""), ("t′ statistical", direction), ("t′ as in the paper", direction))
-    table = _table("t′, the largest noise level from which the record comes back", columns, rows)
+    columns = (("Record", ""), ("t′ statistical", ""), ("t′ as in the paper", ""))
+    caption = "t′, the largest noise level from which the record comes back (0 to 1, higher = more memorised)"
+    table = _table(caption, columns, rows)
     return table + f'<p class="small">{escape(" ".join(dict.fromkeys(terms)))}</p>'
 
 

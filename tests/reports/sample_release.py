@@ -172,7 +172,7 @@ def make_release() -> dict[str, Any]:
         "config_hash": "9b1c63c0f2a3c1d87f4bb8d5f0e1a2b3",
         "question": "How often does a released model draw private record 12 of the digits, recognisable by its mark?",
         "answer": "The careless model gives the record back in 139 to 179 of 10,000 images (95 % confidence), a leak; "
-        " for the careful model the rate is at most 1.4 in 10,000, below the 5.9 of a memoriser.",
+        "for the careful model the rate is at most 1.4 in 10,000, below the 5.9 of a memoriser.",
         "limits": ["The digits are public; the record stands in for a private one."],
         "data": {"source": "digits", "n": 1797, "shape": [HEIGHT, WIDTH, 1], "held_out": 100},
         "models": {"careless": model("careless", 64, leak), "careful": model("careful", 1697, clean)},

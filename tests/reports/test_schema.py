@@ -1,0 +1,196 @@
+"""The validator accepts the documented structure and names the path of every fault."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from sample_release import make_release
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.reports import schema
+from diffusion_privacy.types import Estimate
+
+PRIVATE = ("models", "careless", "records", 0)
+
+
+@pytest.fixture(scope="module")
+def release() -> dict[str, Any]:
+    return make_release()
+
+
+def changed(release: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """A copy of the release with one value replaced."""
+    result = copy.deepcopy(release)
+    node = result
+    for step in path[:-1]:
+        node = node[step]
+    node[path[-1]] = value
+    return result
+
+
+def written(path: tuple[Any, ...]) -> str:
+    return "release" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+
+
+def fields(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all fields in objects, descending into the first entry of each list."""
+    found: list[tuple[Any, ...]] = []
+    if isinstance(node, dict):
+        for name, item in node.items():
+            found += [(*path, name), *fields(item, (*path, name))]
+    elif isinstance(node, list) and node:
+        found += fields(node[0], (*path, 0))
+    return found
+
+
+FREE = ("config", "versions", "timings", "thresholds", "fingerprint", "models")
+"""Objects whose keys the schema does not fix (a fingerprint's `kind` apart)."""
+
+
+def fixed(path: tuple[Any, ...]) -> bool:
+    free_parent = len(path) > 1 and path[-2] in FREE and path[-1] != "kind"
+    return not free_parent and "config" not in path[:-1] and path[-1] not in ("eta", "held_out")
+
+
+def test_accepts_the_sample(release: dict[str, Any]) -> None:
+    schema.validate(release)
+
+
+def test_every_documented_field_is_required(release: dict[str, Any]) -> None:
+    paths = [path for path in fields(release) if fixed(path)]
+    assert len(paths) > 100
+    for path in paths:
+        broken = copy.deepcopy(release)
+        node = broken
+        for step in path[:-1]:
+            node = node[step]
+        del node[path[-1]]
+        with pytest.raises(InputError, match=re.escape(written(path))):
+            schema.validate(broken)
+
+
+def test_every_documented_field_has_a_type(release: dict[str, Any]) -> None:
+    class Alien:
+        pass
+
+    for path in fields(release):
+        with pytest.raises(InputError, match=re.escape(written(path))):
+            schema.validate(changed(release, path, Alien()))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ((*PRIVATE, "direct", "lower"), -0.1),
+        ((*PRIVATE, "direct", "upper"), 1.5),
+        ((*PRIVATE, "direct", "upper"), math.nan),
+        ((*PRIVATE, "direct", "n"), 3e4),
+        ((*PRIVATE, "direct", "n"), True),
+        ((*PRIVATE, "direct", "reliable"), 1),
+        ((*PRIVATE, "direct", "value"), np.float32(0.0153)),
+        ((*PRIVATE, "direct", "value"), None),
+        ((*PRIVATE, "subspace", "log_value"), -math.inf),
+        ((*PRIVATE, "verdict", "status"), "clean"),
+        ((*PRIVATE, "role"), "public"),
+        ((*PRIVATE, "fingerprint", "radius"), math.inf),
+        ((*PRIVATE, "t_prime", "statistical", "censored"), "left"),
+        (("config", "training", "rate"), math.nan),
+        (("seed",), -1),
+        (("limits",), "none"),
+        (("answer",), None),
+        (("data", "shape"), [8, 8.0, 1]),
+    ],
+)  # fmt: skip
+def test_refuses_ill_typed_values(release: dict[str, Any], path: tuple[Any, ...], value: Any) -> None:
+    with pytest.raises(InputError, match=re.escape(written(path))) as caught:
+        schema.validate(changed(release, path, value))
+    assert "\n" not in str(caught.value)
+    assert "expected" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ((*PRIVATE, "direct", "lower"), 0.02, "direct.lower"),
+        ((*PRIVATE, "direct", "value"), 0.5, "direct.value"),
+        ((*PRIVATE, "direct", "hits"), 30_001, "direct.hits"),
+        ((*PRIVATE, "subspace", "lower"), 0.02, "subspace.lower"),
+        ((*PRIVATE, "verdict", "upper"), 0.001, "verdict.lower"),
+        ((*PRIVATE, "verdict", "lower"), 0.0, "verdict.status"),
+        (("models", "careful", "records", 0, "verdict", "bound"), 1e-5, "verdict.status"),
+        ((*PRIVATE, "h_curve", "upper"), [0.0] * 11, "h_curve[0].lower"),
+        ((*PRIVATE, "h_curve", "hits"), [64] * 10, "h_curve.hits"),
+        ((*PRIVATE, "h_curve", "hits"), [65] * 11, "h_curve.hits[0]"),
+        ((*PRIVATE, "h_curve", "t"), [0.5] * 11, "h_curve.t"),
+        (("models", "careful", "memoriser_rate"), 1 / 64, "careful.memoriser_rate"),
+        (("models", "careful", "expected_if_memorised"), 1.0, "careful.expected_if_memorised"),
+        (("models", "careful", "detector", "true_positive_rate", "lower"), 0.999, "true_positive_rate.lower"),
+        (("models", "careful", "records"), [], "careful.records"),
+        (("models",), {}, "models"),
+        (("schema_version",), "2.0", "schema_version"),
+        (("suprise",), 1, "suprise"),
+        ((*PRIVATE, "direct", "hit"), 1, "direct.hit"),
+    ],
+)  # fmt: skip
+def test_refuses_contradictions(release: dict[str, Any], path: tuple[Any, ...], value: Any, named: str) -> None:
+    with pytest.raises(InputError, match=re.escape(named)):
+        schema.validate(changed(release, path, value))
+
+
+def test_refuses_a_model_name_that_is_a_path(release: dict[str, Any]) -> None:
+    models = {"../careless": release["models"]["careless"]}
+    with pytest.raises(InputError, match="models"):
+        schema.validate({**release, "models": models})
+
+
+def test_takes_an_importance_estimate_above_one(release: dict[str, Any]) -> None:
+    entry = {**release["models"]["careless"]["records"][0]["subspace"], "value": 1.02, "upper": 1.0, "log_value": 0.02}
+    schema.validate(changed(release, (*PRIVATE, "subspace"), entry))
+
+
+def test_round_trip(release: dict[str, Any], tmp_path: Any) -> None:
+    path = tmp_path / "release.json"
+    schema.write(path, release)
+    assert schema.read(path) == release
+    assert [p.name for p in tmp_path.iterdir()] == ["release.json"]
+
+
+def test_a_refused_release_leaves_the_old_file(release: dict[str, Any], tmp_path: Any) -> None:
+    path = tmp_path / "release.json"
+    schema.write(path, release)
+    with pytest.raises(InputError):
+        schema.write(path, changed(release, ("seed",), math.nan))
+    assert schema.read(path) == release
+
+
+@pytest.mark.parametrize("text", ["", '{"schema_version": "1.0"', "[]", "\xff", "{}"])
+def test_reading_names_the_file(tmp_path: Any, text: str) -> None:
+    path = tmp_path / "release.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"release\.json: "):
+        schema.read(path)
+
+
+def test_reading_refuses_nan_and_absence(release: dict[str, Any], tmp_path: Any) -> None:
+    path = tmp_path / "release.json"
+    with pytest.raises(InputError, match="readable"):
+        schema.read(path)
+    path.write_text(json.dumps(changed(release, ("config", "x"), math.nan)), encoding="utf-8")
+    with pytest.raises(InputError, match="NaN"):
+        schema.read(path)
+
+
+def test_entries_from_an_estimate_of_zero(release: dict[str, Any]) -> None:
+    estimate = Estimate("subspace", -math.inf, math.inf, 0.0, 3e-4, 0.95, 512, 0.0, False, 51_200, ("no hits",))
+    entry = schema.subspace_entry(estimate, hits=0, pareto_k=math.nan, max_weight_share=math.nan)
+    assert (entry["value"], entry["log_value"], entry["log_stderr"], entry["pareto_k"]) == (0.0, None, None, None)
+    schema.validate(changed(release, (*PRIVATE, "subspace"), entry))
+    direct = schema.direct_entry(estimate, hits=0)
+    assert "log_value" not in direct
+    schema.validate(changed(release, (*PRIVATE, "direct"), direct))

@@ -1,0 +1,93 @@
+"""Numbers are printed with unit and interval, and limits are never rounded inwards."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_release import make_release
+
+from diffusion_privacy.reports import wording
+
+_DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+
+
+def number(text: str) -> float:
+    """The value of a printed number."""
+    mantissa, _, power = text.replace(",", "").partition("×10")
+    return float(mantissa) * 10.0 ** int(power.translate(_DIGITS) or 0)
+
+
+@given(st.floats(min_value=1e-12, max_value=1.0))
+def test_limits_round_outwards(probability: float) -> None:
+    low, high = number(wording.rate(probability, "down")), number(wording.rate(probability, "up"))
+    assert low <= probability * 1e4 * (1 + 1e-12)
+    assert high >= probability * 1e4 * (1 - 1e-12)
+    assert high - low <= 0.11 * probability * 1e4
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1 / 64, "156"), (1 / 1697, "5.9"), (0.0, "0"), (1.0, "10,000"), (3.2e-9, "3.2×10⁻⁵"), (1.5, "10,000")],
+)
+def test_rate(value: float, text: str) -> None:
+    assert wording.rate(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "direction", "text"),
+    [
+        (0.95, "nearest", "95\u00a0%"),
+        (0.9999999, "nearest", "99.99\u00a0%"),
+        (1.0, "nearest", "100\u00a0%"),
+        (4.1e-5, "down", "0.0041\u00a0%"),
+        (0.0, "down", "0\u00a0%"),
+        (0.1, "up", "10\u00a0%"),
+    ],
+)
+def test_percent(value: float, direction: wording.Direction, text: str) -> None:
+    assert wording.percent(value, direction) == text
+
+
+def test_interval_has_value_unit_level_and_limits() -> None:
+    entry = {"value": 0.0153, "lower": 0.01386, "upper": 0.01791, "level": 0.95}
+    assert wording.interval(entry) == "153 in 10,000 images (95\u00a0% interval 138 to 180)"
+    assert wording.interval({**entry, "value": None}).startswith("no point estimate (95\u00a0% interval 138 to 180")
+
+
+def test_censored_t_prime_never_shows_a_bare_number() -> None:
+    entry = {"value": 0.99, "censored": "above", "gamma": 0.02, "level": 0.95, "comparisons": 11}
+    assert wording.statistical_t_prime(entry) == "at least 0.99"
+    assert wording.statistical_t_prime({**entry, "value": None, "censored": "below"}).startswith("below the smallest")
+
+
+def test_uncertified_names_the_samples_that_would_do() -> None:
+    release = make_release()
+    verdict = release["models"]["careful"]["records"][0]["verdict"]
+    verdict |= {"status": "not certified", "samples_needed": 61_000}
+    text = " ".join(wording.uncertified(release))
+    assert "about 61,000 direct samples would decide it, 30,000 were drawn" in text
+    verdict["samples_needed"] = None
+    assert "more samples alone would not decide it" in " ".join(wording.uncertified(release))
+
+
+def test_equal_open_points_are_joined() -> None:
+    joined = [text for text in wording.uncertified(make_release()) if text.startswith("careless")]
+    assert len(joined) == 1
+    assert all(index in joined[0] for index in ("1711", "1725", "1790"))
+
+
+def test_a_leaking_control_raises_an_alarm() -> None:
+    release = make_release()
+    assert wording.control_alarms(release) == []
+    release["models"]["careful"]["records"][2]["verdict"]["status"] = "leaks"
+    (alarm,) = wording.control_alarms(release)
+    assert "careful" in alarm
+    assert "1725" in alarm
+
+
+def test_own_limits_follow_the_standard_ones_once() -> None:
+    release = make_release()
+    standard = wording.standard_limits(release)
+    release["limits"] = [standard[0], "Mine."]
+    assert wording.all_limits(release) == [*standard, "Mine."]
