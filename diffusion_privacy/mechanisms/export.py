@@ -1,0 +1,157 @@
+"""Write a release to disk: complete or absent, paid for before it is visible.
+
+Order: refuse if the directory exists; write everything into a hidden sibling; spend in the ledger; rename. A crash
+before the rename leaves no release (at worst a spent budget, never an unpaid release).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.mechanisms.ledger import Entry, Ledger, Total
+from diffusion_privacy.mechanisms.release import Privatised
+
+
+def publish(
+    release: Privatised,
+    directory: Path,
+    *,
+    ledger: Ledger | None,
+    class_names: Sequence[str] | None = None,
+    table: Sequence[Sequence[Any]] | None = None,
+    header: Sequence[str] | None = None,
+) -> Path:
+    """Write ``release`` as ``directory``, which must not exist.
+
+    Images [N, H, W, C] in [-1, 1]: ``images/<class>/<number>.png`` and ``data.npz`` (image uint8, label int32). Tables:
+    ``data.csv`` with ``header`` and the rows of ``table``, which the caller has formatted from ``release.data``.
+    ``manifest.json`` beside either.
+
+    Args:
+      ledger: where to account for it, or None (the manifest then says that earlier releases are not counted).
+      class_names: folder names; the class numbers when None.
+      table: N rows, for a table.
+      header: column names, for a table.
+
+    Raises:
+      InputError: the directory exists, the ledger is exhausted, or the table has another number of rows. Nothing is
+        left behind.
+    """
+    directory = Path(directory)
+    if directory.exists():
+        raise InputError(f"{directory}: exists already; a release is never overwritten")
+    count = release.manifest.count_in
+    rows = release.data.shape[0] if table is None else len(table)
+    if rows != count or release.labels.shape[0] != count:
+        raise InputError(f"{directory}: {count} records came in, {rows} would go out; expected the same number")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        if table is None:
+            _write_images(release, temporary, class_names)
+        else:
+            _write_table(temporary, header, table)
+        composition = release.manifest.composition if ledger is None else _spend(release, ledger, directory.name)
+        manifest = dataclasses.replace(release.manifest, composition=composition, count_out=rows)
+        _write_text(temporary / "manifest.json", manifest_json(manifest))
+        _sync(temporary)
+        os.rename(temporary, directory)
+        _sync(directory.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return directory
+
+
+def manifest_json(manifest: Any) -> str:
+    """The manifest as indented JSON; numbers that are not finite are refused."""
+    return json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _spend(release: Privatised, ledger: Ledger, name: str) -> dict[str, Any]:
+    """Append the release to the ledger and describe the new total."""
+    mechanism_only = release.manifest.flow_training == "mechanism-only"
+    flow = release.flow.spend
+    if flow is not None and all(entry.spend != flow for entry in ledger.entries()):
+        raise InputError(f"{ledger.path}: the flow's DP-SGD training is not in the ledger; expected its event there")
+    stage = f"flow training for release {name}"
+    if mechanism_only and stage not in {entry.stage for entry in ledger.entries()}:
+        ledger.record(Entry(stage, None, release.hashes))
+    after: Total = ledger.record(
+        Entry(f"release {name}", release.spend, release.hashes), accept_uncovered=mechanism_only
+    )
+    return {
+        "ledger": True,
+        "stages": after.stages,
+        "epsilon_covered_stages": after.account.epsilon,
+        "delta": after.account.delta,
+        "stated_total": {"epsilon": ledger.epsilon, "delta": ledger.delta},
+        "guarantee": after.guarantee,
+        "uncovered": list(after.uncovered),
+        "summary": after.describe(),
+    }
+
+
+def to_uint8(data: np.ndarray) -> np.ndarray:
+    """[-1, 1] to 0 … 255, rounding to nearest; NaN becomes mid-grey. Post-processing: nothing is dropped."""
+    finite = np.nan_to_num(data, nan=0.0, posinf=1.0, neginf=-1.0)
+    return np.rint((np.clip(finite, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def _write_images(release: Privatised, directory: Path, class_names: Sequence[str] | None) -> None:
+    from PIL import Image
+
+    if release.data.ndim != 4 or release.data.shape[-1] not in (1, 3):
+        raise InputError(
+            f"release: expected images [N, H, W, 1 or 3], got {release.data.shape}; give `table` for tables"
+        )
+    pixels = to_uint8(release.data)
+    classes = np.unique(release.labels)
+    names = {int(c): str(int(c)) for c in classes} if class_names is None else dict(enumerate(class_names))
+    if any(int(c) not in names or "/" in names[int(c)] or names[int(c)] in ("", ".", "..") for c in classes):
+        raise InputError(f"class_names: expected a plain folder name for each class up to {int(classes.max())}")
+    if len({names[int(c)] for c in classes}) != len(classes):
+        raise InputError("class_names: expected distinct folder names")
+    for c in classes:
+        (directory / "images" / names[int(c)]).mkdir(parents=True)
+    width = len(str(len(pixels) - 1))
+    for i, (image, label) in enumerate(zip(pixels, release.labels, strict=True)):
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        picture.save(directory / "images" / names[int(label)] / f"{i:0{width}d}.png")
+    np.savez_compressed(directory / "data.npz", image=pixels, label=release.labels)
+
+
+def _write_table(directory: Path, header: Sequence[str] | None, table: Sequence[Sequence[Any]]) -> None:
+    if header is None or any(len(row) != len(header) for row in table):
+        raise InputError("table: expected a header and rows of its length")
+    with (directory / "data.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(table)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

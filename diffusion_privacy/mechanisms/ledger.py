@@ -1,0 +1,270 @@
+"""What has been spent on which records: an append-only JSON-lines file that refuses to exceed a stated total.
+
+Line 1 states the total (ε, δ) under replace-one; every other line is one stage that touched private records. Releases
+of the same records compose sequentially. Distinct records compose in parallel only where both entries declare their
+records by hash: the total is the largest ε over the sets of stages that some record went through, and a stage declared
+without hashes counts against every record. For person-level accounting hash the person, not the record: two records of
+one person in two releases are not distinct. A stage that cannot give its event makes the total "no guarantee"; leaving
+it out would be worse.
+
+The file stays with the data: a record's hash lets anyone who holds a candidate test for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.mechanisms.accounting import ADJACENCIES, Account, Spend, account, leaves
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+SCHEMA = 1
+
+
+def record_hashes(records: np.ndarray) -> tuple[str, ...]:
+    """128-bit SHA-256 prefixes, one a record, of ``records[N, ...]`` (shape and type included)."""
+    rows = np.ascontiguousarray(records)
+    head = f"{rows.dtype.str}{rows.shape[1:]}".encode()
+    return tuple(hashlib.sha256(head + row.tobytes()).hexdigest()[:32] for row in rows)
+
+
+def _event_classes() -> dict[str, type]:
+    from dp_accounting import dp_event
+
+    names = (
+        "NoOpDpEvent NonPrivateDpEvent UnsupportedDpEvent RandomizedResponseDpEvent GaussianDpEvent LaplaceDpEvent "
+        "DiscreteLaplaceDpEvent SelfComposedDpEvent ComposedDpEvent PoissonSampledDpEvent ZCDpEvent"
+    )
+    return {name: vars(dp_event)[name] for name in names.split()}
+
+
+def event_to_json(event: DpEvent) -> dict[str, Any]:
+    """``{"type": class name, field: value, ...}``, nested for compositions.
+
+    Raises:
+      InputError: an event of a kind that the ledger cannot read back.
+    """
+    import attr
+
+    name = type(event).__name__
+    if name not in _event_classes():
+        raise InputError(f"ledger: cannot store an event of type {name}; expected one of {sorted(_event_classes())}")
+
+    def plain(value: Any) -> Any:
+        if attr.has(type(value)):
+            return event_to_json(value)
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return value
+
+    return {"type": name} | {field.name: plain(getattr(event, field.name)) for field in attr.fields(type(event))}
+
+
+def event_from_json(obj: dict[str, Any]) -> DpEvent:
+    """Inverse of `event_to_json`.
+
+    Raises:
+      InputError: unknown type.
+    """
+    classes = _event_classes()
+    if obj.get("type") not in classes:
+        raise InputError(f"ledger: unknown event type {obj.get('type')!r}")
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, dict):
+            return event_from_json(value)
+        if isinstance(value, list):
+            return [restore(v) for v in value]
+        return value
+
+    return classes[obj["type"]](**{name: restore(value) for name, value in obj.items() if name != "type"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One stage.
+
+    Attributes:
+      stage: what was done, e.g. ``"flow training"``, ``"release dir-name"``.
+      spend: its event, or None when it touched the records without one.
+      records: hashes of the records it touched; None for "all of them".
+    """
+
+    stage: str
+    spend: Spend | None
+    records: tuple[str, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The ledger line."""
+        spend = self.spend
+        return {
+            "stage": self.stage,
+            "event": None if spend is None else event_to_json(spend.event),
+            "adjacency": None if spend is None else spend.adjacency,
+            "records": None if self.records is None else list(self.records),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Total:
+    """What a ledger adds up to.
+
+    Attributes:
+      account: ε at the ledger's δ of the stages that have an event, for the record that spent most.
+      uncovered: stages without an event, or whose event is not private.
+      stages: number of entries.
+    """
+
+    account: Account
+    uncovered: tuple[str, ...]
+    stages: int
+
+    @property
+    def guarantee(self) -> bool:
+        """False means "no guarantee": some stage is not covered, whatever ε the others have."""
+        return not self.uncovered and math.isfinite(self.account.epsilon)
+
+    def describe(self) -> str:
+        """One sentence for the report."""
+        if self.uncovered:
+            return f"no guarantee: {', '.join(self.uncovered)} touched the records without a privacy event"
+        if not self.guarantee:
+            return "no guarantee: the composition has no finite ε"
+        return f"ε = {self.account.epsilon:.6g} at δ = {self.account.delta:g} over {self.stages} stages (replace-one)"
+
+
+def total(entries: Sequence[Entry], delta: float) -> Total:
+    """Compose ``entries`` at ``delta``: sequentially for a record, in parallel over declared distinct records."""
+    import dp_accounting
+
+    open_ended = (dp_accounting.NonPrivateDpEvent, dp_accounting.UnsupportedDpEvent)
+    lost, covered = [], []
+    for entry in entries:
+        if entry.spend is None or any(isinstance(leaf, open_ended) for leaf, _ in leaves(entry.spend.event)):
+            lost.append(entry.stage)
+        else:
+            covered.append(entry)
+    everywhere = [e.spend for e in covered if e.records is None and e.spend is not None]
+    touched: dict[str, list[int]] = {}
+    for i, entry in enumerate(covered):
+        for record in set(entry.records or ()):
+            touched.setdefault(record, []).append(i)
+    # A record outside every list still went through the stages declared without one.
+    paths = {tuple(path) for path in touched.values()} | {()}
+    accounts = [
+        account([*everywhere, *(s for s in (covered[i].spend for i in path) if s is not None)], delta) for path in paths
+    ]
+    return Total(max(accounts, key=lambda a: a.epsilon), tuple(lost), len(entries))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """A ledger file and the total it must not exceed.
+
+    Attributes:
+      path: the JSON-lines file; created with the first entry. ``path`` with the suffix ``.lock`` guards it.
+      epsilon, delta: stated total under replace-one; fixed by the first line for good.
+    """
+
+    path: Path
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.epsilon) and self.epsilon > 0.0 and 0.0 <= self.delta < 1.0):
+            raise InputError(f"ledger total: expected ε > 0 and δ in [0, 1), got ({self.epsilon!r}, {self.delta!r})")
+
+    def entries(self) -> list[Entry]:
+        """All entries, oldest first; none when the file does not exist.
+
+        Raises:
+          InputError: the file states another total, or a line is damaged.
+        """
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        if not lines:
+            raise InputError(f"{self.path}: empty ledger; expected a first line that states the total")
+        head = self._parse(lines[0], 1)
+        if head != self._head():
+            raise InputError(f"{self.path}: states the total {head}, expected {self._head()}")
+        return [self._entry(self._parse(line, number), number) for number, line in enumerate(lines[1:], start=2)]
+
+    def total(self) -> Total:
+        """The composition of all entries at the ledger's δ."""
+        return total(self.entries(), self.delta)
+
+    def record(self, entry: Entry, *, accept_uncovered: bool = False) -> Total:
+        """Append ``entry`` and return the new total, or refuse and leave the file as it was.
+
+        Write the entry BEFORE publishing what it pays for. An entry without an event is always written (it reports what
+        has happened) and spoils the total.
+
+        Args:
+          entry: the stage.
+          accept_uncovered: spend although some stage is uncovered and the total says "no guarantee"; the ε of the
+            covered stages is limited all the same.
+
+        Raises:
+          InputError: the total would exceed the stated one, or is already "no guarantee".
+        """
+        with self._locked():
+            before = self.entries()
+            after = total([*before, entry], self.delta)
+            if entry.spend is not None:
+                if after.uncovered and not accept_uncovered:
+                    raise InputError(f"{self.path}: {after.describe()}; expected a ledger in which every stage has one")
+                if after.account.epsilon > self.epsilon * (1.0 + 1e-9):
+                    raise InputError(
+                        f"{self.path}: exhausted: {entry.stage!r} would bring ε to {after.account.epsilon:.4g}, "
+                        f"the stated total is {self.epsilon:g} at δ = {self.delta:g}"
+                    )
+            self._write([*before, entry])
+        return after
+
+    def _head(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, "epsilon": self.epsilon, "delta": self.delta, "relation": "replace-one"}
+
+    def _parse(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            value = None
+        if not isinstance(value, dict):
+            raise InputError(f"{self.path}: line {number} is damaged; expected a JSON object")
+        return value
+
+    def _entry(self, obj: dict[str, Any], number: int) -> Entry:
+        if set(obj) != {"stage", "event", "adjacency", "records"} or obj["adjacency"] not in (None, *ADJACENCIES):
+            raise InputError(f"{self.path}: line {number} is not a ledger entry")
+        spend = None if obj["event"] is None else Spend(event_from_json(obj["event"]), obj["adjacency"])
+        return Entry(obj["stage"], spend, None if obj["records"] is None else tuple(obj["records"]))
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            for obj in (self._head(), *(entry.to_json() for entry in entries)):
+                file.write(json.dumps(obj) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(self.path.name + ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
