@@ -42,7 +42,7 @@ class ModelArrays:
     """Arrays of one model.
 
     Attributes:
-      samples: unconditional samples, [k, H, W, C].
+      samples: the first k unconditional samples, not picked by any criterion, [k, H, W, C].
       nearest: the training record nearest to each sample, [k, H, W, C].
       distances: Euclidean distance between the two, float[k].
       regenerated: by role, ``"private"`` or ``"control"``.

@@ -44,7 +44,8 @@ dl { margin: .5rem 0; }
 dt { font-weight: 600; margin-top: .7rem; }
 dd { margin: .1rem 0 0; }
 .facts td:last-child { overflow-wrap: anywhere; }
-.facts td { padding: .15rem .5rem; }
+.facts th, .facts td { padding: .2rem .5rem .2rem 0; }
+.facts th { width: 30%; }
 .config { columns: 20rem; column-gap: 2rem; font: .78rem/1.5 ui-monospace, "Liberation Mono", monospace;
   overflow-wrap: anywhere; padding: 0; list-style: none; }
 .config li { margin: 0; }
