@@ -34,6 +34,11 @@ class SDE(Protocol):
         """Smallest time at which the score is trained and evaluated (0 < t_min < 1)."""
         ...
 
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of the isotropic Gaussian prior at t = 1."""
+        ...
+
     def alpha(self, t: Array) -> Array:
         """Signal coefficient, same shape as ``t``, in (0, 1] for VP and sub-VP, 1 for VE."""
         ...

@@ -1,0 +1,119 @@
+"""Records x times x draws as one compiled program.
+
+A lane is one reverse chain. All lanes of an audit go through one `jit(shard_map(lax.map(...)))`: split over the devices
+of the mesh, then into chunks that fit a memory budget. What a lane computes depends on its own numbers alone (its key
+is a function of record, component and draw), so chunk size and device count do not change a result.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_privacy.training.sharding import REPLICATED, SHARDED, data_mesh, data_parallel
+from diffusion_privacy.types import Array, PyTree, ScoreFn
+
+LaneFn = Callable[[Any, PyTree, dict[str, Array]], PyTree]
+"""``fn(static, operands, lanes {name: [chunk, ...]}) -> pytree of [chunk, ...]``."""
+
+
+@functools.lru_cache(maxsize=64)
+def _program(fn: LaneFn, static: Hashable, mesh: Mesh) -> Callable[[PyTree, PyTree], PyTree]:
+    def on_device(operands: PyTree, lanes: PyTree) -> PyTree:
+        # The leading axis is this device's share of the mesh axis: one row.
+        mine = jax.tree.map(lambda z: z[0], lanes)
+        out = jax.lax.map(lambda chunk: fn(static, operands, chunk), mine)
+        return jax.tree.map(lambda z: z[None], out)
+
+    return data_parallel(on_device, mesh, in_specs=(REPLICATED, SHARDED), out_specs=SHARDED)
+
+
+def run(
+    fn: LaneFn,
+    static: Hashable,
+    operands: PyTree,
+    lanes: Mapping[str, np.ndarray],
+    *,
+    chunk: int = 256,
+    mesh: Mesh | None = None,
+) -> PyTree:
+    """Evaluates ``fn`` on every lane.
+
+    Args:
+      fn: a module-level function (it is the key of the compilation cache).
+      static: hashable settings, compiled in.
+      operands: pytree replicated over devices. Scores and detectors given as `jax.tree_util.Partial` carry their
+        parameters here as arguments, so that another model of the same shape reuses the compiled program.
+      lanes: arrays with one row a lane. Lanes of similar length should be neighbours: a chunk runs as long as its
+        longest lane. Chunks are dealt to the devices in turn.
+      chunk: lanes per chunk on one device (see `chunk_for_budget`).
+      mesh: default: every device.
+
+    Returns:
+      ``fn``'s outputs as numpy arrays with one row a lane, in the order of ``lanes``.
+
+    Raises:
+      ValueError: no lanes, or chunk < 1.
+    """
+    mesh = data_mesh() if mesh is None else mesh
+    count = len(next(iter(lanes.values()))) if lanes else 0
+    if count == 0 or chunk < 1:
+        raise ValueError(f"need at least one lane and chunk >= 1, got {count} lanes, chunk {chunk}")
+    devices = mesh.devices.size
+    chunk = min(chunk, -(-count // devices))
+    rounds = -(-count // (devices * chunk))
+    # Padding repeats the last lane, so that it is as short or long as its neighbours.
+    source = np.minimum(np.arange(rounds * devices * chunk), count - 1)
+
+    def deal(z: np.ndarray) -> np.ndarray:
+        return np.swapaxes(np.asarray(z)[source].reshape(rounds, devices, chunk, *np.shape(z)[1:]), 0, 1)
+
+    def collect(z: Array) -> np.ndarray:
+        rows = np.swapaxes(np.asarray(z), 0, 1)
+        return rows.reshape(-1, *rows.shape[3:])[:count]
+
+    out = _program(fn, static, mesh)(operands, {name: deal(z) for name, z in lanes.items()})
+    return jax.tree.map(collect, out)
+
+
+def chunk_for_budget(score_fn: ScoreFn, shape: tuple[int, ...], budget_bytes: float, ceiling: int = 1024) -> int:
+    """Largest power of two of lanes, at most ``ceiling``, whose score evaluation stays within ``budget_bytes``.
+
+    The compiler's own account of temporaries at two batch sizes gives bytes per lane; the network is not run.
+
+    Args:
+      score_fn: the score.
+      shape: of one record.
+      budget_bytes: memory for temporaries on one device.
+      ceiling: upper limit; larger chunks gain nothing on a CPU.
+    """
+
+    def temporaries(rows: int) -> int:
+        x = jax.ShapeDtypeStruct((rows, *shape), jnp.float32)
+        compiled = jax.jit(score_fn).lower(x, jax.ShapeDtypeStruct((rows,), jnp.float32)).compile()
+        analysis = compiled.memory_analysis()
+        if analysis is None:
+            raise RuntimeError("this backend does not report memory: give the number of lanes per chunk instead")
+        return analysis.temp_size_in_bytes + analysis.output_size_in_bytes + analysis.argument_size_in_bytes
+
+    per_lane = max((temporaries(16) - temporaries(8)) / 8, 4.0 * float(np.prod(shape)))
+    fit = int(2 ** np.floor(np.log2(max(budget_bytes / per_lane, 1.0))))
+    return int(np.clip(fit, 1, ceiling))
+
+
+def lane_keys(key: Array, *indices: Array) -> Array:
+    """One key a lane, folded with each index array ``[B]`` in turn."""
+
+    def one(*row: Array) -> Array:
+        folded = key
+        for index in row:
+            folded = jax.random.fold_in(folded, index)
+        return folded
+
+    return jax.vmap(one)(*indices)

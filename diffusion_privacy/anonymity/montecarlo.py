@@ -1,0 +1,141 @@
+"""E1: how often one drawn image shows the record, by drawing images and counting.
+
+The only estimator here that bounds q from above whatever the model does. K hits in N independent samples give exact
+Clopper-Pearson limits of the rate at which the DETECTOR fires; a detector that misses a share of true reproductions
+hides as many, so the upper limit is divided by a lower limit of its true-positive rate. With N = 30,000 and no hit the
+limit is 1.2e-4 (two-sided 95 %, before that division).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_privacy.anonymity import intervals, lanes
+from diffusion_privacy.diffusion import chain as chains
+from diffusion_privacy.diffusion.chain import Chain
+from diffusion_privacy.types import Array, Estimate, PyTree, ScoreFn
+
+
+def sample_lanes(setting: tuple[Chain, tuple[int, ...]], operands: PyTree, batch: dict[str, Array]) -> Array:
+    """Unconditional samples; the lane function of `sample`. ``batch["draw"]`` numbers them."""
+    chain, shape = setting
+    keys = lanes.lane_keys(operands["key"], batch["draw"])
+    x = jax.vmap(lambda k: chain.sde.prior_sample(jax.random.fold_in(k, 0), shape))(keys)
+    level = jnp.full((x.shape[0],), chain.steps)
+    return chains.run(chain, operands["score"], keys, x, level)
+
+
+def sample(
+    chain: Chain,
+    score_fn: ScoreFn,
+    shape: tuple[int, ...],
+    count: int,
+    key: Array,
+    *,
+    first: int = 0,
+    chunk: int = 256,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """``[count, *shape]`` samples of the model, float32, in one compiled program.
+
+    Sample i is a function of (key, first + i): drawing more later continues the same sequence.
+
+    Raises:
+      FloatingPointError: a sample is not finite.
+    """
+    draw = np.arange(first, first + count, dtype=np.int32)
+    operands = {"key": key, "score": jax.tree_util.Partial(score_fn)}
+    out = lanes.run(sample_lanes, (chain, shape), operands, {"draw": draw}, chunk=chunk, mesh=mesh)
+    if not np.all(np.isfinite(out)):
+        raise FloatingPointError(
+            f"{np.sum(~np.isfinite(out).reshape(count, -1).all(1))} of {count} samples are not finite"
+        )
+    return out
+
+
+def _margins(setting: int, operands: PyTree, batch: dict[str, Array]) -> Array:
+    x = batch["x"]
+    each = [operands["detect"](x, jnp.full((x.shape[0],), r, jnp.int32)) for r in range(setting)]
+    return jnp.stack(each, axis=1)
+
+
+def margins(
+    detect: PyTree, images: np.ndarray, records: int, *, chunk: int = 256, mesh: Mesh | None = None
+) -> np.ndarray:
+    """``[N, R]`` margins of every image for every record.
+
+    Raises:
+      FloatingPointError: a margin is not finite.
+    """
+    operands = {"detect": jax.tree_util.Partial(detect)}
+    out = lanes.run(_margins, records, operands, {"x": np.asarray(images, np.float32)}, chunk=chunk, mesh=mesh)
+    if not np.all(np.isfinite(out)):
+        raise FloatingPointError("the detector returned a margin that is not finite")
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectResult:
+    """E1 for one record: the estimate and the count behind it.
+
+    `estimate.value` is hits / n; its upper limit already contains the division by ``tpr_lower``.
+    """
+
+    estimate: Estimate
+    hits: int
+    tpr_lower: float
+
+
+def direct(hits: int, n: int, *, tpr_lower: float = 1.0, steps: int, level: float = 0.95) -> DirectResult:
+    """Exact interval of q from ``hits`` among ``n`` independent samples.
+
+    Args:
+      hits: samples that the detector named.
+      n: samples drawn.
+      tpr_lower: lower confidence limit of the detector's true-positive rate in (0, 1]. Its own confidence must be
+        shared with ``level`` by the caller (see `verdict`).
+      steps: network calls of one sample.
+      level: two-sided confidence level of the count's interval.
+
+    Raises:
+      ValueError: tpr_lower outside (0, 1]: a detector that may never fire bounds nothing.
+    """
+    if not 0 < tpr_lower <= 1:
+        raise ValueError(
+            f"tpr_lower must lie in (0, 1], got {tpr_lower}: a detector that may never fire bounds nothing"
+        )
+    lower, upper = intervals.clopper_pearson(hits, n, level)
+    reasons = ("no hit: the value is 0, the upper limit is what was shown",) if hits == 0 else ()
+    return DirectResult(
+        Estimate(
+            method="direct",
+            log_value=math.log(hits / n) if hits else -math.inf,
+            log_stderr=math.sqrt((1 - hits / n) / hits) if hits else math.inf,
+            lower=lower,
+            upper=min(upper / tpr_lower, 1.0),
+            level=level,
+            n=n,
+            ess=float(hits),
+            reliable=True,
+            network_calls=n * steps,
+            reasons=reasons,
+        ),
+        hits,
+        tpr_lower,
+    )
+
+
+def samples_needed(bound: float, *, tpr_lower: float = 1.0, level: float = 0.95) -> int:
+    """Smallest N at which no hit at all certifies q <= ``bound`` (two-sided ``level``, after the TPR division).
+
+    Without a hit the limit is 1 − ((1 − level)/2)^{1/N}.
+    """
+    if not 0 < bound < 1 or not 0 < tpr_lower <= 1:
+        raise ValueError(f"bound must lie in (0, 1) and tpr_lower in (0, 1], got {bound}, {tpr_lower}")
+    return math.ceil(math.log((1 - level) / 2) / math.log1p(-min(bound * tpr_lower, 1 - 1e-12)))
