@@ -1,0 +1,99 @@
+"""The CSV file through interruptions, TensorBoard, and the lines of progress."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.training import metrics
+
+
+def test_rows_come_back_exactly(tmp_path: Path) -> None:
+    log = metrics.CsvLog(tmp_path / "m.csv", 0)
+    log.write(1, {"loss": 0.1 + 0.2})
+    log.write(2, {"loss": float("nan")})
+    table = metrics.read_csv(tmp_path / "m.csv")
+    assert table["loss"][0] == 0.1 + 0.2
+    assert np.isnan(table["loss"][1])
+
+
+def test_resuming_drops_later_and_half_written_rows(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    log = metrics.CsvLog(path, 0)
+    for step in (10, 20, 30):
+        log.write(step, {"loss": step / 10, "norm": 1.0})
+    with path.open("a") as file:
+        file.write("40,4.")
+    resumed = metrics.CsvLog(path, 20)
+    resumed.write(30, {"loss": 7.0, "norm": 2.0})
+    table = metrics.read_csv(path)
+    np.testing.assert_array_equal(table["step"], [10, 20, 30])
+    np.testing.assert_array_equal(table["loss"], [1, 2, 7])
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_columns_may_appear_later(tmp_path: Path) -> None:
+    log = metrics.CsvLog(tmp_path / "m.csv", 0)
+    log.write(1, {"loss": 1.0})
+    log.write(1, {"eval/accuracy": 0.5})
+    log.write(2, {"loss": 2.0})
+    again = metrics.CsvLog(tmp_path / "m.csv", 2)
+    again.write(3, {"eval/accuracy": 0.75, "loss": 3.0})
+    table = metrics.read_csv(tmp_path / "m.csv")
+    np.testing.assert_array_equal(table["loss"], [1, np.nan, 2, 3])
+    np.testing.assert_array_equal(table["eval/accuracy"], [np.nan, 0.5, np.nan, 0.75])
+
+
+def test_read_csv_refuses(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"m\.csv: expected a metrics file"):
+        metrics.read_csv(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="column 'step'"):
+        metrics.read_csv(tmp_path / "m.csv")
+
+
+def test_tensorboard_files_are_written(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    writer = metrics.MetricsWriter(tmp_path, resume_step=0, tensorboard=True)
+    writer.write(1, {"loss": 1.0})
+    writer.close()
+    assert [p.stat().st_size > 0 for p in (tmp_path / "tensorboard").iterdir()] == [True]
+    metrics.MetricsWriter(tmp_path / ".", resume_step=1, tensorboard=False).close()
+    assert len(metrics.read_csv(tmp_path / "metrics.csv")["step"]) == 1
+
+
+def test_progress_says_step_rate_and_time_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    caplog.set_level(logging.INFO)
+    progress = metrics.Progress("score", start=0, total=1000, batch_size=8)
+    now[0] = 130.0  # compilation, which must not count
+    progress.started(1)
+    now[0] = 140.0
+    progress.line(101, {"loss": 0.25})
+    assert progress.rates(101) == {"steps_per_second": 10.0, "examples_per_second": 80.0}
+    assert caplog.messages[-1] == "score: step 101/1000 (10 %)  loss 0.25  10 steps/s  80 examples/s  ETA 1:30"
+    said = len(caplog.messages)
+    now[0] = 150.0
+    progress.tick(201)
+    assert len(caplog.messages) == said
+    now[0] = 156.0
+    progress.tick(261)
+    assert caplog.messages[-1].startswith("score: step 261/1000 (26 %)  10 steps/s")
+
+
+def test_silent_process_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    metrics.Progress("score", start=0, total=10, batch_size=1, silent=True).line(1, {})
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (125, "2:05"), (3723, "1:02:03")])
+def test_duration(seconds: float, text: str) -> None:
+    assert metrics.duration(seconds) == text
