@@ -42,7 +42,7 @@ EvalFn = Callable[[TrainState], Mapping[str, float]]
 
 
 class BatchSource(Protocol):
-    """Where batches come from: a function of the step alone, the same on every process."""
+    """Where batches come from: a function of the step alone, the same on every process (`data.pipeline.Batches`)."""
 
     @property
     def batch_size(self) -> int:
@@ -51,6 +51,14 @@ class BatchSource(Protocol):
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Arrays with ``batch_size`` rows for step 0, 1, …; an optional ``mask`` float32[B] is 0 for padding."""
+        ...
+
+    def state(self, step: int) -> dict[str, Any]:
+        """JSON for a checkpoint: where the stream stands before ``step``, and what it is a stream of."""
+        ...
+
+    def check(self, state: Mapping[str, Any]) -> int:
+        """The step of a saved `state`; raises InputError where it is of another stream."""
         ...
 
 
@@ -195,21 +203,27 @@ class _Run:
         self.key_data = np.asarray(jax.random.key_data(rng.stream(seed, f"{name}.step")))
         optimizer = states.make_optimizer(config)
         first = {key: np.asarray(value) for key, value in batches.batch(0).items() if key != "mask"}
+        for field, value in first.items():
+            if value.shape[:1] != (config.batch_size,):
+                # Every process gives the whole batch; its devices take their rows.
+                raise InputError(f"batch field {field!r} has shape {value.shape}, expected {config.batch_size} rows")
         key = rng.stream(seed, f"{name}.init")
 
         def create(key: Array, batch: PyTree) -> TrainState:
             return states.create(task, optimizer, key, batch)
 
         template = jax.eval_shape(create, key, first)
-        sums = dict.fromkeys(_metric_names(task, template.params, first, key), 0.0)
+        sums = dict.fromkeys(_metric_names(task, template.params, first, key, config.batch_size), 0.0)
         restored = checkpoints.restore(template)
         if restored is None:
             self.step, self.window = 0, 0
             state = jax.jit(create)(key, first)
         else:
             state = restored.state
-            self.step, self.window = int(state.step), restored.progress["window_steps"]
-            sums = restored.progress["window_sums"]
+            self.step, self.window = batches.check(restored.progress["data"]), restored.progress["window_steps"]
+            if self.step != int(state.step):
+                raise InputError(f"{checkpoints.folder}: data at step {self.step}, parameters at step {state.step}")
+            sums = _same_names(restored.progress["window_sums"], sums, checkpoints.folder)
             _LOG.info("%s: going on after step %d", name, self.step)
         self.state: TrainState = sharding.put_replicated(state, mesh)
         self.totals = self._device_totals(sums)
@@ -279,14 +293,20 @@ class _Run:
 
     def _save(self) -> None:
         sums = {name: float(total) for name, total in self.totals.items()}
-        data = {"next_batch": self.step, "batch_size": self.config.batch_size}
+        data = self.batches.state(self.step)
         self.checkpoints.save(self.state, {"data": data, "window_steps": self.window, "window_sums": sums})
 
 
-def _metric_names(task: Task, params: PyTree, batch: PyTree, key: Array) -> list[str]:
+def _same_names(found: dict[str, float], wanted: Mapping[str, float], folder: Path) -> dict[str, float]:
+    if set(found) != set(wanted):
+        raise InputError(f"{folder}: logs {sorted(found)}, this task logs {sorted(wanted)}; use another workdir")
+    return found
+
+
+def _metric_names(task: Task, params: PyTree, batch: PyTree, key: Array, size: int) -> list[str]:
     """Names of the logged sums; also checks what the task's loss returns, before anything is compiled."""
     losses, metrics = jax.eval_shape(task.loss, params, batch, key)
-    rows = (len(next(iter(batch.values()))),)
+    rows = (size,)
     for name, value in {"loss": losses, **metrics}.items():
         if value.shape != rows:
             raise ValueError(f"task.loss must return per-example values of shape {rows}, {name!r} has {value.shape}")

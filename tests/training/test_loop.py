@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -218,6 +219,54 @@ def test_wrong_loss_shape_is_said_before_compiling(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"per-example values of shape \(8,\), 'loss' has \(\)"):
         run(tmp_path, task=Scalar())
+
+
+def test_other_run_in_the_workdir_is_refused_and_left_alone(tmp_path: Path) -> None:
+    run(tmp_path, steps=2, warmup_steps=0)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    class Other(ToyTask):
+        def loss(self, params, batch, key):
+            losses, metrics = super().loss(params, batch, key)
+            return losses, {"another": metrics["absolute"]}
+
+    for message, changes in {
+        r"training.learning_rate \(there 0.01, here 0.02\)": {"learning_rate": 0.02},
+        r"training.steps \(there 2, here 3\)": {"steps": 3},
+        "source was 'toy', is 'another'": {"batches": ToyBatches(source="another")},
+        r"first/bias is float32\[8\], expected float32\[9\]": {"task": ToyTask(width=9)},
+        r"this task logs \['another'": {"task": Other()},
+    }.items():
+        with pytest.raises(InputError, match=message):
+            run(tmp_path, **{"steps": 2, "warmup_steps": 0, **changes})
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_with_the_real_batch_stream(tmp_path: Path) -> None:
+    """The stream's own state goes through a checkpoint, and other records are refused."""
+    from diffusion_privacy.data import pipeline, sources
+
+    class Mean(SlopeTask):
+        def loss(self, params, batch, key):
+            return (params["w"][0] - batch["image"].mean(axis=(1, 2, 3))) ** 2, {}
+
+    records = sources.load("digits").take(np.arange(20))
+    common = {"task": Mean(), "devices": 4, "steps": 5, "batch_size": 6, "warmup_steps": 0, "checkpoint_every": 2}
+    first = run(tmp_path, batches=pipeline.Batches(records, 6, seed=1), **common)
+    shutil.rmtree(tmp_path / "checkpoints" / "5")
+    again = run(tmp_path, batches=pipeline.Batches(records, 6, seed=1), **common)
+    assert_same(first, again)
+    with pytest.raises(InputError, match="checkpointed data state: records"):
+        run(tmp_path, batches=pipeline.Batches(records.take(np.arange(19, -1, -1)), 6, seed=1), **common)
+
+
+def test_rows_of_one_process_only_are_refused(tmp_path: Path) -> None:
+    class Half(ToyBatches):
+        def batch(self, step):
+            return {name: value[:4] for name, value in super().batch(step).items()}
+
+    with pytest.raises(InputError, match=r"batch field 'x' has shape \(4, 4\), expected 8 rows"):
+        run(tmp_path, batches=Half())
 
 
 def test_batch_size_mismatch(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_privacy.errors import InputError
 from diffusion_privacy.training.loop import TrainConfig
 from diffusion_privacy.training.rng import per_record
 
@@ -59,6 +61,7 @@ class ToyBatches:
 
     batch_size: int = 8
     poison: int | None = None
+    source: str = "toy"
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         draw = np.random.default_rng([7, step])
@@ -67,6 +70,14 @@ class ToyBatches:
             x[self.batch_size // 2, 1] = np.nan
         y = np.stack([x[:, 0] * x[:, 1], np.sin(x[:, 2])], axis=1)
         return {"x": x, "y": y, "position": np.arange(self.batch_size, dtype=np.int32)}
+
+    def state(self, step: int) -> dict[str, Any]:
+        return {"step": step, "source": self.source}
+
+    def check(self, state: Mapping[str, Any]) -> int:
+        if state["source"] != self.source:
+            raise InputError(f"checkpointed data state: source was {state['source']!r}, is {self.source!r}")
+        return state["step"]
 
 
 def toy_config(**changes: Any) -> TrainConfig:
