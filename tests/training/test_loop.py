@@ -310,7 +310,7 @@ def child(kill: int, workdir: Path, *, coordinator: str = "-", process: int = 0,
 
 def test_sigterm_saves_and_the_next_start_goes_on(tmp_path: Path) -> None:
     process = child(5, tmp_path / "part")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 75, output
     assert "stopped by SIGTERM after step" in output
     saved = [int(p.name) for p in (tmp_path / "part" / "checkpoints").iterdir()]
@@ -339,7 +339,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
         jobs = [
             child(kill if p == 1 else -1, tmp_path / "two", coordinator=address, process=p, devices=2) for p in (0, 1)
         ]
-        outputs = [job.communicate(timeout=120)[0] for job in jobs]
+        outputs = [job.communicate(timeout=300)[0] for job in jobs]
         expected = 75 if kill >= 0 else 0
         assert [job.returncode for job in jobs] == [expected, expected], "\n".join(outputs)
     two = run(tmp_path / "two")
