@@ -8,15 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.networks.layers import conv, dense, group_norm
 from diffusion_privacy.types import Array
-
-
-def group_count(channels: int) -> int:
-    """Number of groups of a GroupNorm: a divisor of ``channels``, at most 32, with 4 or more channels each if it can.
-
-    Groups of one channel would erase a 1x1 feature map.
-    """
-    return math.gcd(math.gcd(channels, 32), max(1, channels // 4))
 
 
 class ConvTrunk(nn.Module):
@@ -44,19 +37,19 @@ class ConvTrunk(nn.Module):
             raise InputError(f"the classifier needs images [B, H, W, C], got shape {x.shape}")
         dtype = jnp.dtype(self.dtype)
         stages = 1 + max(0, math.ceil(math.log2(min(x.shape[1:3]) / 4)))
-        h = nn.Conv(self.channels, (3, 3), dtype=dtype, name="stem")(x.astype(dtype))
+        h = conv(self.channels, dtype, "stem")(x.astype(dtype))
         for stage in range(stages):
             width = min(self.channels * 2**stage, self.max_channels)
             h = self._block(h, width, 1 if stage == 0 else 2, f"stage{stage}", dtype)
-        h = nn.silu(nn.GroupNorm(group_count(h.shape[-1]), dtype=dtype, name="norm")(h))
+        h = nn.silu(group_norm(h, dtype, "norm"))
         return jnp.concatenate([jnp.mean(h, axis=(1, 2)), jnp.max(h, axis=(1, 2))], axis=1)
 
     def _block(self, x: Array, width: int, stride: int, name: str, dtype: jnp.dtype) -> Array:
-        h = nn.silu(nn.GroupNorm(group_count(x.shape[-1]), dtype=dtype, name=f"{name}_norm1")(x))
-        skip = nn.Conv(width, (1, 1), (stride, stride), use_bias=False, dtype=dtype, name=f"{name}_skip")(h)
-        h = nn.Conv(width, (3, 3), (stride, stride), dtype=dtype, name=f"{name}_conv1")(h)
-        h = nn.silu(nn.GroupNorm(group_count(width), dtype=dtype, name=f"{name}_norm2")(h))
-        return skip + nn.Conv(width, (3, 3), dtype=dtype, name=f"{name}_conv2")(h)
+        h = nn.silu(group_norm(x, dtype, f"{name}_norm1"))
+        skip = conv(width, dtype, f"{name}_skip", size=1, stride=stride)(h)
+        h = conv(width, dtype, f"{name}_conv1", stride=stride)(h)
+        h = nn.silu(group_norm(h, dtype, f"{name}_norm2"))
+        return skip + conv(width, dtype, f"{name}_conv2")(h)
 
 
 class Classifier(nn.Module):
@@ -77,4 +70,4 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         h = ConvTrunk(self.channels, self.max_channels, self.dtype, name="trunk")(x)
-        return nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros, name="head")(h.astype(jnp.float32))
+        return dense(self.num_outputs, jnp.float32, "head", zero=True)(h)

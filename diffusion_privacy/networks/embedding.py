@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.networks.classifier import ConvTrunk
+from diffusion_privacy.networks.layers import dense
 from diffusion_privacy.types import Array
 
 TIME_SCALE = 1000.0
@@ -51,8 +52,8 @@ class Conditioning(nn.Module):
         dtype = jnp.dtype(self.dtype)
         # The angles need all digits of t; only what follows may be short.
         emb = sinusoidal(t, self.features).astype(dtype)
-        emb = nn.silu(nn.Dense(self.width, dtype=dtype, name="time_in")(emb))
-        emb = nn.Dense(self.width, dtype=dtype, name="time_out")(emb)
+        emb = nn.silu(dense(self.width, dtype, "time_in")(emb))
+        emb = dense(self.width, dtype, "time_out")(emb)
         if self.num_classes:
             index = jnp.full(t.shape, self.num_classes) if label is None else label
             emb = emb + nn.Embed(self.num_classes + 1, self.width, dtype=dtype, name="label")(index)
@@ -75,6 +76,6 @@ class Embedder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         h = ConvTrunk(self.channels, self.max_channels, self.dtype, name="trunk")(x)
-        h = nn.Dense(self.dim, name="head")(h.astype(jnp.float32))
+        h = dense(self.dim, jnp.float32, "head")(h)
         # The constant keeps the gradient finite at the origin, where a direction is undefined.
         return h / jnp.sqrt(jnp.sum(h * h, axis=1, keepdims=True) + 1e-12)

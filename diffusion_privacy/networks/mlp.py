@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_privacy.networks.embedding import Conditioning
-from diffusion_privacy.networks.unet import drop
+from diffusion_privacy.networks.layers import dense, drop
 from diffusion_privacy.types import Array
 
 
@@ -38,14 +38,14 @@ class MLP(nn.Module):
     def __call__(self, x: Array, t: Array, label: Array | None = None, dropout_keys: Array | None = None) -> Array:
         dtype = jnp.dtype(self.dtype)
         emb = Conditioning(self.time_features, self.hidden, self.num_classes, self.dtype, name="conditioning")(t, label)
-        h = nn.Dense(self.hidden, dtype=dtype, name="stem")(x.reshape(x.shape[0], -1).astype(dtype))
+        h = dense(self.hidden, dtype, "stem")(x.reshape(x.shape[0], -1).astype(dtype))
         for i in range(self.depth):
             r = nn.LayerNorm(dtype=dtype, name=f"norm{i}")(h)
-            scale, shift = jnp.split(nn.Dense(2 * self.hidden, dtype=dtype, name=f"modulation{i}")(emb), 2, axis=1)
-            r = nn.silu(nn.Dense(self.hidden, dtype=dtype, name=f"in{i}")(r * (1 + scale) + shift))
+            scale, shift = jnp.split(dense(2 * self.hidden, dtype, f"modulation{i}")(emb), 2, axis=1)
+            r = nn.silu(dense(self.hidden, dtype, f"in{i}")(r * (1 + scale) + shift))
             if self.dropout > 0 and dropout_keys is not None:
                 r = drop(r, self.dropout, dropout_keys, i)
-            h = h + nn.Dense(self.hidden, kernel_init=nn.initializers.zeros, dtype=dtype, name=f"out{i}")(r)
+            h = h + dense(self.hidden, dtype, f"out{i}", zero=True)(r)
         h = nn.silu(nn.LayerNorm(dtype=dtype, name="norm_out")(h))
-        h = nn.Dense(math.prod(x.shape[1:]), kernel_init=nn.initializers.zeros, dtype=dtype, name="head")(h)
+        h = dense(math.prod(x.shape[1:]), dtype, "head", zero=True)(h)
         return h.reshape(x.shape).astype(x.dtype)

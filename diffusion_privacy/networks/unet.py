@@ -9,22 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.networks.classifier import group_count
 from diffusion_privacy.networks.embedding import Conditioning
+from diffusion_privacy.networks.layers import conv, dense, drop, group_norm
 from diffusion_privacy.types import Array
-
-
-def drop(x: Array, rate: float, keys: Array, salt: int) -> Array:
-    """Dropout of ``x[B, ...]`` with one key an example, so that a mask does not depend on the batch around it.
-
-    Args:
-      x: activations.
-      rate: probability of setting a value to 0; the rest is scaled by 1/(1 − rate).
-      keys: typed keys ``[B]``.
-      salt: number of the layer.
-    """
-    keep = jax.vmap(lambda k: jax.random.bernoulli(jax.random.fold_in(k, salt), 1 - rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
 class ResBlock(nn.Module):
@@ -38,16 +25,16 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
         dtype = jnp.dtype(self.dtype)
-        h = nn.silu(nn.GroupNorm(group_count(x.shape[-1]), dtype=dtype, name="norm1")(x))
-        h = nn.Conv(self.channels, (3, 3), dtype=dtype, name="conv1")(h)
-        scale, shift = jnp.split(nn.Dense(2 * self.channels, dtype=dtype, name="modulation")(emb), 2, axis=1)
-        h = nn.GroupNorm(group_count(self.channels), dtype=dtype, name="norm2")(h)
+        h = nn.silu(group_norm(x, dtype, "norm1"))
+        h = conv(self.channels, dtype, "conv1")(h)
+        scale, shift = jnp.split(dense(2 * self.channels, dtype, "modulation")(emb), 2, axis=1)
+        h = group_norm(h, dtype, "norm2")
         h = nn.silu(h * (1 + scale[:, None, None]) + shift[:, None, None])
         if self.dropout > 0 and dropout_keys is not None:
             h = drop(h, self.dropout, dropout_keys, self.salt)
-        h = nn.Conv(self.channels, (3, 3), kernel_init=nn.initializers.zeros, dtype=dtype, name="conv2")(h)
+        h = conv(self.channels, dtype, "conv2", zero=True)(h)
         if x.shape[-1] != self.channels:
-            x = nn.Conv(self.channels, (1, 1), dtype=dtype, name="skip")(x)
+            x = conv(self.channels, dtype, "skip", size=1)(x)
         return x + h
 
 
@@ -64,13 +51,13 @@ class Attention(nn.Module):
         heads = max(1, channels // self.head_channels)
         if channels % heads:
             raise InputError(f"attention at {channels} channels cannot be split in heads of {self.head_channels}")
-        h = nn.GroupNorm(group_count(channels), dtype=dtype, name="norm")(x)
-        qkv = nn.Dense(3 * channels, dtype=dtype, name="qkv")(h)
+        h = group_norm(x, dtype, "norm")
+        qkv = dense(3 * channels, dtype, "qkv")(h)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, height * width, heads, 3, channels // heads), 3, 0)
         logits = jnp.einsum("bqhc,bkhc->bhqk", q, k).astype(jnp.float32) * (channels // heads) ** -0.5
         weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
         h = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(x.shape)
-        return x + nn.Dense(channels, kernel_init=nn.initializers.zeros, dtype=dtype, name="out")(h)
+        return x + dense(channels, dtype, "out", zero=True)(h)
 
 
 class UNet(nn.Module):
@@ -111,15 +98,15 @@ class UNet(nn.Module):
         emb = Conditioning(self.channels, 4 * self.channels, self.num_classes, self.dtype, name="conditioning")(
             t, label
         )
-        h = nn.Conv(self.channels, (3, 3), dtype=dtype, name="stem")(x.astype(dtype))
+        h = conv(self.channels, dtype, "stem")(x.astype(dtype))
         h, skips = self._down(h, emb, dropout_keys)
         h = self._block(h.shape[-1], "mid1")(h, emb, dropout_keys)
         if self.attention_levels:
             h = self._attend(h, "mid")
         h = self._block(h.shape[-1], "mid2")(h, emb, dropout_keys)
         h = self._up(h, skips, emb, dropout_keys)
-        h = nn.silu(nn.GroupNorm(group_count(h.shape[-1]), dtype=dtype, name="norm_out")(h))
-        h = nn.Conv(x.shape[-1], (3, 3), kernel_init=nn.initializers.zeros, dtype=dtype, name="head")(h)
+        h = nn.silu(group_norm(h, dtype, "norm_out"))
+        h = conv(x.shape[-1], dtype, "head", zero=True)(h)
         return h.astype(x.dtype)
 
     def _down(self, h: Array, emb: Array, keys: Array | None) -> tuple[Array, list[Array]]:
@@ -132,7 +119,7 @@ class UNet(nn.Module):
                     h = self._attend(h, f"down{level}_{i}")
                 skips.append(h)
             if level < len(self.channel_mult) - 1:
-                h = nn.Conv(width, (3, 3), (2, 2), dtype=jnp.dtype(self.dtype), name=f"down{level}_halve")(h)
+                h = conv(width, jnp.dtype(self.dtype), f"down{level}_halve", stride=2)(h)
                 skips.append(h)
         return h, skips
 
@@ -145,7 +132,7 @@ class UNet(nn.Module):
                     h = self._attend(h, f"up{level}_{i}")
             if level > 0:
                 h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
-                h = nn.Conv(width, (3, 3), dtype=jnp.dtype(self.dtype), name=f"up{level}_double")(h)
+                h = conv(width, jnp.dtype(self.dtype), f"up{level}_double")(h)
         return h
 
     def _block(self, width: int, name: str) -> nn.Module:

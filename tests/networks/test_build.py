@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles.weights import apply, random_params
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.networks.build import NETWORKS, build
+from diffusion_privacy.networks.layers import group_count, lecun_normal
 
 
 def test_every_network_is_built_by_name():
@@ -35,49 +37,63 @@ def test_mistakes_name_the_field_in_one_line(name, fields, message):
 
 @pytest.mark.parametrize("shape", [(3, 5), (3, 4, 4, 2)])
 def test_mlp_keeps_the_shape_and_treats_rows_alone(shape):
-    net = build("mlp", hidden=16, depth=2, num_classes=2, dropout=0.3)
-    x = jax.random.normal(jax.random.key(0), shape)
+    net = build("mlp", hidden=16, depth=1, num_classes=2, dropout=0.3)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     t, label = jnp.array([0.0, 0.4, 1.0]), jnp.array([0, 1, 2])
-    start = net.init(jax.random.key(1), x, t, label)
-    assert jnp.all(net.apply(start, x, t, label) == 0)
-    params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), start)
-    out = net.apply(params, x, t, label)
+    params = random_params(net, x, t, label)
+    out = apply(net)(params, x, t, label)
     assert out.shape == shape
-    np.testing.assert_allclose(net.apply(params, x[1:2], t[1:2], label[1:2])[0], out[1], rtol=1e-5, atol=1e-5)
-    assert jnp.abs(net.apply(params, x, t)[0] - out[0]).max() > 1e-4
+    np.testing.assert_allclose(apply(net)(params, x[1:2], t[1:2], label[1:2])[0], out[1], rtol=1e-5, atol=1e-5)
+    assert jnp.abs(apply(net)(params, x, t)[0] - out[0]).max() > 1e-4
     keys = jax.random.split(jax.random.key(2), 3)
-    assert jnp.abs(net.apply(params, x, t, label, keys) - out).max() > 1e-4
+    assert jnp.abs(apply(net)(params, x, t, label, keys) - out).max() > 1e-4
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 28, 28, 3), (2, 33, 20, 1)])
+def test_mlp_starts_at_zero():
+    net = build("mlp", hidden=8, depth=1)
+    x, t = jnp.ones((2, 3)), jnp.ones(2)
+    assert jnp.all(apply(net)(jax.jit(net.init)(jax.random.key(0), x, t), x, t) == 0)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 28, 28, 3), (1, 33, 20, 2), (1, 128, 128, 1)])
 def test_classifier_and_embedder_fit_any_size(shape):
-    x = jax.random.normal(jax.random.key(0), shape)
-    classifier = build("classifier", num_outputs=3, channels=8)
-    params = classifier.init(jax.random.key(1), x)
-    assert jnp.all(classifier.apply(params, x) == 0)
-    assert classifier.apply(params, x).shape == (2, 3)
-    embedder = build("embedder", dim=5, channels=8)
-    params = embedder.init(jax.random.key(1), x)
-    out = embedder.apply(params, x)
+    for net, width in ((build("classifier", num_outputs=3), 3), (build("embedder", dim=5), 5)):
+        out, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.zeros(shape))
+        assert out.shape == (shape[0], width)
+        assert out.dtype == jnp.float32
+
+
+def test_embeddings_are_unit_vectors_and_rows_stand_alone():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 1)), jnp.float32)
+    net = build("embedder", dim=5, channels=8)
+    params = random_params(net, x)
+    out = apply(net)(params, x)
     np.testing.assert_allclose(jnp.linalg.norm(out, axis=1), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(embedder.apply(params, x[:1])[0], out[0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_classifier_fits_128_pixels():
-    x = jnp.zeros((1, 128, 128, 1))
-    classifier = build("classifier", num_outputs=2, channels=8)
-    assert classifier.apply(classifier.init(jax.random.key(1), x), x).shape == (1, 2)
+    assert jnp.abs(out[0] - out[1]).max() > 1e-3
+    np.testing.assert_allclose(apply(net)(params, x.at[1:].set(5.0))[0], out[0], rtol=1e-4, atol=1e-5)
 
 
 def test_embedding_gradient_is_finite_where_direction_is_undefined():
-    embedder = build("embedder", dim=3, channels=4)
-    x = jnp.zeros((1, 8, 8, 1))
-    params = jax.tree.map(jnp.zeros_like, embedder.init(jax.random.key(0), x))
-    grad = jax.grad(lambda p: jnp.sum(embedder.apply(p, x)))(params)
+    net = build("embedder", dim=3, channels=4)
+    x = jnp.zeros((1, 4, 4, 1))
+    params = jax.tree.map(jnp.zeros_like, random_params(net, x))
+    grad = jax.jit(jax.grad(lambda p: jnp.sum(net.apply(p, x))))(params)
     assert all(jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grad))
 
 
 def test_classifier_refuses_vectors():
     with pytest.raises(InputError, match="B, H, W, C"):
         build("classifier", num_outputs=2).init(jax.random.key(0), jnp.zeros((2, 5)))
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (2, 2, 3, 4)])
+def test_flat_draws_give_the_initial_weights_of_flax(shape):
+    key = jax.random.key(5)
+    want = jax.nn.initializers.lecun_normal()(key, shape)
+    np.testing.assert_allclose(lecun_normal(key, shape), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(4, 1), (6, 1), (8, 2), (18, 2), (32, 8), (48, 4), (128, 32)])
+def test_groups_divide_the_channels_and_hold_more_than_one(channels, groups):
+    assert group_count(channels) == groups
+    assert channels % groups == 0
