@@ -82,6 +82,25 @@ def run(
     return jax.tree.map(collect, out)
 
 
+def operand(fn: Callable[..., Any]) -> jax.tree_util.Partial:
+    """``fn`` as an operand of `run`: a `jax.tree_util.Partial` as it is, any other callable without parameters.
+
+    Wrapping a Partial once more would hide its parameters from jax: they would be compiled in, and every model would
+    compile anew.
+    """
+    return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
+
+
+def checked_margin(detect: Callable[..., Array], x: Array, record: Array) -> Array:
+    """``detect(x[B, ...], record[B])``, NaN for images that are not finite.
+
+    A detector that compares or clips may turn NaN pixels into an ordinary "not detected": a broken model would come
+    out clean.
+    """
+    finite = jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1)
+    return jnp.where(finite, detect(x, record), jnp.nan)
+
+
 def chunk_for_budget(score_fn: ScoreFn, shape: tuple[int, ...], budget_bytes: float, ceiling: int = 1024) -> int:
     """Largest power of two of lanes, at most ``ceiling``, whose score evaluation stays within ``budget_bytes``.
 

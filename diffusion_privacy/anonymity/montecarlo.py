@@ -50,7 +50,7 @@ def sample(
       FloatingPointError: a sample is not finite.
     """
     draw = np.arange(first, first + count, dtype=np.int32)
-    operands = {"key": key, "score": jax.tree_util.Partial(score_fn)}
+    operands = {"key": key, "score": lanes.operand(score_fn)}
     out = lanes.run(sample_lanes, (chain, shape), operands, {"draw": draw}, chunk=chunk, mesh=mesh)
     if not np.all(np.isfinite(out)):
         raise FloatingPointError(
@@ -61,8 +61,12 @@ def sample(
 
 def _margins(setting: int, operands: PyTree, batch: dict[str, Array]) -> Array:
     x = batch["x"]
-    each = [operands["detect"](x, jnp.full((x.shape[0],), r, jnp.int32)) for r in range(setting)]
-    return jnp.stack(each, axis=1)
+
+    def one(record: Array) -> Array:
+        return lanes.checked_margin(operands["detect"], x, jnp.full((x.shape[0],), record))
+
+    # A loop inside the program: its size, and the time to compile it, do not grow with the number of records.
+    return jnp.swapaxes(jax.lax.map(one, jnp.arange(setting, dtype=jnp.int32)), 0, 1)
 
 
 def margins(
@@ -71,12 +75,12 @@ def margins(
     """``[N, R]`` margins of every image for every record.
 
     Raises:
-      FloatingPointError: a margin is not finite.
+      FloatingPointError: an image or a margin is not finite.
     """
-    operands = {"detect": jax.tree_util.Partial(detect)}
+    operands = {"detect": lanes.operand(detect)}
     out = lanes.run(_margins, records, operands, {"x": np.asarray(images, np.float32)}, chunk=chunk, mesh=mesh)
     if not np.all(np.isfinite(out)):
-        raise FloatingPointError("the detector returned a margin that is not finite")
+        raise FloatingPointError("an image or its margin is not finite")
     return out
 
 

@@ -55,6 +55,14 @@ class Mixture:
     share: tuple[float, ...]
     unconditional: float
 
+    def __post_init__(self) -> None:
+        if not len(self.levels) == len(self.guidance) == len(self.share) >= 1:
+            raise ValueError("a mixture needs one level, one guidance and one share for each of its components")
+        if min(self.levels) < 1 or min(self.share) <= 0 or not 0 < self.unconditional < 1:
+            raise ValueError(f"levels must be at least 1 and shares positive, got {self}")
+        if abs(self.unconditional + sum(self.share) - 1) > 1e-9:
+            raise ValueError(f"shares must sum to 1, got {self.unconditional + sum(self.share)}")
+
     def allocate(self, draws: int) -> np.ndarray:
         """Whole numbers of draws, ``[1 + K]``, unguided first, summing to ``draws``."""
         wanted = np.array([self.unconditional, *self.share]) * draws
@@ -139,7 +147,8 @@ def guided_paths(chain: Chain, operands: PyTree, batch: dict[str, Array]) -> dic
     # Row i of a, q holds the sums over steps j > J − i, that is A_k at k = J − i.
     rows = chain.steps - operands["read"][batch["record"]]
     pick = jax.vmap(lambda column, r: column[r], in_axes=(1, 0))
-    return {"margin": operands["detect"](x, batch["record"]), "a": pick(a, rows), "q": pick(q, rows)}
+    margin = lanes.checked_margin(operands["detect"], x, batch["record"])
+    return {"margin": margin, "a": pick(a, rows), "q": pick(q, rows)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,11 +197,11 @@ def estimate(
       score_fn: ``score(x, t)``; a `jax.tree_util.Partial` reuses compiled programs across models.
       detect: ``margin(x[B, ...], record[B]) -> [B]``, positive means record number ``record[B]`` is shown.
       records: ``[R, ...]``, the private images with their fingerprints.
-      mixtures: one `Mixture` a record (`design`); all with the same number of components.
+      mixtures: one `Mixture` a record (`design`).
       key: of the run; every lane folds in its record's uid and its draw number.
       uids: ``[R]`` stable numbers of the records (default 0 … R−1).
-      draws: paths a record a round, at least 100.
-      max_draws: upper limit of paths a record.
+      draws: paths a record a round, at least 100 and at least one for every component.
+      max_draws: upper limit of paths a record, at least ``draws``; rounds are whole.
       level: two-sided confidence level.
       chunk, mesh: see `lanes.run`.
 
@@ -200,27 +209,32 @@ def estimate(
       One `SubspaceResult` a record. An estimate says nothing of mass that no guided path reaches.
 
     Raises:
+      ValueError: numbers of records, mixtures, draws or levels that do not fit.
       FloatingPointError: the score or the detector returned a value that is not finite.
     """
-    if draws < 100:
-        raise ValueError(f"draws must be at least 100, got {draws}")
-    sizes = {len(m.levels) for m in mixtures}
-    if len(mixtures) != len(records):
+    if not 100 <= draws <= max_draws:
+        raise ValueError(f"need 100 <= draws <= max_draws, got {draws} and {max_draws}")
+    if len(mixtures) != len(records) or not mixtures:
         raise ValueError(f"need one mixture a record, got {len(mixtures)} for {len(records)}")
-    width = max(sizes)
+    for mixture in mixtures:
+        if max(mixture.levels) > chain.steps or min(mixture.allocate(draws)) < 1:
+            raise ValueError(
+                f"{draws} draws of a chain of {chain.steps} steps do not serve every component of {mixture}"
+            )
+    width = max(len(m.levels) for m in mixtures)
     read = np.array([list(m.levels) + [m.levels[-1]] * (width - len(m.levels)) for m in mixtures], np.int32)
     uids = np.arange(len(records)) if uids is None else np.asarray(uids)
     operands = {
         "key": key,
-        "score": jax.tree_util.Partial(score_fn),
-        "detect": jax.tree_util.Partial(detect),
+        "score": lanes.operand(score_fn),
+        "detect": lanes.operand(detect),
         "records": jnp.asarray(records, jnp.float32),
         "read": jnp.asarray(read),
     }
     pools: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in mixtures]
     results: list[SubspaceResult | None] = [None] * len(mixtures)
     spent = 0
-    while spent < max_draws:
+    while spent + draws <= max_draws:
         todo = [i for i, r in enumerate(results) if r is None or (r.hits and not r.estimate.reliable)]
         if not todo:
             break
@@ -261,7 +275,7 @@ def _result(mixture: Mixture, pool: list[tuple[np.ndarray, np.ndarray]], level: 
     lower, upper, reasons = mean.lower, mean.upper, mean.reasons
     if not mean.hits:
         # Only the unguided share bounds q without having seen a hit; guided paths say nothing of mass elsewhere.
-        lower, upper = 0.0, intervals.clopper_pearson(0, round(mixture.unconditional * n), level)[1]
+        lower, upper = 0.0, intervals.clopper_pearson(0, int(mixture.allocate(n)[0]), level)[1]
     return SubspaceResult(
         estimate=Estimate(
             method="subspace",

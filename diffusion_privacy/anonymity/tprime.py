@@ -84,7 +84,7 @@ def regenerate(chain: Chain, operands: PyTree, batch: dict[str, Array]) -> dict[
     alpha, sigma = chains.take(chain.alpha, batch["level"]), chains.take(chain.sigma, batch["level"])
     x = expand(alpha, target) * target + expand(sigma, target) * noise
     x0 = chains.run(chain, operands["score"], keys, x, batch["level"])
-    return {"margin": operands["detect"](x0, batch["record"]), "x0": x0}
+    return {"margin": lanes.checked_margin(operands["detect"], x0, batch["record"]), "x0": x0}
 
 
 def _margin_only(chain: Chain, operands: PyTree, batch: dict[str, Array]) -> Array:
@@ -94,8 +94,8 @@ def _margin_only(chain: Chain, operands: PyTree, batch: dict[str, Array]) -> Arr
 def _operands(score_fn: ScoreFn, detect: PyTree, records: np.ndarray, key: Array) -> PyTree:
     return {
         "key": key,
-        "score": jax.tree_util.Partial(score_fn),
-        "detect": jax.tree_util.Partial(detect),
+        "score": lanes.operand(score_fn),
+        "detect": lanes.operand(detect),
         "records": jnp.asarray(records, jnp.float32),
     }
 
@@ -105,6 +105,19 @@ def _grid(records: int, uids: np.ndarray, levels: np.ndarray, draws: int) -> dic
     level, record, draw = np.meshgrid(levels[::-1], np.arange(records), np.arange(draws), indexing="ij")
     flat = {"level": level, "record": record, "draw": draw, "uid": uids[record]}
     return {name: z.reshape(-1).astype(np.int32) for name, z in flat.items()}
+
+
+def _checked_levels(chain: Chain, levels: np.ndarray) -> np.ndarray:
+    levels = np.sort(np.asarray(levels, int))
+    if levels.size == 0 or levels[0] < 1 or levels[-1] > chain.steps or np.any(np.diff(levels) == 0):
+        raise ValueError(f"levels must be distinct and lie in 1 … {chain.steps}, got {levels.tolist()}")
+    return levels
+
+
+def _checked_finite(margin: np.ndarray) -> np.ndarray:
+    if not np.all(np.isfinite(margin)):
+        raise FloatingPointError("the score or the detector returned a value that is not finite while regenerating")
+    return margin
 
 
 def h_curves(
@@ -134,18 +147,14 @@ def h_curves(
       chunk, mesh: see `lanes.run`.
 
     Raises:
-      ValueError: levels outside 1 … J or repeated.
-      FloatingPointError: a margin is not finite.
+      ValueError: no levels, levels outside 1 … J or repeated.
+      FloatingPointError: an image or a margin is not finite.
     """
-    levels = np.sort(np.asarray(levels, int))
-    if levels[0] < 1 or levels[-1] > chain.steps or np.any(np.diff(levels) == 0):
-        raise ValueError(f"levels must be distinct and lie in 1 … {chain.steps}, got {levels.tolist()}")
+    levels = _checked_levels(chain, levels)
     uids = np.arange(len(records)) if uids is None else np.asarray(uids)
     batch = _grid(len(records), uids, levels, draws)
     operands = _operands(score_fn, detect, records, key)
-    margin = lanes.run(_margin_only, chain, operands, batch, chunk=chunk, mesh=mesh)
-    if not np.all(np.isfinite(margin)):
-        raise FloatingPointError("the score or the detector returned a value that is not finite while regenerating")
+    margin = _checked_finite(lanes.run(_margin_only, chain, operands, batch, chunk=chunk, mesh=mesh))
     hit = (margin > 0).reshape(len(levels), len(records), draws)[::-1]
     times = chain.times[levels]
     return [HCurve(levels, times, hit[:, r], chain.steps) for r in range(len(records))]
@@ -166,16 +175,17 @@ def regenerated_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images behind `h_curves`, for figures and for measuring a detector's true-positive rate.
 
-    The same key and draw numbers give the same images. Arguments as in `h_curves`, levels ascending.
+    The same key and draw numbers give the same images. Arguments and errors as in `h_curves`, levels ascending.
 
     Returns:
       ``(images [R, L, M, ...], margins [R, L, M])``.
     """
-    levels = np.sort(np.asarray(levels, int))
+    levels = _checked_levels(chain, levels)
     uids = np.arange(len(records)) if uids is None else np.asarray(uids)
     batch = _grid(len(records), uids, levels, draws)
     operands = _operands(score_fn, detect, records, key)
     out = lanes.run(regenerate, chain, operands, batch, chunk=chunk, mesh=mesh)
+    _checked_finite(out["margin"])
     shape = (len(levels), len(records), draws)
     images = out["x0"].reshape(*shape, *records.shape[1:])[::-1]
     return np.swapaxes(images, 0, 1), np.swapaxes(out["margin"].reshape(shape)[::-1], 0, 1)

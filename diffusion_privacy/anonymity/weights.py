@@ -120,9 +120,11 @@ def _envelope(f: np.ndarray, mean: float, ess: float, level: float) -> tuple[flo
     """(lower, upper, relative standard error) of the mean of ``f >= 0`` with at least one positive value."""
     n = len(f)
     std = float(np.std(f, ddof=1))
+    # Where every draw hit, what those draws say of the rate of misses is all that bounds the mean from below: weights
+    # that agree to rounding (q near 1) would otherwise give an interval of no width.
+    floor = mean * float(stats.beta.ppf((1 - level) / 2, n, 1)) if np.all(f > 0) else mean
     if std == 0.0:
-        # Every draw hit with one and the same weight: all that is left is the error of "every draw hit".
-        return mean * float(stats.beta.ppf((1 - level) / 2, n, 1)), mean, 0.0
+        return floor, mean, 0.0
     error = std / np.sqrt(n)
     relative = error / mean
     quantile = float(stats.t.ppf(0.5 + level / 2, max(ess / 8, 2.0)))
@@ -135,4 +137,4 @@ def _envelope(f: np.ndarray, mean: float, ess: float, level: float) -> tuple[flo
 
         lower = min(lower, mean - untransform(quantile) * error)
         upper = max(upper, mean - untransform(-quantile) * error)
-    return max(float(lower), 0.0), float(upper), float(relative)
+    return max(min(float(lower), floor), 0.0), float(upper), float(relative)
