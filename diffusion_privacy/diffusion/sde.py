@@ -25,8 +25,8 @@ def expand(v: Array, like: Array) -> Array:
     return v.reshape(v.shape + (1,) * (like.ndim - v.ndim))
 
 
-class _GaussianMarginals:
-    """What follows from α and σ alone."""
+class GaussianMarginals:
+    """What follows from α and σ alone; the base of every process here."""
 
     def alpha(self, t: Array) -> Array:
         raise NotImplementedError
@@ -55,7 +55,7 @@ class _GaussianMarginals:
 
 
 @dataclasses.dataclass(frozen=True)
-class VP(_GaussianMarginals):
+class VP(GaussianMarginals):
     """Variance preserving: dx = −½β(t) x dt + √β(t) dw, β(t) = β_min + t(β_max − β_min).
 
     α(t) = exp(−½B(t)), σ(t)² = 1 − exp(−B(t)), B(t) = ∫₀ᵗ β (Song et al., eq. 33). `expm1` keeps σ exact near t = 0.
@@ -80,7 +80,7 @@ class VP(_GaussianMarginals):
 
 
 @dataclasses.dataclass(frozen=True)
-class SubVP(_GaussianMarginals):
+class SubVP(GaussianMarginals):
     """Sub-variance preserving: the VP drift with g² = β(t)(1 − exp(−2B(t))), so that σ(t) = 1 − exp(−B(t)).
 
     Song et al., eq. 29 and 33.
@@ -106,7 +106,7 @@ class SubVP(_GaussianMarginals):
 
 
 @dataclasses.dataclass(frozen=True)
-class VE(_GaussianMarginals):
+class VE(GaussianMarginals):
     """Variance exploding: dx = √(dσ²/dt) dw with a geometric schedule that starts at exactly 0.
 
     σ(t)² = σ_min² ((σ_max/σ_min)^{2t} − 1). Song et al. (eq. 30) omit the −1, which leaves σ(0) = σ_min on the data;
@@ -137,7 +137,7 @@ class VE(_GaussianMarginals):
 
 
 @dataclasses.dataclass(frozen=True)
-class DDPM(_GaussianMarginals):
+class DDPM(GaussianMarginals):
     """The discrete schedule β_1 … β_T, embedded in continuous time.
 
     At t = i/T the marginals are exactly those of the chain, ᾱ_i = Π_{k≤i}(1 − β_k). Between grid points log ᾱ is
