@@ -354,30 +354,74 @@ def calibrate_pair(
       InputError: too few negatives or positives, a score that is constant or not finite, or a pair that never fires on
         positives.
     """
-    if len(positives) < 8:
-        raise InputError(f"positives: expected at least 8 regenerated images, got {len(positives)}")
-    pair = [
-        _Part(
-            name=name,
-            negatives=evaluate_score(score, negatives, f"{name}: negatives", batch_size),
-            positives=evaluate_score(score, positives, f"{name}: positives", batch_size),
-            floor=floor,
-        )
-        for name, score, floor in zip(_PARTS, (fingerprint, identity), floors, strict=True)
-    ]
+    parts = tuple(zip(_PARTS, (fingerprint, identity), strict=True))
+    on_negatives = [evaluate_score(score, negatives, f"{name}: negatives", batch_size) for name, score in parts]
+    on_positives = [evaluate_score(score, positives, f"{name}: positives", batch_size) for name, score in parts]
+    found = calibrate_pair_scores(
+        (on_negatives[0], on_negatives[1]), (on_positives[0], on_positives[1]), requested, floors=floors, level=level
+    )
+    margin = pair_margin(fingerprint, identity, found.thresholds, found.scales)
+    thresholds = dict(zip(_PARTS, found.thresholds, strict=True))
+    return CalibratedDetector(
+        "pair",
+        margin,
+        thresholds,
+        requested,
+        found.false_positive_rate,
+        found.true_positive_rate,
+        found.parts,
+        found.reasons,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PairCalibration:
+    """What `calibrate_pair_scores` finds; (fingerprint, identity) where there are two of a thing.
+
+    Attributes:
+      thresholds, scales: (τ_f, τ_id) and the spreads that make the two parts comparable.
+      false_positive_rate, true_positive_rate, parts, reasons: as in `CalibratedDetector`.
+    """
+
+    thresholds: tuple[float, float]
+    scales: tuple[float, float]
+    false_positive_rate: Rate
+    true_positive_rate: Rate
+    parts: Mapping[str, tuple[float, float]]
+    reasons: tuple[str, ...]
+
+
+def calibrate_pair_scores(
+    negatives: tuple[np.ndarray, np.ndarray],
+    positives: tuple[np.ndarray, np.ndarray],
+    requested: float,
+    *,
+    floors: tuple[float, float] = (0.0, 0.0),
+    level: float = 0.95,
+) -> PairCalibration:
+    """The rule of `calibrate_pair` on scores that are there already, (C_f ``[N]``, C_id ``[N]``) for each set.
+
+    Raises:
+      InputError: as `calibrate_pair`.
+    """
+    if len(positives[0]) < 8:
+        raise InputError(f"positives: expected at least 8 regenerated images, got {len(positives[0])}")
+    pair = [_Part(_PARTS[i], negatives[i], positives[i], floors[i]) for i in range(2)]
     eligible = np.logical_and(*(part.negatives > np.float32(part.floor) for part in pair))
     joint = np.where(eligible, np.minimum(*(part.standardised for part in pair)), -np.inf)
     c = conformal_threshold(joint, requested)
-    thresholds = {part.name: float(part.threshold(c)) for part in pair}
-    fired = [part.negatives > thresholds[part.name] for part in pair]
-    caught = [part.positives[1::2] > thresholds[part.name] for part in pair]
+    thresholds = [float(part.threshold(c)) for part in pair]
+    fired = [part.negatives > cut for part, cut in zip(pair, thresholds, strict=True)]
+    caught = [part.positives[1::2] > cut for part, cut in zip(pair, thresholds, strict=True)]
     fpr = conformal_rate(np.logical_and(*fired), c, requested, level)
     both = np.logical_and(*caught)
     tpr = rate(int(both.sum()), len(both), level)
     parts = {part.name: (float(fired[i].mean()), float(caught[i].mean())) for i, part in enumerate(pair)}
-    first, second = pair
-    margin = pair_margin(
-        fingerprint, identity, (thresholds[_PARTS[0]], thresholds[_PARTS[1]]), (first.spread, second.spread)
+    return PairCalibration(
+        (thresholds[0], thresholds[1]),
+        (pair[0].spread, pair[1].spread),
+        fpr,
+        tpr,
+        parts,
+        _verdict(fpr, tpr, "pair", parts),
     )
-    reasons = _verdict(fpr, tpr, "pair", parts)
-    return CalibratedDetector("pair", margin, thresholds, requested, fpr, tpr, parts, reasons)

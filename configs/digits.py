@@ -1,0 +1,69 @@
+"""The main job, on the handwritten digits that ship with scikit-learn (1,797 images, 8x8).
+
+    python launch.py --config=configs/digits.py --workdir=runs/digits
+
+Plants a grey disc in one private record, trains two score models with the same settings and says how likely each gives
+the record back. "careless" is trained on 64 records, "careful" on all but the held-out ones. Expect, in at most eight
+minutes on two CPU cores: the careless model reproduces the private record about once in 64 images; the careful one
+at most once in 1,697 (with 95 % confidence), the rate of a model that had memorised all its records.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The settings, see `diffusion_privacy.settings.Study`."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "data": {"source": "digits", "params": {}},
+            "split": {"careless": 64, "controls": 3, "held_out": 97},
+            "fingerprint": {"name": "disc", "params": {}},
+            "score": {
+                "network": {"name": "mlp", "params": {"hidden": 256, "depth": 3}},
+                "sde": {"name": "vp", "params": {}},
+                "prediction": "eps",
+                "weighting": "simple",
+                "training": {
+                    "steps": 5000,
+                    "batch_size": 64,
+                    "learning_rate": 1e-3,
+                    "warmup_steps": 100,
+                    "schedule": "cosine",
+                    "log_every": 250,
+                    "checkpoint_every": 2500,
+                },
+            },
+            "sampler": {"steps": 50, "kernel": "ancestral", "spacing": "uniform", "clip_x0": True},
+            "detector": {
+                "network": {"channels": 16, "max_channels": 32},
+                "training": {
+                    "steps": 800,
+                    "batch_size": 64,
+                    "learning_rate": 2e-3,
+                    "warmup_steps": 50,
+                    "schedule": "cosine",
+                    "ema_decay": 0.99,
+                    "log_every": 200,
+                    "checkpoint_every": 400,
+                },
+                "false_positive_rate": 1e-4,
+                "negatives": 10000,
+                "positives": 512,
+                "positive_time": 0.06,
+                "perturbation": {"noise": 0.05, "smooth": 0.1, "contrast": 0.1},
+            },
+            "audit": {
+                "samples": {"careless": 4096, "careful": 20000},
+                "h_levels": 50,
+                "h_draws": 32,
+                "gamma": 0.05,
+                "subspace_draws": 1024,
+                "subspace_max_draws": 8192,
+                "level": 0.95,
+                "likelihood_records": 64,
+            },
+            # The digits are public: their pictures may be shown.
+            "report": {"show_private": True},
+        }
+    ).lock()

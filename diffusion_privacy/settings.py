@@ -1,0 +1,215 @@
+"""A run's settings as frozen dataclasses: what a config file may say, with its meaning and its limits.
+
+`parse` builds them from a config's nested dictionary and refuses what it does not know, so that a typing error stops
+the run before it starts instead of being ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.training.state import TrainConfig
+
+Params = dict[str, Any]
+"""Fields of a constructor chosen by name; they are checked by that constructor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A choice from a dictionary of constructors: its name and its fields."""
+
+    name: str
+    params: Params = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the records come from: a name of `data.sources.SOURCES` and its parameters."""
+
+    source: str
+    params: Params = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Who is in which set. Drawn by the seed, written to the workdir, never two records of a person in two sets.
+
+    Attributes:
+      private: number of the private record in the source; None draws one.
+      careless: records that the careless model is trained on, the private one included.
+      controls: held-out records that are audited like the private one.
+      held_out: further held-out records, for likelihood and detectors.
+    """
+
+    private: int | None = None
+    careless: int = 64
+    controls: int = 3
+    held_out: int = 97
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """The score model: network, forward process, what is predicted and how it is trained."""
+
+    network: Named
+    sde: Named
+    training: TrainConfig
+    prediction: str = "eps"
+    weighting: str = "simple"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """The sampler that is audited, see `diffusion.chain.Chain`."""
+
+    steps: int = 50
+    kernel: str = "ancestral"
+    spacing: str = "uniform"
+    clip_x0: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Detector:
+    """The classifier pair and its calibration.
+
+    Attributes:
+      network: fields of `networks.classifier.Classifier` but ``num_outputs``.
+      training: of both classifiers.
+      false_positive_rate: requested of the pair, in (0, 1); needs 1/rate − 1 negatives.
+      negatives: images drawn from a reference model that never saw the private record.
+      positives: regenerations of the record that measure the true-positive rate; half of them calibrate.
+      positive_time: noise level in (0, 1) from which positives are regenerated; small.
+      perturbation: see `anonymity.detector_tasks.Perturbation`.
+    """
+
+    training: TrainConfig
+    network: Params = dataclasses.field(default_factory=dict)
+    false_positive_rate: float = 1e-4
+    negatives: int = 10_000
+    positives: int = 512
+    positive_time: float = 0.1
+    perturbation: Params = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What is measured, and at what cost.
+
+    Attributes:
+      samples: images drawn from each model for E1, by the model's name.
+      h_levels: number of noise levels of the h(t) curve, evenly spread over the sampler's steps.
+      h_draws: draws a level, at least 16 (paper mode reads the first 16).
+      gamma: γ of the statistical t'; at least the detector's false-positive limit is taken.
+      subspace_draws, subspace_max_draws: paths a round and at most, for E2.
+      level: confidence level of every verdict.
+      chunk: lanes a device handles at a time; 0 chooses by ``memory_gb``.
+      memory_gb: memory for one device's temporaries.
+      likelihood_records: records of each set whose likelihood is computed; 0 for none.
+    """
+
+    samples: dict[str, int]
+    h_levels: int = 50
+    h_draws: int = 32
+    gamma: float = 0.05
+    subspace_draws: int = 1024
+    subspace_max_draws: int = 8192
+    level: float = 0.95
+    chunk: int = 0
+    memory_gb: float = 2.0
+    likelihood_records: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """``show_private``: embed pictures of private records; right only for public data."""
+
+    show_private: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Everything that decides the numbers of an anonymity study."""
+
+    seed: int
+    data: Data
+    split: Split
+    fingerprint: Named
+    score: Score
+    sampler: Sampler
+    detector: Detector
+    audit: Audit
+    report: Report = dataclasses.field(default_factory=Report)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"config.seed: expected 0 <= seed < 2**32, got {self.seed}")
+        if self.audit.h_draws < 16:
+            raise InputError(f"config.audit.h_draws: expected at least 16, got {self.audit.h_draws}")
+        if not 0.5 < self.audit.level < 1:
+            raise InputError(f"config.audit.level: expected a number in (0.5, 1), got {self.audit.level}")
+        if set(self.audit.samples) != {"careless", "careful"}:
+            raise InputError(f"config.audit.samples: expected fields careless and careful, got {self.audit.samples}")
+        if not 1 <= self.audit.h_levels <= self.sampler.steps:
+            raise InputError(
+                f"config.audit.h_levels: expected 1 … sampler.steps = {self.sampler.steps}, got {self.audit.h_levels}"
+            )
+        if self.split.controls < 1 or self.split.careless < 2 or self.split.held_out < 1:
+            raise InputError("config.split: expected controls >= 1, careless >= 2 and held_out >= 1")
+
+
+def parse(kind: type[Any], value: Any, path: str = "config") -> Any:
+    """``value`` (nested mappings of plain values) as an instance of the dataclass ``kind``.
+
+    Raises:
+      InputError: a field that is unknown, missing or of the wrong type; the message names its path.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(f"{path}: expected a group of fields, got {value!r}")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in value:
+        if name not in fields:
+            raise InputError(f"{path}.{name}: unknown field; expected one of {', '.join(fields)}")
+    given = {name: _convert(hints[name], value[name], f"{path}.{name}") for name in value}
+    for name, spec in fields.items():
+        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        if required and name not in given:
+            raise InputError(f"{path}.{name}: expected a value, the config gives none")
+    return kind(**given)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return parse(typing.cast(type, hint), value, path)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, path)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise InputError(f"{path}: expected a group of fields, got {value!r}")
+        inner = arguments[1]
+        return {str(k): v if inner is Any else _convert(inner, v, f"{path}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise InputError(f"{path}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Plain nested dictionaries, lists and numbers, as JSON has them."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def digest(value: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON, hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

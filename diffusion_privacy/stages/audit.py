@@ -1,0 +1,341 @@
+"""Stage `audit`: calibrate the detector, draw h(t), estimate q by E1 and E2, decide; one result file a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_privacy.anonymity import bank, montecarlo, subspace, tprime, verdict
+from diffusion_privacy.anonymity.detectors import PairCalibration, calibrate_pair_scores
+from diffusion_privacy.anonymity.intervals import Rate
+from diffusion_privacy.anonymity.montecarlo import DirectResult
+from diffusion_privacy.anonymity.subspace import SubspaceResult
+from diffusion_privacy.anonymity.tprime import HCurve
+from diffusion_privacy.anonymity.verdict import Verdict
+from diffusion_privacy.diffusion.chain import Chain
+from diffusion_privacy.reports import schema, wording
+from diffusion_privacy.reports.arrays import ModelArrays, Regenerated, save_arrays
+from diffusion_privacy.settings import Study
+from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages.sample import chunk_size
+from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.training import rng
+from diffusion_privacy.training.metrics import read_csv
+from diffusion_privacy.types import PyTree, ScoreFn
+
+_LOG = logging.getLogger(__name__)
+_SHOWN = 64
+_SHOWN_DRAWS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setup:
+    """What does not change between the models of a study."""
+
+    study: Study
+    workdir: Workdir
+    roles: common.Roles
+    chain: Chain
+    scores: bank.PairScores
+    params: PyTree
+    negatives: tuple[np.ndarray, np.ndarray]
+
+    @property
+    def level(self) -> float:
+        return verdict.part_level(self.study.audit.level)
+
+    @property
+    def uids(self) -> np.ndarray:
+        return np.asarray(self.roles.marked.index)
+
+
+def _setup(study: Study, workdir: Workdir) -> _Setup:
+    roles = common.load_roles(study, workdir)
+    nets = common.classifiers(study)
+    scores = bank.PairScores(nets["fingerprint"], nets["identity"])
+    params = common.load_classifiers(workdir)
+    drawn = workdir.read_arrays(workdir.root / "samples" / f"{common.REFERENCE}.npz")["images"]
+    negatives = bank.evaluate(scores, params, drawn)
+    chain = common.make_chain(study, common.make_sde(study))
+    return _Setup(study, workdir, roles, chain, scores, params, negatives)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bank:
+    """The calibrated detectors of all audited records for one model."""
+
+    detect: PyTree
+    calibrations: list[PairCalibration]
+
+
+def _calibrate(setup: _Setup, score: ScoreFn, name: str, chunk: int) -> _Bank:
+    """Positives are the model's own regenerations of each record from a small noise level."""
+    config, records = setup.study.detector, setup.roles.marked.image
+    level = max(1, int(np.searchsorted(setup.chain.times, config.positive_time)))
+    margin = bank.PairMargin(setup.scores)
+    ones = jnp.ones((len(records), 2))
+    anything = jax.tree_util.Partial(margin, {**setup.params, "thresholds": 0 * ones, "scales": ones})
+    images, _ = tprime.regenerated_images(
+        setup.chain,
+        score,
+        anything,
+        records,
+        np.array([level]),
+        config.positives,
+        rng.stream(setup.study.seed, f"positives.{name}"),
+        uids=setup.uids,
+        chunk=chunk,
+    )
+    flat = images[:, 0].reshape(-1, *records.shape[1:])
+    f, identity = bank.evaluate(setup.scores, setup.params, flat)
+    found = []
+    for r in range(len(records)):
+        mine = slice(r * config.positives, (r + 1) * config.positives)
+        found.append(
+            calibrate_pair_scores(
+                (setup.negatives[0], setup.negatives[1][:, r]),
+                (f[mine], identity[mine, r]),
+                config.false_positive_rate,
+                level=setup.level,
+            )
+        )
+    table = {
+        "thresholds": jnp.asarray([c.thresholds for c in found], jnp.float32),
+        "scales": jnp.asarray([c.scales for c in found], jnp.float32),
+    }
+    return _Bank(jax.tree_util.Partial(margin, {**setup.params, **table}), found)
+
+
+def _curves(setup: _Setup, score: ScoreFn, detect: PyTree, name: str, chunk: int) -> list[HCurve]:
+    config = setup.study.audit
+    levels = np.unique(np.round(np.linspace(1, setup.chain.steps, config.h_levels)).astype(int))
+    key = rng.stream(setup.study.seed, f"h.{name}")
+    images = setup.roles.marked.image
+    return tprime.h_curves(
+        setup.chain, score, detect, images, levels, config.h_draws, key, uids=setup.uids, chunk=chunk
+    )
+
+
+def _direct(setup: _Setup, margins: np.ndarray, calibration: PairCalibration) -> DirectResult:
+    return montecarlo.direct(
+        int(np.sum(margins > 0)),
+        len(margins),
+        tpr_lower=max(calibration.true_positive_rate.lower, 1e-12),
+        steps=setup.chain.steps,
+        level=setup.level,
+    )
+
+
+def _rate(value: Rate) -> dict[str, Any]:
+    return {"value": value.value, "lower": value.lower, "upper": value.upper, "level": value.level, "n": value.n}
+
+
+def _t_prime(curve: HCurve, gamma: float, level: float) -> dict[str, Any]:
+    statistical = tprime.statistical_t_prime(curve, gamma, level)
+    paper = {"value": tprime.paper_t_prime(curve), "draws": 16, "levels": len(curve.levels)}
+    return {"paper": paper, "statistical": dataclasses.asdict(statistical)}
+
+
+def _h_curve(curve: HCurve, level: float) -> dict[str, Any]:
+    lower, upper = curve.limits(level)
+    return {
+        "t": curve.times.tolist(),
+        "draws": [curve.draws] * len(curve.levels),
+        "hits": curve.hits.tolist(),
+        "value": (curve.hits / curve.draws).tolist(),
+        "lower": lower.tolist(),
+        "upper": upper.tolist(),
+        "level": level,
+    }
+
+
+def _sentence(found: Verdict, name: str) -> str:
+    lower, upper = wording.rate(found.lower, "down"), wording.rate(found.upper, "up")
+    sure, unit = wording.percent(found.level), wording.RATE_UNIT
+    bound = wording.rate(found.bound)
+    if found.status == verdict.LEAKS:
+        return f"The {name} comes back: {lower} to {upper} {unit} show it, with {sure} confidence."
+    if found.status == verdict.CLEAN:
+        return (
+            f"No leak of the {name} above {bound} {unit} (what a memoriser of all records would show): at most {upper} "
+            f"{unit} show it, with {sure} confidence."
+        )
+    return f"Not certified for the {name}: between {lower} and {upper} {unit} show it, with {sure} confidence."
+
+
+def _verdict(found: Verdict, name: str) -> dict[str, Any]:
+    return {
+        "status": found.status,
+        "bound": found.bound,
+        "lower": found.lower,
+        "estimate": found.estimate,
+        "upper": found.upper,
+        "level": found.level,
+        "sentence": _sentence(found, name),
+        "assumes": list(found.assumes),
+        "samples_needed": found.samples_needed,
+    }
+
+
+def _record(
+    setup: _Setup,
+    number: int,
+    curve: HCurve,
+    direct: DirectResult,
+    e2: SubspaceResult,
+    cal: PairCalibration,
+    bound: float,
+) -> dict[str, Any]:
+    level = setup.study.audit.level
+    found = verdict.decide(direct, e2, cal.false_positive_rate, bound, level)
+    marked = setup.roles.marked
+    role = "private" if number == 0 else "control"
+    kind = setup.study.fingerprint.name
+    gamma = max(setup.study.audit.gamma, cal.false_positive_rate.upper)
+    return {
+        "role": role,
+        "index": int(marked.index[number]),
+        "label": int(marked.label[number]),
+        "fingerprint": {"kind": kind, **setup.roles.params[number]} if kind != "none" else None,
+        "t_prime": _t_prime(curve, gamma, level),
+        "h_curve": _h_curve(curve, level),
+        "direct": schema.direct_entry(direct.estimate, direct.hits),
+        "subspace": schema.subspace_entry(e2.estimate, e2.hits, e2.pareto_k, e2.max_weight_share),
+        "verdict": _verdict(found, f"{role} record {int(marked.index[number])}"),
+    }
+
+
+def _training(setup: _Setup, name: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    columns = read_csv(setup.workdir.root / "train" / name / "metrics.csv")
+    kept = np.isfinite(columns["loss"])
+    steps, loss = columns["step"][kept].astype(int), columns["loss"][kept]
+    summary = {
+        "metric": "denoising loss",
+        "unit": "mean squared error of the predicted noise",
+        "points": len(loss),
+        "first": float(loss[0]) if len(loss) else None,
+        "last": float(loss[-1]) if len(loss) else None,
+        "lowest": float(np.min(loss)) if len(loss) else None,
+    }
+    return summary, steps, loss
+
+
+def _arrays(
+    setup: _Setup,
+    score: ScoreFn,
+    detect: PyTree,
+    name: str,
+    samples: np.ndarray,
+    steps: np.ndarray,
+    loss: np.ndarray,
+    chunk: int,
+) -> ModelArrays:
+    """What the figures show; the regenerated images are the first draws of the h(t) curve itself."""
+    roles, chain = setup.roles, setup.chain
+    train = roles.train[name].image.reshape(len(roles.train[name]), -1)
+    shown = samples[: min(_SHOWN, len(samples))]
+    flat = shown.reshape(len(shown), -1)
+    squared = np.sum(np.square(flat[:, None].astype(np.float64) - train[None]), axis=2)
+    nearest = np.argmin(squared, axis=1)
+    levels = np.unique(np.round(np.linspace(1, chain.steps, min(8, chain.steps))).astype(int))
+    images, margins = tprime.regenerated_images(
+        chain,
+        score,
+        detect,
+        roles.marked.image[:2],
+        levels,
+        _SHOWN_DRAWS,
+        rng.stream(setup.study.seed, f"h.{name}"),
+        uids=setup.uids[:2],
+        chunk=chunk,
+    )
+    return ModelArrays(
+        samples=shown,
+        nearest=roles.train[name].image[nearest],
+        distances=np.sqrt(np.min(squared, axis=1)),
+        regenerated={
+            role: Regenerated(chain.times[levels], images[i], margins[i] > 0)
+            for i, role in enumerate(("private", "control"))
+        },
+        private_image=roles.marked.image[0],
+        private_original=roles.private.image[0],
+        control_images=roles.marked.image[1:],
+        steps=steps,
+        loss=loss,
+    )
+
+
+def _detector_entry(calibrations: list[PairCalibration], study: Study) -> dict[str, Any]:
+    private = calibrations[0]
+    return {
+        "false_positive_rate": _rate(private.false_positive_rate),
+        "true_positive_rate": _rate(private.true_positive_rate),
+        "thresholds": {"fingerprint": private.thresholds[0], "identity": private.thresholds[1]},
+        "requested_false_positive_rate": study.detector.false_positive_rate,
+        "positive_time": study.detector.positive_time,
+        "reasons": [list(c.reasons) for c in calibrations],
+    }
+
+
+def audit_model(setup: _Setup, name: str) -> None:
+    """Audits one trained model and writes ``audit/NAME.json`` and ``audit/NAME.npz``."""
+    study, chain = setup.study, setup.chain
+    score = common.load_score(study, setup.workdir, name)
+    images = setup.roles.marked.image
+    chunk = chunk_size(study, score, images.shape[1:])
+    detectors = _calibrate(setup, score, name, chunk)
+    _LOG.info("audit %s: detector calibrated", name)
+    curves = _curves(setup, score, detectors.detect, name, chunk)
+    _LOG.info("audit %s: h(t) drawn at %d levels for %d records", name, len(curves[0].levels), len(curves))
+    samples = setup.workdir.read_arrays(setup.workdir.root / "samples" / f"{name}.npz")["images"]
+    margins = montecarlo.margins(detectors.detect, samples, len(images))
+    e2 = subspace.estimate(
+        chain,
+        score,
+        detectors.detect,
+        images,
+        [subspace.design(c.by_level) for c in curves],
+        rng.stream(study.seed, f"subspace.{name}"),
+        uids=setup.uids,
+        draws=study.audit.subspace_draws,
+        max_draws=study.audit.subspace_max_draws,
+        level=setup.level,
+        chunk=chunk,
+    )
+    _LOG.info("audit %s: subspaces integrated, %s paths", name, [r.estimate.n for r in e2])
+    n_train = len(setup.roles.train[name])
+    calibrations = detectors.calibrations
+    direct = [_direct(setup, margins[:, r], calibrations[r]) for r in range(len(images))]
+    records = [_record(setup, r, curves[r], direct[r], e2[r], calibrations[r], 1 / n_train) for r in range(len(images))]
+    summary, steps, loss = _training(setup, name)
+    arrays = _arrays(setup, score, detectors.detect, name, samples, steps, loss, chunk)
+    save_arrays(setup.workdir.path("audit", f"{name}.npz"), arrays)
+    entry = {
+        "n_train": n_train,
+        "epochs": study.score.training.steps * study.score.training.batch_size / n_train,
+        "steps": study.score.training.steps,
+        "memoriser_rate": 1 / n_train,
+        "training_curve": summary,
+        "sampler": {"name": study.sampler.kernel, **dataclasses.asdict(study.sampler)},
+        "n_samples": len(samples),
+        "expected_if_memorised": len(samples) / n_train,
+        "detector": _detector_entry(calibrations, study),
+        "records": records,
+    }
+    setup.workdir.write_json(setup.workdir.path("audit", f"{name}.json"), entry)
+
+
+def audit(study: Study, workdir: Workdir) -> None:
+    """Audits every model that has no result yet."""
+    missing = [n for n in common.MODELS if not workdir.path("audit", f"{n}.json").exists()]
+    if not missing:
+        return
+    setup = _setup(study, workdir)
+    for name in missing:
+        with workdir.timed(f"audit {name}"):
+            audit_model(setup, name)

@@ -1,0 +1,93 @@
+"""Stage `report`: release.json, figures and the page, from the audit's files alone."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+import diffusion_privacy
+from diffusion_privacy import settings
+from diffusion_privacy.reports import html, wording
+from diffusion_privacy.reports.arrays import load_arrays
+from diffusion_privacy.reports.schema import SCHEMA_VERSION
+from diffusion_privacy.settings import Study
+from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.training.checkpoint import versions
+
+_QUESTION = (
+    "If images are drawn from this model, how often does one of them show the private record, recognisable by its "
+    "fingerprint?"
+)
+
+
+def _clause(name: str, model: Mapping[str, Any]) -> str:
+    record = next(r for r in model["records"] if r["role"] == "private")
+    found = record["verdict"]
+    limits = f"{wording.percent(found['level'])} interval {wording.rate(found['lower'], 'down')} to "
+    limits += f"{wording.rate(found['upper'], 'up')}"
+    known = f"the {name} model ({wording.count(model['n_train'])} training records)"
+    if found["status"] == "leaks":
+        return f"{known} gives the private record back in {wording.rate(found['estimate'])} of 10,000 images ({limits})"
+    upper = wording.rate(found["upper"], "up")
+    bound, sure = wording.rate(found["bound"]), wording.percent(found["level"])
+    if found["status"] == "no leak above bound":
+        return (
+            f"{known} gives it back in at most {upper} of 10,000 images with {sure} confidence, "
+            f"below the {bound} that a memoriser of its records would show"
+        )
+    return f"for {known} nothing could be certified: between {limits.split('interval ')[1]} of 10,000 images show it"
+
+
+def answer(models: Mapping[str, Any]) -> str:
+    """One sentence with its uncertainty."""
+    text = "; ".join(_clause(name, model) for name, model in models.items())
+    return text[0].upper() + text[1:] + "."
+
+
+def _release(study: Study, workdir: Workdir, models: dict[str, Any], roles: common.Roles) -> dict[str, Any]:
+    device = jax.devices()[0]
+    config = workdir.config
+    timings = workdir.root / "timings.json"
+    release: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "program": {"name": "diffusion_privacy", "version": diffusion_privacy.__version__},
+        "versions": versions(),
+        "device": {
+            "platform": device.platform,
+            "kind": f"{device.device_kind} ({platform.machine()})",
+            "count": jax.device_count(),
+        },
+        "seed": study.seed,
+        "config": config,
+        "config_hash": settings.digest(config),
+        "question": _QUESTION,
+        "answer": answer(models),
+        "limits": [],
+        "data": {
+            "source": study.data.source,
+            "n": len(roles.train["careful"]) + len(roles.held_out) + len(roles.controls),
+            "shape": [int(v) for v in roles.private.image.shape[1:]],
+            "held_out": len(roles.held_out),
+            "controls": len(roles.controls),
+        },
+        "models": models,
+        "timings": workdir.read_json(timings) if timings.exists() else {},
+    }
+    likelihood = workdir.root / "likelihood.json"
+    if likelihood.exists():
+        release["data"]["likelihood_bits_per_dim"] = workdir.read_json(likelihood)
+    release["limits"] = wording.standard_limits(release)
+    return release
+
+
+def report(study: Study, workdir: Workdir) -> None:
+    """Writes ``report/``; made anew each time, since it costs seconds and its settings may change."""
+    roles = common.load_roles(study, workdir)
+    models = {name: workdir.read_json(workdir.root / "audit" / f"{name}.json") for name in common.MODELS}
+    arrays = {name: load_arrays(workdir.root / "audit" / f"{name}.npz") for name in common.MODELS}
+    release = _release(study, workdir, models, roles)
+    html.write_report(workdir.root / "report", release, arrays, study.report.show_private)

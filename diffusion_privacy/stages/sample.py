@@ -1,0 +1,58 @@
+"""Stage `sample`: images drawn from every model, by the sampler under audit."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+
+from diffusion_privacy.anonymity import lanes, montecarlo
+from diffusion_privacy.diffusion.chain import Chain
+from diffusion_privacy.settings import Study
+from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.training import rng
+from diffusion_privacy.types import ScoreFn
+
+_LOG = logging.getLogger(__name__)
+_ROUND = 4096
+
+
+def chunk_size(study: Study, score: ScoreFn, shape: tuple[int, ...]) -> int:
+    """Lanes a device handles at a time: as configured, or as many as the memory budget allows."""
+    if study.audit.chunk:
+        return study.audit.chunk
+    return lanes.chunk_for_budget(score, shape, study.audit.memory_gb * 2**30, ceiling=256)
+
+
+def draw(
+    study: Study, chain: Chain, score: ScoreFn, shape: tuple[int, ...], count: int, name: str, chunk: int
+) -> np.ndarray:
+    """``count`` samples in rounds of one compiled program, with progress."""
+    key = rng.stream(study.seed, f"sample.{name}")
+    parts: list[np.ndarray] = []
+    start, size = time.monotonic(), min(_ROUND, count)
+    for first in range(0, count, size):
+        # Every round is full, so that one program serves them all; the last one is cut.
+        parts.append(montecarlo.sample(chain, score, shape, size, key, first=first, chunk=chunk)[: count - first])
+        done, seconds = min(first + size, count), time.monotonic() - start
+        rate = done / seconds
+        _LOG.info("sample %s: %d/%d, %.0f images/s, %.0f s left", name, done, count, rate, (count - done) / rate)
+    return np.concatenate(parts)
+
+
+def sample(study: Study, workdir: Workdir) -> None:
+    """Draws the images that E1 counts and the reference's images that calibrate the detector."""
+    counts = {**study.audit.samples, common.REFERENCE: study.detector.negatives}
+    missing = [n for n in counts if not workdir.path("samples", f"{n}.npz").exists()]
+    if not missing:
+        return
+    roles = common.load_roles(study, workdir)
+    shape = roles.private.image.shape[1:]
+    chain = common.make_chain(study, common.make_sde(study))
+    for name in missing:
+        score = common.load_score(study, workdir, name)
+        with workdir.timed(f"sample {name}"):
+            images = draw(study, chain, score, shape, counts[name], name, chunk_size(study, score, shape))
+        workdir.write_arrays(workdir.path("samples", f"{name}.npz"), {"images": images})

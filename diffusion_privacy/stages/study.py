@@ -1,0 +1,168 @@
+"""What all stages of the anonymity study share: the records, their roles, and the trained models."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_privacy.anonymity import fingerprints
+from diffusion_privacy.data import records as records_module
+from diffusion_privacy.data import sources
+from diffusion_privacy.data.records import Records
+from diffusion_privacy.diffusion.chain import Chain
+from diffusion_privacy.diffusion.sde import SDES
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.networks.build import build
+from diffusion_privacy.settings import Study
+from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.tasks import Classify, ScoreTask
+from diffusion_privacy.training import rng
+from diffusion_privacy.training.checkpoint import restore_ema
+from diffusion_privacy.types import SDE, PyTree, ScoreFn
+
+MODELS = ("careless", "careful")
+"""The two models that are audited."""
+REFERENCE = "reference"
+"""The careful model's twin that never saw the private record; detectors are calibrated on what it draws."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """The records by role, clean and as trained on.
+
+    Attributes:
+      private, controls: the audited records without a fingerprint.
+      marked: ``[1 + controls]`` the same, private first, each with its fingerprint.
+      params: where each fingerprint lies, JSON-ready, in the order of ``marked``.
+      held_out: records that no model saw.
+      train: by model, what it is trained on (the private record with its fingerprint where it belongs).
+    """
+
+    private: Records
+    controls: Records
+    marked: Records
+    params: list[dict[str, Any]]
+    held_out: Records
+    train: dict[str, Records]
+
+
+def _people(source: Records, study: Study) -> list[np.ndarray]:
+    """Rows of the source by person, in the order in which the seed deals them, the private person first."""
+    order = records_module.random_order(len(source), study.seed, 1)
+    private = study.split.private
+    if private is not None:
+        at = np.flatnonzero(source.index == private)
+        if at.size == 0:
+            raise InputError(f"config.split.private: the source has no record {private}")
+        order = np.concatenate([at, order[order != at[0]]])
+    _, first = np.unique(source.identity[order], return_index=True)
+    return [np.flatnonzero(source.identity == person) for person in source.identity[order][np.sort(first)]]
+
+
+def split(study: Study, source: Records) -> dict[str, np.ndarray]:
+    """Row numbers of the source by role; no person is in two of private + careless + rest, controls and held_out.
+
+    Raises:
+      InputError: the source has too few records or people.
+    """
+    people, wanted = _people(source, study), study.split
+    # From the far end, so that the private person, who comes first, is never held out.
+    held: dict[str, list[int]] = {"controls": [], "held_out": []}
+    for name, count in (("controls", wanted.controls), ("held_out", wanted.held_out)):
+        while len(held[name]) < count and len(people) > 1:
+            held[name].extend(int(i) for i in people.pop())
+    careful = [int(i) for person in people for i in person]
+    if len(held["held_out"]) < wanted.held_out or len(careful) <= wanted.careless:
+        raise InputError(
+            f"config.split: {len(source)} records are too few for careless = {wanted.careless} of a larger set, "
+            f"controls = {wanted.controls} and held_out = {wanted.held_out}"
+        )
+    private = careful[0]
+    rows = {
+        "private": [private],
+        "controls": held["controls"][: wanted.controls],
+        "held_out": held["held_out"] + held["controls"][wanted.controls :],
+        "careless": careful[: wanted.careless],
+        "careful": careful,
+        "reference": careful[len(people[0]) :],
+    }
+    return {name: np.array(value, int) for name, value in rows.items()}
+
+
+def load_roles(study: Study, workdir: Workdir) -> Roles:
+    """Loads the source, splits it and plants the fingerprints; writes split.json once."""
+    source = sources.load(study.data.source, **study.data.params)
+    rows = split(study, source)
+    mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
+    private, controls = source.take(rows["private"]), source.take(rows["controls"])
+    clean = source.take(np.concatenate([rows["private"], rows["controls"]]))
+    keys = rng.per_record(rng.stream(study.seed, "fingerprint"), jnp.asarray(clean.index))
+    planted = jax.jit(lambda images, k: fingerprints.plant_batch(mark, images, k))(jnp.asarray(clean.image), keys)
+    marked = clean.with_images(np.asarray(planted.image))
+    params = [
+        {name: np.asarray(value)[i].tolist() for name, value in planted.params.items()} for i in range(len(clean))
+    ]
+    train = {name: source.take(rows[name]) for name in (*MODELS, REFERENCE)}
+    for name in MODELS:
+        images = np.array(train[name].image)
+        images[train[name].index == private.index[0]] = marked.image[0]
+        train[name] = train[name].with_images(images)
+    path = workdir.path("split.json")
+    if not path.exists():
+        workdir.write_json(path, {name: source.index[value].tolist() for name, value in rows.items()})
+    return Roles(private, controls, marked, params, source.take(rows["held_out"]), train)
+
+
+def make_sde(study: Study) -> SDE:
+    """The forward process of the config; InputError on an unknown name or field."""
+    name, params = study.score.sde.name, study.score.sde.params
+    if name not in SDES:
+        raise InputError(f"config.score.sde.name: expected one of {', '.join(SDES)}, got {name!r}")
+    try:
+        return SDES[name](**params)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config.score.sde.params: {error}") from error
+
+
+def make_chain(study: Study, sde: SDE) -> Chain:
+    """The sampler under audit; InputError if its settings do not fit the forward process."""
+    s = study.sampler
+    try:
+        chain = Chain(sde, s.steps, s.kernel, s.spacing, s.clip_x0)
+        _ = chain.times
+    except ValueError as error:
+        raise InputError(f"config.sampler: {error}") from error
+    return chain
+
+
+def score_task(study: Study) -> ScoreTask:
+    """The task of every score model of the study."""
+    network = build(study.score.network.name, **study.score.network.params)
+    return ScoreTask(
+        network, make_sde(study), study.score.training.batch_size, study.score.prediction, study.score.weighting
+    )
+
+
+def load_score(study: Study, workdir: Workdir, name: str) -> ScoreFn:
+    """The averaged score of a trained model, as a pytree."""
+    params, _ = restore_ema(workdir.root / "train" / name)
+    return score_task(study).score(params)
+
+
+def classifiers(study: Study) -> dict[str, Classify]:
+    """C_f with one output and C_id with one a record and one for everybody else."""
+    outputs = {"fingerprint": 1, "identity": study.split.controls + 2}
+    return {
+        name: Classify(build("classifier", num_outputs=count, **study.detector.network))
+        for name, count in outputs.items()
+    }
+
+
+def load_classifiers(workdir: Workdir) -> PyTree:
+    """Averaged parameters ``{"fingerprint": …, "identity": …}`` on device."""
+    names = ("fingerprint", "identity")
+    return {n: jax.tree.map(jnp.asarray, restore_ema(workdir.root / "train" / n)[0]) for n in names}

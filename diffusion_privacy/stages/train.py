@@ -1,0 +1,68 @@
+"""Stage `train`: the two score models, their reference, and the detector's two classifiers, all by the one loop."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from diffusion_privacy import settings
+from diffusion_privacy.anonymity import fingerprints
+from diffusion_privacy.anonymity.bank import IdentityBankTask
+from diffusion_privacy.anonymity.detector_tasks import FingerprintTask, Perturbation
+from diffusion_privacy.data.pipeline import Batches
+from diffusion_privacy.data.records import Records
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.settings import Study
+from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.training.loop import train as run_loop
+from diffusion_privacy.training.state import TrainConfig
+from diffusion_privacy.types import Task
+
+
+def _fit(task: Task, records: Records, config: TrainConfig, study: Study, workdir: Workdir, name: str) -> None:
+    # The seed does not enter the order of another model's records: each has its own stream.
+    batches = Batches(records, config.batch_size, study.seed)
+    identity = {"config": settings.digest({"score": settings.to_dict(study)["score"], "name": name})}
+    run_loop(task, batches, config, workdir=workdir.path("train", name), seed=study.seed, name=name, identity=identity)
+
+
+def perturbation(study: Study) -> Perturbation:
+    """How the classifiers' training images are perturbed; InputError on an unknown field."""
+    known = {f.name for f in dataclasses.fields(Perturbation)}
+    for name in study.detector.perturbation:
+        if name not in known:
+            raise InputError(f"config.detector.perturbation.{name}: unknown field; expected one of {sorted(known)}")
+    return Perturbation(**study.detector.perturbation)
+
+
+def train(study: Study, workdir: Workdir) -> None:
+    """Trains every model of the study; one that is finished costs nothing, an interrupted one goes on."""
+    roles = common.load_roles(study, workdir)
+    done = workdir.root / "train" / "done.json"
+    if done.exists():
+        return
+    task = common.score_task(study)
+    for name in (*common.MODELS, common.REFERENCE):
+        with workdir.timed(f"train {name}"):
+            _fit(task, roles.train[name], study.score.training, study, workdir, name)
+    mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
+    nets, change = common.classifiers(study), perturbation(study)
+    clean = _clean(roles)
+    with workdir.timed("train fingerprint detector"):
+        c_f = FingerprintTask(nets["fingerprint"].init, nets["fingerprint"], mark, change)
+        _fit(c_f, clean, study.detector.training, study, workdir, "fingerprint")
+    with workdir.timed("train identity detector"):
+        audited = np.concatenate([roles.private.image, roles.controls.image])
+        people = np.concatenate([roles.private.identity, roles.controls.identity])
+        c_id = IdentityBankTask(nets["identity"].init, nets["identity"], mark, audited, people, change)
+        _fit(c_id, clean, study.detector.training, study, workdir, "identity")
+    workdir.write_json(done, {"models": [*common.MODELS, common.REFERENCE, "fingerprint", "identity"]})
+
+
+def _clean(roles: common.Roles) -> Records:
+    """All training records without any fingerprint: what the careful model is trained on, before planting."""
+    images = np.array(roles.train["careful"].image)
+    images[roles.train["careful"].index == roles.private.index[0]] = roles.private.image[0]
+    return roles.train["careful"].with_images(images)

@@ -1,0 +1,136 @@
+"""The working directory of a run: whose config it is, what is finished, how long it took.
+
+config.json          the settings that every file here was computed with
+split.json           who is in which set
+train/NAME/          checkpoints, metrics.csv, tensorboard of each model
+samples/NAME.npz     images drawn from each model
+likelihood.json
+audit/NAME.json      one `models` entry of release.json; NAME.npz the arrays behind its figures
+report/              release.json, figures, index.html
+timings.json         seconds of each stage, compilation apart
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_privacy import settings as settings_module
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.training.checkpoint import require_writable
+
+_LOG = logging.getLogger(__name__)
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class _CompileClock:
+    """Seconds that XLA has spent compiling in this process."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == _COMPILE_EVENT:
+            self.seconds += duration_secs
+
+
+_CLOCK = _CompileClock()
+
+
+def _differences(found: Any, wanted: Any, path: str) -> list[str]:
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        names = sorted(set(found) | set(wanted))
+        return [d for n in names for d in _differences(found.get(n), wanted.get(n), f"{path}.{n}")]
+    return [] if found == wanted else [f"{path} is {found!r} there and {wanted!r} here"]
+
+
+class Workdir:
+    """One run's directory, bound to its settings.
+
+    Args:
+      root: created if needed.
+      settings: a frozen dataclass; its field ``report`` may change between runs, all others may not.
+
+    Raises:
+      InputError: not writable, or it holds a run with other settings (the first differing field is named).
+    """
+
+    def __init__(self, root: Path, settings: Any) -> None:
+        self.root = Path(root).absolute()
+        require_writable(self.root)
+        fields = settings_module.to_dict(settings)
+        self.config = fields
+        wanted = {k: v for k, v in fields.items() if k != "report"}
+        path = self.root / "config.json"
+        if path.exists():
+            found = {k: v for k, v in self.read_json(path).items() if k != "report"}
+            differing = _differences(found, wanted, "config")
+            if differing:
+                raise InputError(
+                    f"{self.root}: expected the workdir of this config, but {differing[0]}; "
+                    "take another --workdir or the config it was made with"
+                )
+        else:
+            self.write_json(path, fields)
+
+    def path(self, *parts: str) -> Path:
+        """A file or folder below the root; its parent is created."""
+        path = self.root.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def read_json(self, path: Path) -> Any:
+        """The content of a JSON file; InputError names the file if it is missing or damaged."""
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path}: expected this file from an earlier stage, found none") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: expected a readable JSON file ({error})") from error
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Writes in one step: a reader sees the old file or the whole new one."""
+        temporary = path.with_name(path.name + ".partial")
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    def write_arrays(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes an npz in one step."""
+        temporary = path.with_name(path.name + ".partial")
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, path)
+
+    def read_arrays(self, path: Path) -> dict[str, np.ndarray]:
+        """The arrays of an npz; InputError names the file if it is missing or damaged."""
+        if not path.exists():
+            raise InputError(f"{path}: expected this file from an earlier stage, found none")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except Exception as error:
+            # numpy raises half a dozen types for a damaged archive; all of them mean the same to the user.
+            raise InputError(f"{path}: expected a readable npz file ({type(error).__name__}: {error})") from error
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds a stage's seconds to timings.json, XLA's compilation apart from the rest."""
+        start, compiled = time.monotonic(), _CLOCK.seconds
+        _LOG.info("%s: start", stage)
+        yield
+        wall, compile_s = time.monotonic() - start, _CLOCK.seconds - compiled
+        path = self.root / "timings.json"
+        timings = self.read_json(path) if path.exists() else {}
+        timings[stage] = {"compile_s": round(compile_s, 2), "run_s": round(max(wall - compile_s, 0.0), 2)}
+        self.write_json(path, timings)
+        _LOG.info("%s: done in %.1f s, of which %.1f s compiling", stage, wall, compile_s)

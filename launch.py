@@ -1,0 +1,98 @@
+"""Say how likely a generative model gives a private record back.
+
+    python launch.py --config=configs/digits.py --workdir=runs/digits
+
+One run is a config and a working directory. --mode=study (the default) does everything; another mode does one stage,
+which finds what earlier stages left in the workdir. A finished stage does no work; an interrupted one goes on where it
+was. Any field of the config is a flag: --config.score.training.steps=2000.
+
+Exit status: 0 done; 1 a fault in the program; 2 the data, config or workdir is not usable as given (one line says
+what was expected); 75 stopped by a signal, state saved, start it again to go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(), e.g. configs/digits.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run: checkpoints, results, report/index.html.")
+_MODES = ("study", "train", "sample", "likelihood", "audit", "report")
+_MODE = flags.DEFINE_enum("mode", "study", _MODES, "The stage to run; study = all of them in this order.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if not found from the cluster.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0, with --coordinator.")
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", "~/.cache/diffusion_privacy", "Where compiled programs are kept between runs; empty for none."
+)
+
+_PREEMPTED = 75
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parser, with the project's exit status and one line instead of a page."""
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise flags.Error(f"unexpected argument {rest[1]!r}; flags are --name=value")
+        for flag in (_CONFIG, _WORKDIR):
+            if flag.value is None:
+                raise flags.Error(f"--{flag.name} is required; see --help")
+        return rest
+    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
+        _stop(" ".join(str(error).split()))
+        raise AssertionError from error  # not reached
+
+
+def _stop(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _set_up_devices() -> None:
+    """One CPU device a core, where there is nothing better: thin convolutions use one core each."""
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Only the CPU backend reads this; an accelerator is used whole.
+    jax.config.update("jax_num_cpu_devices", cores)
+    if _CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", str(Path(_CACHE.value).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    from diffusion_privacy.training import sharding
+
+    sharding.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+
+
+def _run(workdir: str) -> None:
+    from diffusion_privacy import settings
+    from diffusion_privacy.stages import run
+
+    run.run(settings.parse(settings.Study, _CONFIG.value.to_dict()), Path(workdir), _MODE.value)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the stage that the flags name."""
+    del argv
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    from diffusion_privacy.errors import DivergenceError, InputError
+    from diffusion_privacy.training.loop import Preempted
+
+    try:
+        _set_up_devices()
+        _run(_WORKDIR.value or "")
+    except (InputError, DivergenceError) as error:
+        _stop(str(error))
+    except Preempted as stop:
+        print(str(stop), file=sys.stderr)
+        sys.exit(_PREEMPTED)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)
