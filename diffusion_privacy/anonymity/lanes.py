@@ -1,8 +1,9 @@
 """Records x times x draws as one compiled program.
 
-A lane is one reverse chain. All lanes of an audit go through one `jit(shard_map(lax.map(...)))`: split over the devices
-of the mesh, then into chunks that fit a memory budget. What a lane computes depends on its own numbers alone (its key
-is a function of record, component and draw), so chunk size and device count do not change a result.
+A lane is one reverse chain. All lanes of an audit go through one `jit(shard_map(...))`, compiled for a chunk of lanes
+on each device that fits a memory budget and run as often as it takes: another number of lanes (records that still need
+draws, say) does not compile anew. What a lane computes depends on its own numbers alone (its key is a function of
+record, component and draw), so chunk size and device count do not change a result.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED, data_mesh, data_parallel
 from diffusion_privacy.types import Array, PyTree, ScoreFn
@@ -25,11 +26,8 @@ LaneFn = Callable[[Any, PyTree, dict[str, Array]], PyTree]
 
 @functools.lru_cache(maxsize=64)
 def _program(fn: LaneFn, static: Hashable, mesh: Mesh) -> Callable[[PyTree, PyTree], PyTree]:
-    def on_device(operands: PyTree, lanes: PyTree) -> PyTree:
-        # The leading axis is this device's share of the mesh axis: one row.
-        mine = jax.tree.map(lambda z: z[0], lanes)
-        out = jax.lax.map(lambda chunk: fn(static, operands, chunk), mine)
-        return jax.tree.map(lambda z: z[None], out)
+    def on_device(operands: PyTree, chunk: dict[str, Array]) -> PyTree:
+        return fn(static, operands, chunk)
 
     return data_parallel(on_device, mesh, in_specs=(REPLICATED, SHARDED), out_specs=SHARDED)
 
@@ -66,20 +64,16 @@ def run(
     if count == 0 or chunk < 1:
         raise ValueError(f"need at least one lane and chunk >= 1, got {count} lanes, chunk {chunk}")
     devices = mesh.devices.size
-    chunk = min(chunk, -(-count // devices))
-    rounds = -(-count // (devices * chunk))
-    # Padding repeats the last lane, so that it is as short or long as its neighbours.
-    source = np.minimum(np.arange(rounds * devices * chunk), count - 1)
-
-    def deal(z: np.ndarray) -> np.ndarray:
-        return np.swapaxes(np.asarray(z)[source].reshape(rounds, devices, chunk, *np.shape(z)[1:]), 0, 1)
-
-    def collect(z: Array) -> np.ndarray:
-        rows = np.swapaxes(np.asarray(z), 0, 1)
-        return rows.reshape(-1, *rows.shape[3:])[:count]
-
-    out = _program(fn, static, mesh)(operands, {name: deal(z) for name, z in lanes.items()})
-    return jax.tree.map(collect, out)
+    width = devices * min(chunk, -(-count // devices))
+    program = _program(fn, static, mesh)
+    operands = jax.device_put(operands, NamedSharding(mesh, REPLICATED))
+    rounds = []
+    for start in range(0, count, width):
+        # Padding repeats the last lane, so that it is as short or long as its neighbours.
+        rows = np.minimum(np.arange(start, start + width), count - 1)
+        out = program(operands, {name: np.asarray(z)[rows] for name, z in lanes.items()})
+        rounds.append(jax.tree.map(np.asarray, out))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *rounds)
 
 
 def operand(fn: Callable[..., Any]) -> jax.tree_util.Partial:

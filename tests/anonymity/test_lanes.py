@@ -1,0 +1,122 @@
+"""What a lane computes depends on its own numbers alone."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from diffusion_privacy.anonymity import lanes
+from diffusion_privacy.training.sharding import data_mesh
+
+TRACES: list[str] = []
+
+
+def noisy_line(static: float, operands, batch):
+    """A lane with its own noise and a shared parameter; notes when it is traced."""
+    TRACES.append("noisy_line")
+    keys = lanes.lane_keys(operands["key"], batch["uid"])
+    noise = jax.vmap(lambda k: jax.random.normal(k, (3,)))(keys)
+    y = operands["model"](batch["x"]) * static + noise
+    return {"y": y, "uid": batch["uid"]}
+
+
+def scale(factor, x):
+    return factor * x
+
+
+def inputs(count: int) -> dict[str, np.ndarray]:
+    x = np.random.default_rng(0).standard_normal((count, 3)).astype(np.float32)
+    return {"uid": np.arange(count, dtype=np.int32), "x": x}
+
+
+def evaluate(batch, *, factor=2.0, **where):
+    operands = {"key": jax.random.key(7), "model": lanes.operand(Partial(scale, jnp.float32(factor)))}
+    return lanes.run(noisy_line, 3.0, operands, batch, **where)
+
+
+def mesh_of(count: int):
+    if len(jax.devices()) < count:
+        pytest.skip(f"needs {count} devices")
+    return data_mesh(jax.devices()[:count])
+
+
+@pytest.mark.parametrize("count", [1, 5, 16, 23])
+def test_chunks_and_devices_do_not_show(count) -> None:
+    batch = inputs(count)
+    expected = evaluate(batch, chunk=count, mesh=mesh_of(1))
+    assert expected["y"].shape == (count, 3)
+    np.testing.assert_array_equal(expected["uid"], np.arange(count))
+    for devices, chunk in ((1, 2), (4, 1), (4, 3), (4, 256)):
+        got = evaluate(batch, chunk=chunk, mesh=mesh_of(devices))
+        np.testing.assert_allclose(got["y"], expected["y"], rtol=1e-6)
+        np.testing.assert_array_equal(got["uid"], expected["uid"])
+
+
+def test_order_does_not_show() -> None:
+    batch = inputs(11)
+    order = np.random.default_rng(1).permutation(11)
+    shuffled = evaluate({name: z[order] for name, z in batch.items()}, chunk=2)
+    np.testing.assert_allclose(shuffled["y"], evaluate(batch, chunk=3)["y"][order], rtol=1e-6)
+
+
+def test_a_model_of_the_same_shape_reuses_the_program() -> None:
+    batch = inputs(6)
+    first = evaluate(batch, chunk=2)
+    before = len(TRACES)
+    second = evaluate(batch, factor=-1.0, chunk=2)
+    assert len(TRACES) == before
+    assert not np.allclose(first["y"], second["y"])
+
+
+def test_another_number_of_lanes_reuses_the_program() -> None:
+    evaluate(inputs(9), chunk=2)
+    before = len(TRACES)
+    for count in (8, 17, 40):
+        assert evaluate(inputs(count), chunk=2)["y"].shape == (count, 3)
+    assert len(TRACES) == before
+
+
+def test_an_operand_keeps_its_parameters_in_sight() -> None:
+    partial = Partial(scale, jnp.ones(3))
+    assert len(jax.tree.leaves(lanes.operand(partial))) == 1
+    assert lanes.operand(jnp.tanh)(0.0) == 0.0
+    assert jax.tree.structure(lanes.operand(jnp.tanh)) == jax.tree.structure(lanes.operand(jnp.tanh))
+
+
+def test_a_margin_of_a_broken_image_is_not_a_number() -> None:
+    x = jnp.zeros((4, 2, 2, 1)).at[1, 0, 0, 0].set(jnp.nan).at[2, 1, 1, 0].set(-jnp.inf)
+    margin = lanes.checked_margin(lambda z, r: jnp.where(z[:, 0, 0, 0] > 0, 1.0, -1.0), x, jnp.arange(4))
+    np.testing.assert_array_equal(np.isnan(margin), [False, True, True, False])
+
+
+def test_keys_are_a_function_of_the_indices() -> None:
+    key = jax.random.key(0)
+    a, b = np.meshgrid(np.arange(6), np.arange(5), indexing="ij")
+    keys = np.asarray(jax.random.key_data(lanes.lane_keys(key, jnp.asarray(a.ravel()), jnp.asarray(b.ravel()))))
+    assert len(np.unique(keys, axis=0)) == 30
+    alone = lanes.lane_keys(key, jnp.array([4]), jnp.array([3]))
+    np.testing.assert_array_equal(jax.random.key_data(alone)[0], keys[4 * 5 + 3])
+
+
+def test_bad_requests_are_refused() -> None:
+    for batch, chunk in (({}, 1), (inputs(0), 1), (inputs(3), 0)):
+        with pytest.raises(ValueError, match="at least one lane"):
+            evaluate(batch, chunk=chunk)
+
+
+def test_chunks_fit_the_budget() -> None:
+    weights = np.random.default_rng(2).standard_normal((64, 512)).astype(np.float32)
+
+    def score(x, t):
+        return jnp.tanh(x @ weights) @ weights.T + t[:, None]
+
+    sizes = [lanes.chunk_for_budget(score, (64,), budget) for budget in (1.0, 1e5, 1e6, 1e12)]
+    assert sizes[0] == 1
+    assert sizes[-1] == 1024
+    assert sizes == sorted(sizes)
+    assert all(size & (size - 1) == 0 for size in sizes)
+    # A lane holds at least its input and output: no more than 1e5 / (2 * 64 * 4) fit.
+    assert sizes[1] <= 195
