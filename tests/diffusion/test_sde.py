@@ -1,0 +1,80 @@
+"""Forward processes: marginals, coefficients and discrete schedules agree with each other."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_privacy.diffusion.sde import DDPM, SDES, VE, VP, SubVP, transition
+
+PROCESSES = [VP(), SubVP(), VE(), DDPM(), DDPM(num_steps=50, schedule="cosine")]
+
+
+def test_every_name_constructs():
+    assert {type(s) for s in PROCESSES} == set(SDES.values())
+
+
+@pytest.mark.parametrize("sde", PROCESSES, ids=repr)
+def test_coefficients_are_the_derivatives_of_the_marginals(sde):
+    """dα/dt = f α and dσ²/dt = 2 f σ² + g², by automatic differentiation."""
+    with jax.enable_x64(True):
+        # Inside the cells of the discrete schedules, where the interpolation is smooth.
+        t = (jnp.array([0, 3, 11, 30, 48]) + 0.37) / 50
+        drift, g = sde.coefficients(jnp.ones((5, 1)), t)
+        d_alpha = jax.vmap(jax.grad(sde.alpha))(t)
+        d_var = jax.vmap(jax.grad(lambda u: sde.sigma(u) ** 2))(t)
+        np.testing.assert_allclose(d_alpha, drift[:, 0] * sde.alpha(t), rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(d_var, 2 * drift[:, 0] * sde.sigma(t) ** 2 + g**2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sde", PROCESSES, ids=repr)
+def test_starts_at_the_data_and_ends_near_the_prior(sde):
+    zero, one = jnp.zeros(1), jnp.ones(1)
+    assert float(sde.sigma(zero)[0]) == 0
+    assert float(sde.alpha(zero)[0]) == 1
+    np.testing.assert_allclose(sde.sigma(one), sde.prior_std, rtol=1e-4)
+    mean, std = sde.marginal(jnp.ones((1, 2, 2)), one * 0.5)
+    np.testing.assert_allclose(mean, jnp.broadcast_to(sde.alpha(one * 0.5), (1, 2, 2)))
+    np.testing.assert_allclose(std, sde.sigma(one * 0.5))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_discrete_marginals_are_cumulative_products(schedule):
+    sde = DDPM(num_steps=40, schedule=schedule)
+    product = 1.0
+    with jax.enable_x64(True):
+        t = jnp.arange(1, 41) / 40
+        alpha, sigma = np.asarray(sde.alpha(t)), np.asarray(sde.sigma(t))
+    for i, beta in enumerate(sde.betas):
+        product *= 1 - beta
+        np.testing.assert_allclose(alpha[i], np.sqrt(product), rtol=1e-6)
+        np.testing.assert_allclose(sigma[i], np.sqrt(1 - product), rtol=1e-6)
+
+
+def test_published_schedules():
+    linear = DDPM()
+    np.testing.assert_allclose([linear.betas[0], linear.betas[-1]], [1e-4, 0.02])
+    # ᾱ at the middle of Nichol & Dhariwal's cosine schedule, eq. 17 without the clip that acts only at the end.
+    grid = np.cos((0.5 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(DDPM(schedule="cosine").alpha(jnp.array([0.5])) ** 2, grid, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sde", PROCESSES, ids=repr)
+def test_transitions_compose_to_the_marginal(sde):
+    with jax.enable_x64(True):
+        s, t, u = jnp.array([0.2]), jnp.array([0.5]), jnp.array([0.9])
+        a, v = transition(sde, s, t)
+        b, w = transition(sde, t, u)
+        whole_a, whole_v = transition(sde, s, u)
+        np.testing.assert_allclose(a * b, whole_a, rtol=1e-9)
+        np.testing.assert_allclose(b**2 * v + w, whole_v, rtol=1e-9)
+        assert float(v[0]) > 0
+
+
+@pytest.mark.parametrize("sde", PROCESSES, ids=repr)
+def test_prior_density_is_that_of_its_draws(sde):
+    z = sde.prior_sample(jax.random.key(0), (4, 3))
+    want = jax.scipy.stats.norm.logpdf(z, scale=sde.prior_std).sum(1)
+    np.testing.assert_allclose(sde.prior_logp(z), want, rtol=1e-5)
