@@ -16,7 +16,7 @@ from diffusion_privacy.training import rng
 from diffusion_privacy.types import ScoreFn
 
 _LOG = logging.getLogger(__name__)
-_ROUND = 4096
+_ROUND = 2048
 
 
 def chunk_size(study: Study, score: ScoreFn, shape: tuple[int, ...]) -> int:
@@ -32,9 +32,9 @@ def draw(
     """``count`` samples in rounds of one compiled program, with progress."""
     key = rng.stream(study.seed, f"sample.{name}")
     parts: list[np.ndarray] = []
-    start, size = time.monotonic(), min(_ROUND, count)
+    start, size = time.monotonic(), _ROUND
     for first in range(0, count, size):
-        # Every round is full, so that one program serves them all; the last one is cut.
+        # Every round is full, so that one program serves all rounds and models; the last one is cut.
         parts.append(montecarlo.sample(chain, score, shape, size, key, first=first, chunk=chunk)[: count - first])
         done, seconds = min(first + size, count), time.monotonic() - start
         rate = done / seconds
