@@ -2,22 +2,20 @@
 
 A mechanism is (ε, δ)-private when P(S | z) <= e^ε P(S | z') + δ for every event S and every pair of neighbours. So
 any event gives ε >= log((P(S | z) − δ)/P(S | z')), and with Clopper-Pearson limits in place of the two probabilities a
-lower bound at a stated confidence. Here the pair is the worst one, antipodal latents of the clipping ball, and S is "the
-score exceeds a threshold", with score, side and threshold all chosen on one half of the trials and used once on the
-other (cadp.md, section 4b; the two-halves form follows Nasr et al., arXiv 2302.07956).
+lower bound at a stated confidence. Here the pair is the worst one, antipodal latents of the clipping ball, and S is
+"the score exceeds a threshold", with score, side and threshold all chosen on one half of the trials and used once on
+the other (after Nasr et al., arXiv 2302.07956).
 
 A bound above the claim refutes it. A bound far below it refutes that the noise is what it should be (too much noise,
 or an input that never reaches the edge of the ball). Passing proves neither: it says that this attack found nothing.
-
-`audit_release` looks at a whole release, a function of a table, for what no single-record test can see: records that
-steer each other's clipping, one noise given to two records, noise that repeats from run to run.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +27,12 @@ from diffusion_privacy.types import Array
 BatchMechanism = Callable[[Array, Array], Array]
 """``(keys[B], z[B, D]) -> z̃[B, D]``, one key a record."""
 
-Release = Callable[[np.ndarray], np.ndarray]
-"""``z[B, D] -> z̃[B, D]``: a whole release with its own randomness, as it would be run."""
-
 ScoreSampler = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 """``(part, n) -> (scores under z, scores under z')``, n each; different parts are independent."""
+
+
+PILOT = 2**14
+"""Outputs from which the two mean latents are measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,12 @@ def _log_ratio(hit: np.ndarray | float, false_alarm: np.ndarray | float, delta: 
         return np.log(np.maximum(hit - delta, 0.0)) - np.log(false_alarm)
 
 
-def _choose_event(positive: np.ndarray, negative: np.ndarray, delta: float, error: float) -> tuple[float, int, float]:
+CHOOSING_ERROR = 1e-4
+"""Error of the limits while an event is chosen. Among hundreds of candidate events the luckiest looks too good; wide
+limits keep the choice away from events seen only a few times. It has no part in the confidence of the bound."""
+
+
+def _choose_event(positive: np.ndarray, negative: np.ndarray, delta: float) -> tuple[float, int, float]:
     """``(threshold, side, value)``: the event of the largest bound on these scores. Side +1 is "score >= threshold"
     under the positive latent, −1 is "score <= threshold" under the negative one.
     """
@@ -95,8 +99,8 @@ def _choose_event(positive: np.ndarray, negative: np.ndarray, delta: float, erro
         else:
             own_count = np.searchsorted(own, thresholds, side="right")
             other_count = np.searchsorted(other, thresholds, side="right")
-        hit, _ = clopper_pearson(own_count, n, error)
-        _, false_alarm = clopper_pearson(other_count, n, error)
+        hit, _ = clopper_pearson(own_count, n, CHOOSING_ERROR)
+        _, false_alarm = clopper_pearson(other_count, n, CHOOSING_ERROR)
         values = _log_ratio(hit, false_alarm, delta)
         k = int(np.argmax(values))
         if values[k] > best[2]:
@@ -132,7 +136,7 @@ def epsilon_from_scores(
         if np.isnan(half[0]).any() or np.isnan(half[1]).any():
             raise InputError("audit: a score is NaN; expected numbers")
     error = (1.0 - confidence) / 2.0
-    threshold, side, _ = _choose_event(*choose, delta, error)
+    threshold, side, _ = _choose_event(*choose, delta)
     positive, negative = judge
     n = positive.size
     if side == 1:
@@ -193,44 +197,59 @@ def worst_case_bound(
         raise InputError(f"tails: expected 'gaussian' or 'laplace', got {tails!r}")
     if trials < 1000:
         raise InputError(f"trials: expected at least 1,000, got {trials!r}")
+    outputs, scores = _compiled(mechanism, tails, min(chunk, trials))
     found: dict[str, tuple[ScoreSampler, tuple[np.ndarray, np.ndarray], float]] = {}
     for i, (name, direction) in enumerate(directions(dim).items()):
-        latent = overshoot * clip_norm * direction
-        sampler = _likelihood_sampler(mechanism, jax.random.fold_in(key, i), latent, tails, min(chunk, trials))
+        latent = jnp.asarray(overshoot * clip_norm * direction)
+        latents = jnp.stack([latent, -latent])
+        pair_key = jax.random.fold_in(key, i)
+        centres = jnp.median(outputs(jax.random.fold_in(pair_key, 2), latents)[:, :PILOT], axis=1)
+        sampler: ScoreSampler = functools.partial(_sample_scores, outputs, scores, pair_key, latents, centres)
         half = sampler(0, max(trials // 4, 1000))
-        found[name] = (sampler, half, _choose_event(*half, delta, (1.0 - confidence) / 2.0)[2])
+        found[name] = (sampler, half, _choose_event(*half, delta)[2])
     name = max(found, key=lambda k: found[k][2])
     sampler, half, _ = found[name]
     return epsilon_from_scores(half, sampler(1, trials), delta, confidence, name)
 
 
-def _likelihood_sampler(
-    mechanism: BatchMechanism, key: Array, latent: np.ndarray, tails: str, chunk: int
-) -> ScoreSampler:
-    """Scores of the mechanism's outputs under ±latent, by the likelihood ratio of the two mean outputs."""
-    latents = jnp.stack([jnp.asarray(latent), -jnp.asarray(latent)])
+def _compiled(
+    mechanism: BatchMechanism, tails: str, chunk: int
+) -> tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array]]:
+    """``outputs(key, latents[2, D]) -> [2, chunk, D]`` and ``scores(out, centres[2, D]) -> [2, chunk]``."""
 
-    def outputs(part_key: Array) -> Array:
-        keys = jax.random.split(part_key, (2, chunk))
-        batch = jnp.broadcast_to(latents[:, None], (2, chunk, latent.size))
+    # The latents are arguments, not constants: the compiler would spend seconds on clipping a constant batch.
+    @jax.jit
+    def outputs(key: Array, latents: Array) -> Array:
+        keys = jax.random.split(key, (2, chunk))
+        batch = jnp.broadcast_to(latents[:, None], (2, chunk, latents.shape[1]))
         return jnp.stack([mechanism(keys[0], batch[0]), mechanism(keys[1], batch[1])])
 
-    centres = np.asarray(jax.jit(lambda k: jnp.median(outputs(k), axis=1))(jax.random.fold_in(key, 2**31)))
-
     @jax.jit
-    def scores(part_key: Array) -> Array:
-        out = outputs(part_key)
+    def scores(out: Array, centres: Array) -> Array:
         if tails == "gaussian":
             return out @ (centres[0] - centres[1])
         return jnp.sum(jnp.abs(out - centres[1]) - jnp.abs(out - centres[0]), axis=-1)
 
-    def sample(part: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-        part_key = jax.random.fold_in(key, part)
-        pieces = [np.asarray(scores(jax.random.fold_in(part_key, i))) for i in range(math.ceil(n / chunk))]
-        joined = np.concatenate(pieces, axis=1)[:, :n]
-        return joined[0], joined[1]
+    return outputs, scores
 
-    return sample
+
+def _sample_scores(
+    outputs: Callable[[Array, Array], Array],
+    scores: Callable[[Array, Array], Array],
+    key: Array,
+    latents: Array,
+    centres: Array,
+    part: int,
+    n: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """n scores under each of the two latents; ``part`` (0 choose, 1 judge) makes them independent."""
+    part_key = jax.random.fold_in(key, part)
+    pieces: list[np.ndarray] = []
+    while sum(piece.shape[1] for piece in pieces) < n:
+        out = outputs(jax.random.fold_in(part_key, len(pieces)), latents)
+        pieces.append(np.asarray(scores(out, centres)))
+    joined = np.concatenate(pieces, axis=1)[:, :n]
+    return joined[0], joined[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,123 +285,3 @@ def judge_claim(bound: EpsilonBound, epsilon: float, tightness: float = 0.8) -> 
     if bound.lower < tightness * epsilon:
         return Verdict(False, bound, f"shows ε = {bound.lower:.3g}, under {tightness:.0%} of the claimed {epsilon:.3g}")
     return Verdict(True, bound, f"shows ε = {bound.lower:.3g}, consistent with the claimed {epsilon:.3g}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ReleaseAudit:
-    """Faults of a release as a function of a whole table; empty means none was found.
-
-    Attributes:
-      faults: sentence by fault: ``"no noise"``, ``"shared noise"``, ``"repeated noise"``, ``"clipping"``,
-        ``"coupling"``, ``"leak"``.
-      bounds: measured ε by channel: ``"own"`` (a record's own output) and ``"others"`` (everybody else's output).
-    """
-
-    faults: Mapping[str, str]
-    bounds: Mapping[str, EpsilonBound]
-
-    @property
-    def passed(self) -> bool:
-        return not self.faults
-
-
-def audit_release(
-    release: Release,
-    *,
-    dim: int,
-    clip_norm: float,
-    epsilon: float,
-    delta: float,
-    records: int = 256,
-    repeats: int = 600,
-    confidence: float = 0.99,
-) -> ReleaseAudit:
-    """Look for faults between records and between runs.
-
-    1. Noise: two runs on a table of zeros; outputs are then pure noise. Two of the 2·records noise vectors that point
-       the same way (|cosine| above .8) share a key. Independent normal noise with D >= 64 does so with probability
-       below 1e-14 a pair.
-    2. Clipping: half of the records lie just inside the ball, half far outside. Clipped one by one, each has norm C
-       afterwards, so the mean of what every record shows of itself is C in both halves (false alarm 1e-5 each).
-    3. Coupling: record 0 is replaced (0 against a latent of norm 1e6·C) among records that lie on axes at norm C/2;
-       everybody else's output must not betray it (ε > 0 at the stated confidence).
-    4. Leak: record 0's own output under antipodal latents, with the other records present.
-
-    Args:
-      release: called 2 + 5·repeats times on [records, D].
-      dim: D >= 64.
-      epsilon, delta: the claim for replacing one record.
-      records: size of the table, at least 8.
-      repeats: runs of each kind; the own channel can refute claims up to about log(repeats/5.3).
-
-    Raises:
-      InputError: D < 64, fewer than 8 records or 100 repeats.
-    """
-    if dim < 64 or records < 8 or repeats < 100:
-        raise InputError(f"audit: expected dim >= 64, records >= 8, repeats >= 100; got {dim}, {records}, {repeats}")
-    faults = _noise_faults(release, dim, records) | _clip_faults(release, dim, clip_norm, records, repeats)
-    table = np.zeros((records, dim), np.float32)
-    table[np.arange(1, records), np.arange(1, records) % dim] = 0.5 * clip_norm
-    # "Others" are scored by how much of their own latent they still show.
-    weights = table / (0.5 * clip_norm)
-    far = np.zeros(dim, np.float32)
-    far[0] = 1e6 * clip_norm
-
-    def run(latent: np.ndarray, score: Callable[[np.ndarray], float]) -> np.ndarray:
-        trial = table.copy()
-        trial[0] = latent
-        return np.array([score(np.asarray(release(trial))) for _ in range(repeats)])
-
-    def others(out: np.ndarray) -> float:
-        return float(np.sum(out[1:] * weights[1:]))
-
-    def own(out: np.ndarray) -> float:
-        return float(out[0, 0])
-
-    half = repeats // 2
-    bounds = {}
-    for name, pair, score in (("others", (np.zeros_like(far), far), others), ("own", (far, -far), own)):
-        one, two = run(pair[0], score), run(pair[1], score)
-        at = 0.0 if name == "others" else delta
-        bounds[name] = epsilon_from_scores((one[:half], two[:half]), (one[half:], two[half:]), at, confidence, name)
-    if bounds["others"].lower > 0.0:
-        faults["coupling"] = f"one record shows in the others' outputs (ε >= {bounds['others'].lower:.3g}, expected 0)"
-    if bounds["own"].lower > epsilon:
-        faults["leak"] = f"a record's own output leaks ε >= {bounds['own'].lower:.3g}, the claim is {epsilon:.3g}"
-    return ReleaseAudit(faults, bounds)
-
-
-def _noise_faults(release: Release, dim: int, records: int) -> dict[str, str]:
-    """Noise shared by two records of a run, or by two runs."""
-    zeros = np.zeros((records, dim), np.float32)
-    runs = [np.asarray(release(zeros), np.float64) for _ in range(2)]
-    faults = {}
-    if any(run.shape != zeros.shape for run in runs):
-        raise InputError(f"audit: the release returned {[run.shape for run in runs]} for {zeros.shape}")
-    units = [run / np.maximum(np.linalg.norm(run, axis=1, keepdims=True), 1e-300) for run in runs]
-    if any(np.linalg.norm(run, axis=1).min() == 0.0 for run in runs):
-        faults["no noise"] = "a record of zeros came back without noise"
-    within = np.abs(units[0] @ units[0].T) - np.eye(records)
-    if within.max() > 0.8:
-        i, j = np.unravel_index(int(np.argmax(within)), within.shape)
-        faults["shared noise"] = f"records {i} and {j} got the same noise: their difference is released in the clear"
-    if np.abs(units[0] @ units[1].T).max() > 0.8:
-        faults["repeated noise"] = "two runs drew the same noise: its key comes from a seed, and can be subtracted"
-    return faults
-
-
-def _clip_faults(release: Release, dim: int, clip_norm: float, records: int, repeats: int) -> dict[str, str]:
-    """Records near the edge of the ball must come back with norm C on average, whatever the others are."""
-    far = np.arange(records) % 2 == 1
-    axes = np.zeros((records, dim), np.float32)
-    axes[np.arange(records), np.arange(records) % dim] = 1.0
-    table = axes * np.where(far, 1e6 * clip_norm, 0.999 * clip_norm)[:, None].astype(np.float32)
-    shown = np.stack([np.sum(np.asarray(release(table)) * axes, axis=1) for _ in range(repeats)])
-    for name, part in (("inside", shown[:, ~far]), ("outside", shown[:, far])):
-        error = part.std() / math.sqrt(part.size)
-        if abs(part.mean() - clip_norm) > 4.42 * error + 2e-3 * clip_norm:
-            return {
-                "clipping": f"records {name} the ball come back with norm {part.mean():.3g} instead of {clip_norm:.3g}: "
-                "they are not clipped one by one to that radius"
-            }
-    return {}

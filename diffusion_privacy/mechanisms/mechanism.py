@@ -19,7 +19,6 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import jax.numpy as jnp
-import numpy as np
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms import calibration, clipping, noise
@@ -67,12 +66,6 @@ def positive(value: float, field: str) -> float:
     return number
 
 
-def _not_below(value: float) -> float:
-    """The float32 at or just above ``value``: a noise scale must not be rounded down."""
-    nearest = np.float32(value)
-    return float(nearest if nearest >= value else np.nextafter(nearest, np.float32(np.inf)))
-
-
 @dataclasses.dataclass(frozen=True)
 class GaussianMechanism:
     """z̃ = clip₂(z, C) + σ·N(0, I).
@@ -85,7 +78,7 @@ class GaussianMechanism:
     clip_norm: float
     sigma: float
     name: ClassVar[str] = "gaussian"
-    arithmetic: ClassVar[str] = "float32 noise from threefry-2x32, 64-bit keys"
+    arithmetic: ClassVar[str] = "float32 noise, lowest bits rounded off; threefry-2x32 with 64-bit keys"
 
     def __post_init__(self) -> None:
         clipping.check_clip_norm(self.clip_norm)
@@ -115,7 +108,7 @@ class GaussianMechanism:
     def __call__(self, key: Array, z: Array) -> Array:
         """One record: ``z[D] -> z̃[D]``, float32."""
         clipped = clipping.clip(z, self.clip_norm, self.norm)
-        return clipped + _not_below(self.sigma) * noise.unit_gaussian(key, z.shape[0])
+        return noise.add(clipped, noise.unit_gaussian(key, z.shape[0]), self.sigma)
 
     def sensitivity(self, relation: Relation) -> float:
         """2C√k in L2."""
@@ -139,7 +132,7 @@ class LaplaceMechanism:
     clip_norm: float
     scale: float
     name: ClassVar[str] = "laplace"
-    arithmetic: ClassVar[str] = "float32 noise from threefry-2x32, 64-bit keys"
+    arithmetic: ClassVar[str] = "float32 noise, lowest bits rounded off; threefry-2x32 with 64-bit keys"
 
     def __post_init__(self) -> None:
         clipping.check_clip_norm(self.clip_norm)
@@ -167,7 +160,7 @@ class LaplaceMechanism:
     def __call__(self, key: Array, z: Array) -> Array:
         """One record: ``z[D] -> z̃[D]``, float32."""
         clipped = clipping.clip(z, self.clip_norm, self.norm)
-        return clipped + _not_below(self.scale) * noise.unit_laplace(key, z.shape[0])
+        return noise.add(clipped, noise.unit_laplace(key, z.shape[0]), self.scale)
 
     def sensitivity(self, relation: Relation) -> float:
         """2Ck in L1."""
@@ -201,7 +194,7 @@ class MetricMechanism:
     metric: clipping.Norm
     limit: float = 2.0**10
     name: ClassVar[str] = "metric"
-    arithmetic: ClassVar[str] = "float32 noise from threefry-2x32, 64-bit keys"
+    arithmetic: ClassVar[str] = "float32 noise, lowest bits rounded off; threefry-2x32 with 64-bit keys"
 
     def __post_init__(self) -> None:
         positive(self.rate, "rate")
@@ -223,7 +216,7 @@ class MetricMechanism:
             raise ValueError(f"a mechanism takes the latent of one record, shape [D]; got {z.shape}; use jax.vmap")
         bounded = jnp.clip(clipping.sanitise(z), -self.limit, self.limit)
         unit = noise.unit_laplace if self.metric == "l1" else noise.unit_metric_l2
-        return bounded + _not_below(self.noise_scale) * unit(key, z.shape[0])
+        return noise.add(bounded, unit(key, z.shape[0]), self.noise_scale)
 
     def sensitivity(self, relation: Relation) -> float:
         """Infinite for every relation: nothing is clipped in the metric's sense."""

@@ -6,8 +6,9 @@ What the two arithmetics promise:
 
 - JAX keys (`fresh_keys`): 64 bits of operating-system entropy for each record, expanded by threefry-2x32. Privacy then
   holds against an adversary who cannot tell threefry's output from randomness; 64 bits can be searched by a determined
-  one, and threefry is not a vetted cipher. The noise is a float32, whose grid leaks (Mironov, CCS 2012).
-  Fast; for releases to an audience that will not attack the arithmetic.
+  one, and threefry is not a vetted cipher. The noise is a float32: its lowest bits tell which latent it was added to
+  (Mironov, CCS 2012; measured with Laplace noise at a claim of ε = 1: between 1.2 and 6.7), so `add` rounds them away.
+  What is left is an error of the order of 1e-4 in the probability of a grid cell, on each coordinate. Fast.
 - Byte streams (`os_bytes`, `keyed_bytes`): used by the discrete mechanisms, which sample exactly with integers.
 """
 
@@ -89,6 +90,18 @@ def unit_laplace(key: Array, dim: int) -> Array:
     """Independent Laplace with scale 1 (density ½e^{−|x|}), float32 [dim], with tails to 44 scales."""
     sign, u = _signs_and_uniforms(key, dim)
     return -sign * jnp.log(u)
+
+
+def add(clipped: Array, unit: Array, scale: Array | float) -> Array:
+    """``clipped + scale·unit``, rounded to multiples of 2^-8 of the power of two at or below ``scale``: float32 [D].
+
+    Rounding the sum is post-processing, so it costs nothing. A cell of the grid holds about 2^16 values of the noise
+    (fewer in the far tail), which makes its probability that of the continuous law to about 1e-4 under every latent.
+    """
+    # Half an ulp may be lost in the float32 value of the scale; it must not end below what was asked for.
+    scale = jnp.asarray(scale, jnp.float32) * jnp.float32(1.0 + 2.0**-22)
+    step = jnp.ldexp(jnp.float32(1.0), jnp.frexp(scale)[1] - 9)
+    return jnp.round((clipped + scale * unit) / step) * step
 
 
 def unit_metric_l2(key: Array, dim: int) -> Array:

@@ -41,4 +41,4 @@ def latent_curve_for_internal_study(
         raise InputError(f"mechanism: expected GaussianMechanism or LaplaceMechanism, got {mechanism!r}")
     clipped = jax.vmap(lambda row: clipping.clip(row, clip_norm, norm))(z)
     units = jax.vmap(lambda key: unit(key, z.shape[1]))(keys)
-    return jax.vmap(lambda scale: clipped + scale * units)(jnp.asarray(scales, jnp.float32))
+    return jax.vmap(lambda scale: noise.add(clipped, units, scale))(jnp.asarray(scales, jnp.float32))

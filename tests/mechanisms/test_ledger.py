@@ -1,0 +1,146 @@
+"""The ledger adds up what it should, refuses what it must, and survives crashes and rivals."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.mechanisms.accounting import Spend, account
+from diffusion_privacy.mechanisms.ledger import Entry, Ledger, event_from_json, event_to_json, record_hashes
+
+dp_accounting = pytest.importorskip("dp_accounting")
+from dp_accounting.dp_event import DiscreteLaplaceDpEvent  # noqa: E402
+
+
+def laplace(epsilon: float) -> Spend:
+    return Spend(dp_accounting.LaplaceDpEvent(1.0 / epsilon), "replace-one")
+
+
+def test_events_survive_the_file():
+    event = dp_accounting.ComposedDpEvent(
+        [
+            dp_accounting.NoOpDpEvent(),
+            dp_accounting.SelfComposedDpEvent(
+                dp_accounting.PoissonSampledDpEvent(0.1, dp_accounting.GaussianDpEvent(1.1)), 3
+            ),
+            dp_accounting.ZCDpEvent(rho=0.1 + 0.2),
+            DiscreteLaplaceDpEvent(0.1, 7),
+            dp_accounting.RandomizedResponseDpEvent(0.3, 4),
+        ]
+    )
+    assert event_from_json(json.loads(json.dumps(event_to_json(event)))) == event
+    with pytest.raises(InputError, match="type"):
+        event_to_json(dp_accounting.SampledWithReplacementDpEvent(10, 2, dp_accounting.GaussianDpEvent(1.0)))
+    with pytest.raises(InputError, match="type"):
+        event_from_json({"type": "eval"})
+
+
+def test_same_records_add_up_and_the_total_is_not_exceeded(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl", 2.0, 1e-5)
+    assert ledger.total().account.epsilon == 0.0
+    assert ledger.record(Entry("one", laplace(1.0), ("a", "b"))).account.epsilon == pytest.approx(1.0)
+    assert ledger.record(Entry("two", laplace(1.0), ("b",))).account.epsilon == pytest.approx(2.0, rel=1e-3)
+    before = ledger.path.read_bytes()
+    with pytest.raises(InputError, match="exhausted"):
+        ledger.record(Entry("three", laplace(0.01), ("b",)))
+    assert ledger.path.read_bytes() == before
+    ledger.record(Entry("four", laplace(1.0), ("a",)))
+
+
+def test_a_gaussian_budget_can_be_spent_to_the_last_digit(tmp_path):
+    from diffusion_privacy.mechanisms.calibration import gaussian_multiplier
+
+    spend = Spend(dp_accounting.GaussianDpEvent(gaussian_multiplier(1.0, 1e-5)), "replace-one")
+    Ledger(tmp_path / "ledger.jsonl", 1.0, 1e-5).record(Entry("all of it", spend))
+
+
+def test_distinct_records_are_parallel_only_when_declared(tmp_path):
+    declared = Ledger(tmp_path / "a.jsonl", 1.0, 1e-5)
+    declared.record(Entry("one", laplace(1.0), ("a",)))
+    assert declared.record(Entry("two", laplace(1.0), ("b",))).account.epsilon == pytest.approx(1.0, rel=1e-3)
+    undeclared = Ledger(tmp_path / "b.jsonl", 1.0, 1e-5)
+    undeclared.record(Entry("one", laplace(1.0), ("a",)))
+    with pytest.raises(InputError, match="exhausted"):
+        undeclared.record(Entry("two", laplace(1.0), None))
+
+
+def test_a_stage_without_an_event_means_no_guarantee(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl", 5.0, 1e-5)
+    ledger.record(Entry("release", laplace(1.0)))
+    total = ledger.record(Entry("flow training", None))
+    assert not total.guarantee
+    assert "flow training" in total.describe()
+    assert "no guarantee" in total.describe()
+    with pytest.raises(InputError, match="no guarantee"):
+        ledger.record(Entry("release 2", laplace(1.0)))
+    after = ledger.record(Entry("release 2", laplace(1.0)), accept_uncovered=True)
+    assert not after.guarantee
+    assert after.account.epsilon == pytest.approx(2.0, rel=1e-3)
+    with pytest.raises(InputError, match="exhausted"):
+        ledger.record(Entry("release 3", laplace(9.0)), accept_uncovered=True)
+
+
+def test_a_private_stage_does_not_hide_a_namesake_without_event(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl", 5.0, 1e-5)
+    ledger.record(Entry("training", laplace(1.0)))
+    total = ledger.record(Entry("training", None))
+    assert total.account.epsilon == pytest.approx(1.0, rel=1e-3)
+    assert not total.guarantee
+
+
+def test_non_private_events_are_uncovered(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl", 5.0, 1e-5)
+    open_event = Spend(dp_accounting.ComposedDpEvent([dp_accounting.NonPrivateDpEvent()]), "replace-one")
+    with pytest.raises(InputError, match="no guarantee"):
+        ledger.record(Entry("metric release", open_event))
+
+
+def test_another_total_and_damage_are_refused(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path, 2.0, 1e-5).record(Entry("one", laplace(1.0)))
+    with pytest.raises(InputError, match="states the total"):
+        Ledger(path, 20.0, 1e-5).total()
+    with path.open("a") as file:
+        file.write('{"stage": "torn')
+    with pytest.raises(InputError, match="line 3 is damaged"):
+        Ledger(path, 2.0, 1e-5).total()
+    path.write_text("")
+    with pytest.raises(InputError, match="empty ledger"):
+        Ledger(path, 2.0, 1e-5).total()
+    for epsilon, delta in ((0.0, 1e-5), (math.inf, 1e-5), (1.0, 1.0)):
+        with pytest.raises(InputError, match="ledger total"):
+            Ledger(path, epsilon, delta)
+
+
+def _rival(path: Path, name: str) -> None:
+    for i in range(5):
+        Ledger(path, 100.0, 1e-5).record(Entry(f"{name}{i}", laplace(0.5)))
+
+
+def test_rivals_lose_no_entry(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    context = multiprocessing.get_context("spawn")
+    rivals = [context.Process(target=_rival, args=(path, name)) for name in "ab"]
+    for process in rivals:
+        process.start()
+    for process in rivals:
+        process.join(60)
+        assert process.exitcode == 0
+    entries = Ledger(path, 100.0, 1e-5).entries()
+    assert sorted(e.stage for e in entries) == sorted(f"{n}{i}" for n in "ab" for i in range(5))
+    assert account([e.spend for e in entries], 0.0).epsilon == pytest.approx(5.0)
+
+
+def test_hashes_tell_records_apart():
+    records = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    hashes = record_hashes(records)
+    assert len(set(hashes)) == 3
+    assert record_hashes(records[1:2]) == (hashes[1],)
+    assert record_hashes(records.astype(np.float64)) != hashes
+    assert record_hashes(records.reshape(3, 4)) != hashes

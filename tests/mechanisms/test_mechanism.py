@@ -1,0 +1,170 @@
+"""Sensitivities, events, refusals, noise laws and keys of the float mechanisms; the internal study curve."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.mechanisms import noise
+from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, MetricMechanism
+from diffusion_privacy.mechanisms.relation import (
+    REPLACE_RECORD,
+    Neighbours,
+    Relation,
+    parse_relation,
+    replace_person,
+)
+from diffusion_privacy.mechanisms.study import latent_curve_for_internal_study
+
+dp_accounting = pytest.importorskip("dp_accounting")
+
+
+def test_sensitivity_is_the_diameter_of_the_ball():
+    assert GaussianMechanism(3.0, 1.0).sensitivity(REPLACE_RECORD) == 6.0
+    assert LaplaceMechanism(3.0, 1.0).sensitivity(REPLACE_RECORD) == 6.0
+    assert GaussianMechanism(3.0, 1.0).sensitivity(replace_person(4)) == 12.0
+    assert LaplaceMechanism(3.0, 1.0).sensitivity(replace_person(4)) == 24.0
+    assert MetricMechanism(1.0, "l1").sensitivity(REPLACE_RECORD) == math.inf
+
+
+@pytest.mark.parametrize("radius", [0.5, 28.0])
+def test_calibrated_noise_has_twice_the_radius_in_it(radius):
+    gaussian = GaussianMechanism.calibrated(1.0, 1e-5, radius, REPLACE_RECORD, 1000)
+    assert gaussian.sigma == pytest.approx(3.731 * 2 * radius, rel=1e-3)
+    assert gaussian.event(REPLACE_RECORD).noise_multiplier == pytest.approx(3.731, rel=1e-3)
+    laplace = LaplaceMechanism.calibrated(2.0, radius, REPLACE_RECORD)
+    assert laplace.scale == radius
+    assert laplace.event(REPLACE_RECORD).noise_multiplier == 0.5
+
+
+def test_person_level_noise_covers_all_records_of_a_person():
+    one = GaussianMechanism.calibrated(1.0, 1e-5, 1.0, REPLACE_RECORD, 1000)
+    four = GaussianMechanism.calibrated(1.0, 1e-5, 1.0, replace_person(4), 1000)
+    assert four.sigma == pytest.approx(2 * one.sigma)
+    assert LaplaceMechanism.calibrated(1.0, 1.0, replace_person(4)).scale == 8.0
+
+
+@pytest.mark.parametrize("relation", [None, "replace-record-same-public-condition", 2])
+def test_unspecified_relation_is_refused(relation):
+    with pytest.raises(InputError, match="relation"):
+        GaussianMechanism(1.0, 1.0).sensitivity(relation)
+    with pytest.raises(InputError, match="relation"):
+        LaplaceMechanism(1.0, 1.0).event(relation)
+    with pytest.raises(InputError, match="relation"):
+        MetricMechanism(1.0, "l2").event(relation)
+    with pytest.raises(InputError, match="relation"):
+        GaussianMechanism.calibrated(1.0, 1e-5, 1.0, relation, 1000)
+
+
+def test_relations_are_parsed_by_name_only():
+    assert parse_relation("replace-record-same-public-condition") == REPLACE_RECORD
+    for bad in ("", "add-or-remove-one"):
+        with pytest.raises(InputError, match="relation"):
+            parse_relation(bad)
+    for bad_group in (0, -1, True, 1.5):
+        with pytest.raises(InputError, match="records_per_person"):
+            Relation(Neighbours.SAME_CONDITION, bad_group)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_unusable_scales_are_refused(bad):
+    for build in (
+        lambda: GaussianMechanism(1.0, bad),
+        lambda: GaussianMechanism(bad, 1.0),
+        lambda: LaplaceMechanism(1.0, bad),
+        lambda: LaplaceMechanism.calibrated(bad, 1.0, REPLACE_RECORD),
+        lambda: MetricMechanism(bad, "l1"),
+        lambda: GaussianMechanism.calibrated(bad, 1e-5, 1.0, REPLACE_RECORD, 10),
+    ):
+        with pytest.raises(InputError):
+            build()
+
+
+def test_delta_of_one_is_refused():
+    with pytest.raises(InputError, match="delta"):
+        GaussianMechanism.calibrated(1.0, 1.0, 1.0, REPLACE_RECORD, 1000)
+
+
+@pytest.mark.parametrize(
+    "mechanism", [GaussianMechanism(1.0, 2.0), LaplaceMechanism(1.0, 2.0), MetricMechanism(1.0, "l2")]
+)
+def test_a_batch_is_refused(mechanism):
+    with pytest.raises(ValueError, match="one record"):
+        mechanism(jax.random.key(0), jnp.zeros((3, 2)))
+
+
+def test_unit_noise_follows_its_law():
+    # Kolmogorov-Smirnov at 50,000 draws (metric: 500), each rejected with probability 1e-6 when right.
+    keys = jax.random.split(jax.random.key(0), 500)
+    gaussian = np.asarray(jax.vmap(lambda k: noise.unit_gaussian(k, 100))(keys)).ravel()
+    laplace = np.asarray(jax.vmap(lambda k: noise.unit_laplace(k, 100))(keys)).ravel()
+    assert stats.kstest(gaussian, "norm").pvalue > 1e-6
+    assert stats.kstest(laplace, "laplace").pvalue > 1e-6
+    lengths = np.linalg.norm(np.asarray(jax.vmap(lambda k: noise.unit_metric_l2(k, 5))(keys)), axis=1)
+    assert stats.kstest(lengths, stats.gamma(5).cdf).pvalue > 1e-6
+
+
+def test_tails_are_not_cut():
+    # The map from bits to noise at the smallest uniforms that its bits can make.
+    u = jnp.asarray([2.0**-63, 2.0**-40, 2.0**-24], jnp.float32)
+    reach = -np.asarray(jax.scipy.special.ndtri(0.5 * u))
+    np.testing.assert_allclose(reach, stats.norm.isf(0.5 * np.asarray(u, np.float64)), rtol=1e-5)
+    # 2^27 exponentials pass 17 scales with probability 0.996; 23-bit uniforms end at 15.9.
+    longest = jax.jit(lambda keys: jax.lax.map(lambda k: jnp.max(jnp.abs(noise.unit_laplace(k, 2**20))), keys).max())(
+        jax.random.split(jax.random.key(1), 128)
+    )
+    assert 16.0 < float(longest) < 44.0
+
+
+def test_metric_noise_keeps_its_promise_on_a_grid():
+    # Density ratio e^{rate·distance}: histogram of the L1 mechanism at two latents a distance 1 apart.
+    mechanism = MetricMechanism(rate=1.0, metric="l1")
+    keys = jax.random.split(jax.random.key(0), 400_000)
+    at = jax.jit(lambda keys, z: jax.vmap(lambda k: mechanism(k, z)[0])(keys))
+    one = np.histogram(at(keys, jnp.zeros(1)), bins=np.linspace(-3, 4, 15))[0]
+    two = np.histogram(at(jax.random.split(jax.random.key(1), 400_000), jnp.ones(1)), bins=np.linspace(-3, 4, 15))[0]
+    # Each count has a relative error below 1.5 %; 6 deviations.
+    ratio = np.log(one / two)
+    assert np.abs(ratio).max() < 1.0 + 0.12
+    assert np.abs(ratio).max() > 0.9
+    assert isinstance(mechanism.event(REPLACE_RECORD), dp_accounting.NonPrivateDpEvent)
+    assert "not ε-DP" in mechanism.statement()
+
+
+def test_fresh_keys_have_64_bits_and_never_repeat():
+    words = np.asarray(jax.random.key_data(noise.fresh_keys(2000)))
+    assert words.shape == (2000, 2)
+    assert len({tuple(row) for row in words}) == 2000
+    assert (words.max(axis=0) > 2**31).all()  # fails with probability 2^-4000
+    first, second = noise.fresh_key(), noise.fresh_key()
+    assert not np.array_equal(jax.random.key_data(first), jax.random.key_data(second))
+
+
+def test_byte_streams_are_functions_of_a_long_key_only():
+    one, two = noise.keyed_bytes(b"a" * 32), noise.keyed_bytes(b"a" * 32)
+    assert one(16) == two(16)
+    assert one(16) != one(16)
+    with pytest.raises(ValueError, match="32 bytes"):
+        noise.keyed_bytes(b"seed 0")
+
+
+@pytest.mark.parametrize("kind", [GaussianMechanism, LaplaceMechanism])
+def test_whole_curve_equals_point_by_point(kind):
+    keys = jax.random.split(jax.random.key(0), 5)
+    z = 10 * jax.random.normal(jax.random.key(1), (5, 7))
+    scales = [0.1, 1.0, 30.0]
+    curve = jax.jit(lambda s, k, z: latent_curve_for_internal_study(kind, 2.0, s, k, z))(jnp.asarray(scales), keys, z)
+    assert curve.shape == (3, 5, 7)
+    for row, scale in zip(curve, scales, strict=True):
+        np.testing.assert_allclose(row, jax.vmap(kind(2.0, scale))(keys, z), rtol=1e-5, atol=1e-6)
+    # Why it must not be released: two points give the record back.
+    unit = (curve[2] - curve[1]) / 29.0
+    np.testing.assert_allclose(curve[1] - unit, jax.vmap(kind(2.0, 1e-30))(keys, z), atol=1e-4)
+    with pytest.raises(InputError, match="mechanism"):
+        latent_curve_for_internal_study(MetricMechanism, 2.0, jnp.ones(1), keys, z)

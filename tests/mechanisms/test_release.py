@@ -1,0 +1,309 @@
+"""A whole release: what it promises, what it refuses, that it is complete or absent, that no seed can repeat it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import inspect
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.mechanisms import export, release
+from diffusion_privacy.mechanisms.accounting import Spend
+from diffusion_privacy.mechanisms.condition import PublicCondition, RandomizedResponse
+from diffusion_privacy.mechanisms.decoding import CoarseSelection
+from diffusion_privacy.mechanisms.discrete import DiscreteGaussian, DiscreteLaplace
+from diffusion_privacy.mechanisms.ledger import Entry, Ledger, record_hashes
+from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, MetricMechanism
+from diffusion_privacy.mechanisms.relation import REPLACE_RECORD, REPLACE_RECORD_AND_CONDITION, replace_person
+from diffusion_privacy.mechanisms.release import FlowProvenance, privatise
+
+dp_accounting = pytest.importorskip("dp_accounting")
+
+PUBLIC = FlowProvenance("public", frozenset())
+SHAPE = (4, 4, 1)
+
+
+def encode(x, c):
+    return x.reshape(x.shape[0], -1) + c[:, None]
+
+
+def decode(z, c):
+    return (z - c[:, None]).reshape(z.shape[0], *SHAPE)
+
+
+def records(n=10):
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1, 1, (n, *SHAPE)).astype(np.float32), (np.arange(n) % 3).astype(np.int32)
+
+
+def gaussian(epsilon=1.0, relation=REPLACE_RECORD):
+    return GaussianMechanism.calibrated(epsilon, 1e-5, 2.0, relation, 100)
+
+
+def run(n=10, **changes):
+    images, labels = records(n)
+    settings = {
+        "mechanism": gaussian(),
+        "condition": PublicCondition(3),
+        "relation": REPLACE_RECORD,
+        "delta": 1e-5,
+        "flow": PUBLIC,
+        "batch_size": 4,
+    } | changes
+    return privatise(encode, decode, images, labels, **settings)
+
+
+def test_promise_and_count():
+    out = run()
+    assert out.data.shape == (10, *SHAPE)
+    np.testing.assert_array_equal(out.labels, records()[1])
+    manifest = out.manifest
+    assert manifest.epsilon == pytest.approx(1.0)
+    assert (manifest.delta, manifest.clip_norm, manifest.sensitivity) == (1e-5, 2.0, 4.0)
+    assert (manifest.count_in, manifest.count_out) == (10, 10)
+    assert manifest.clip_share is None
+    assert "(1, 1e-05)-differentially private under replace-record-same-public-condition" in manifest.guarantee
+    assert "the class of every record" in manifest.public
+
+
+def test_randomised_condition_adds_its_epsilon_and_is_what_the_flow_sees():
+    seen = []
+
+    def spy(x, c):
+        seen.append(np.asarray(c))
+        return encode(x, c)
+
+    images, labels = records(10)
+    out = privatise(
+        spy,
+        decode,
+        images,
+        labels,
+        mechanism=LaplaceMechanism.calibrated(2.0, 2.0, REPLACE_RECORD_AND_CONDITION),
+        condition=RandomizedResponse(0.5, 3),
+        relation=REPLACE_RECORD_AND_CONDITION,
+        delta=0.0,
+        flow=PUBLIC,
+        batch_size=10,
+    )
+    np.testing.assert_array_equal(seen[0], out.labels)
+    assert out.manifest.epsilon == pytest.approx(2.5)
+    assert out.manifest.condition_epsilon == pytest.approx(0.5)
+    assert "the class of every record" not in out.manifest.public
+    assert run(relation=REPLACE_RECORD_AND_CONDITION).manifest.guarantee.startswith("none")
+
+
+def test_no_argument_of_a_release_can_repeat_its_noise():
+    assert not {"key", "seed", "keys", "rng"} & set(inspect.signature(privatise).parameters)
+    np.random.seed(0)  # noqa: NPY002
+    one = run().data
+    np.random.seed(0)  # noqa: NPY002
+    two = run().data
+    assert np.abs(one - two).min() > 0.0
+
+
+@pytest.mark.parametrize(
+    "mechanism",
+    [
+        gaussian(),
+        LaplaceMechanism.calibrated(1.0, 2.0, REPLACE_RECORD),
+        DiscreteGaussian.calibrated(1.0, 1e-5, 2.0, REPLACE_RECORD, 100),
+        DiscreteLaplace.calibrated(1.0, 2.0, REPLACE_RECORD),
+        MetricMechanism(1.0, "l2"),
+    ],
+)
+def test_every_mechanism_states_its_promise_and_writes_valid_json(mechanism):
+    out = run(mechanism=mechanism)
+    assert np.isfinite(out.data).all()
+    manifest = json.loads(export.manifest_json(out.manifest))
+    assert manifest["mechanism"] == mechanism.name
+    if mechanism.name == "metric":
+        assert manifest["epsilon"] is None
+        assert "not ε-DP" in manifest["guarantee"]
+    else:
+        assert manifest["epsilon"] <= 1.0 + 1e-9
+    text = json.dumps(manifest).lower()
+    assert "seed" not in text
+    assert not [name for name in manifest if "key" in name]
+
+
+def test_flow_trained_on_the_same_records_is_refused_unless_said():
+    images, _ = records()
+    with pytest.raises(InputError, match="3 of the 10 records"):
+        run(flow=FlowProvenance("public", frozenset(record_hashes(images[:3]))))
+    with pytest.raises(InputError, match="hashes"):
+        FlowProvenance("public")
+    with pytest.raises(InputError, match="flow_training"):
+        FlowProvenance("private")
+    out = run(flow=FlowProvenance("mechanism-only", frozenset(record_hashes(images))))
+    assert out.manifest.guarantee.startswith("none end to end")
+    assert out.manifest.warnings
+
+
+def test_private_flow_composes():
+    spend = Spend(dp_accounting.GaussianDpEvent(4.0), "add-or-remove-one")
+    out = run(flow=FlowProvenance("dp-sgd", None, spend))
+    assert out.manifest.epsilon > 1.5
+    assert out.manifest.latent_epsilon == pytest.approx(1.0)
+    for bad in (("dp-sgd", None, None), ("public", frozenset(), spend), ("mechanism-only", None, spend)):
+        with pytest.raises(InputError, match="privacy event"):
+            FlowProvenance(*bad)
+
+
+def test_bad_records_are_named():
+    images, labels = records()
+    broken = images.copy()
+    broken[7, 0, 0, 0] = np.nan
+
+    def go(images, labels, **changes):
+        settings = {
+            "mechanism": gaussian(),
+            "condition": PublicCondition(3),
+            "relation": REPLACE_RECORD,
+            "delta": 1e-5,
+            "flow": PUBLIC,
+        }
+        return privatise(encode, decode, images, labels, **(settings | changes))
+
+    with pytest.raises(InputError, match="record 7"):
+        go(broken, labels)
+    with pytest.raises(InputError, match="record 2 has class 9"):
+        go(images, np.array([0, 1, 9, 0, 1, 2, 0, 1, 2, 0]))
+    with pytest.raises(InputError, match="labels"):
+        go(images, labels[:-1])
+    with pytest.raises(InputError, match="at least one"):
+        go(images[:0], labels[:0])
+    with pytest.raises(InputError, match="1/n"):
+        go(images, labels, delta=0.1)
+    with pytest.raises(InputError, match="relation"):
+        go(images, labels, relation=None)
+
+
+def test_people_with_several_records():
+    person = np.array([0, 0, 0, 1, 2, 3, 4, 5, 6, 7])
+    assert "not for a person" in run(person=person).manifest.warnings[0]
+    with pytest.raises(InputError, match="3 records"):
+        run(person=person, relation=replace_person(2))
+    out = run(person=person, relation=replace_person(3), mechanism=gaussian(1.0, replace_person(3)))
+    assert out.manifest.epsilon == pytest.approx(1.0)
+    assert "3 records a person" in out.manifest.guarantee
+
+
+def test_unselected_latents_carry_nothing_of_the_record():
+    selection = CoarseSelection((0, 1), 16)
+    near_exact = GaussianMechanism(50.0, 1e-3)
+    images, _ = records()
+    out = run(mechanism=near_exact, selection=selection, match=False)
+    flat, truth = out.data.reshape(10, 16), images.reshape(10, 16)
+    np.testing.assert_allclose(flat[:, :2], truth[:, :2], atol=0.01)
+    assert np.abs(flat[:, 2:] - truth[:, 2:]).mean() > 0.3
+    assert (out.manifest.selected_latents, out.manifest.latent_dim) == (2, 16)
+
+
+def test_clip_share_is_of_public_latents_only():
+    latents = np.zeros((4, 16))
+    latents[0] = 100.0
+    assert run(public_latents=latents).manifest.clip_share == 0.25
+
+
+def test_images_are_written_whole(tmp_path):
+    from PIL import Image
+
+    out = run()
+    ledger = Ledger(tmp_path / "ledger.jsonl", 1.3, 1e-5)
+    where = export.publish(out, tmp_path / "out", ledger=ledger, class_names=["a", "b", "c"])
+    assert sorted(p.name for p in (where / "images").iterdir()) == ["a", "b", "c"]
+    pictures = sorted((where / "images").rglob("*.png"))
+    arrays = np.load(where / "data.npz")
+    assert len(pictures) == len(arrays["image"]) == len(arrays["label"]) == 10
+    np.testing.assert_array_equal(np.asarray(Image.open(where / "images" / "b" / "1.png")), arrays["image"][1, ..., 0])
+    manifest = json.loads((where / "manifest.json").read_text())
+    assert manifest["composition"]["guarantee"] is True
+    assert manifest["composition"]["epsilon_covered_stages"] == pytest.approx(1.0)
+    assert not any(h in (where / "manifest.json").read_text() for h in out.hashes)
+    with pytest.raises(InputError, match="exists"):
+        export.publish(out, where, ledger=ledger)
+    with pytest.raises(InputError, match="exhausted"):
+        export.publish(run(), tmp_path / "second", ledger=ledger)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ledger.jsonl", "ledger.jsonl.lock", "out"]
+
+
+def test_a_crash_leaves_nothing(tmp_path, monkeypatch):
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export.os, "rename", crash)
+    with pytest.raises(KeyboardInterrupt):
+        export.publish(run(), tmp_path / "out", ledger=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_keep_their_header_and_count(tmp_path):
+    out = run()
+    rows = [[float(r.mean()), "x,y"] for r in out.data]
+    where = export.publish(out, tmp_path / "out", ledger=None, table=rows, header=["mean", "name"])
+    with (where / "data.csv").open(newline="") as file:
+        read = list(csv.reader(file))
+    assert read[0] == ["mean", "name"]
+    assert len(read) == 11
+    with pytest.raises(InputError, match="10 records came in, 9"):
+        export.publish(out, tmp_path / "short", ledger=None, table=rows[:9], header=["mean", "name"])
+    assert not (tmp_path / "short").exists()
+
+
+def test_ledger_must_know_the_private_flow(tmp_path):
+    spend = Spend(dp_accounting.GaussianDpEvent(8.0), "add-or-remove-one")
+    out = run(flow=FlowProvenance("dp-sgd", None, spend))
+    ledger = Ledger(tmp_path / "ledger.jsonl", 5.0, 1e-5)
+    with pytest.raises(InputError, match="not in the ledger"):
+        export.publish(out, tmp_path / "out", ledger=ledger)
+    ledger.record(Entry("flow training", spend, out.hashes))
+    where = export.publish(out, tmp_path / "out", ledger=ledger)
+    composition = json.loads((where / "manifest.json").read_text())["composition"]
+    assert composition["epsilon_covered_stages"] == pytest.approx(out.manifest.epsilon)
+
+
+def test_mechanism_only_spoils_the_ledger(tmp_path):
+    out = run(flow=FlowProvenance("mechanism-only"))
+    ledger = Ledger(tmp_path / "ledger.jsonl", 1.5, 1e-5)
+    where = export.publish(out, tmp_path / "out", ledger=ledger)
+    assert json.loads((where / "manifest.json").read_text())["composition"]["guarantee"] is False
+    with pytest.raises(InputError, match="no guarantee"):
+        ledger.record(Entry("another", out.spend))
+
+
+def test_class_names_cannot_leave_the_folder(tmp_path):
+    for names in (["a", "..", "c"], ["a", "x/y", "c"], ["a", "b"], ["a", "a", "c"]):
+        with pytest.raises(InputError, match="class_names"):
+            export.publish(run(), tmp_path / "out", ledger=None, class_names=names)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_decoded_nan_drops_no_record(tmp_path):
+    images, labels = records()
+    out = privatise(
+        encode,
+        lambda z, c: jnp.full((z.shape[0], *SHAPE), jnp.nan),
+        images,
+        labels,
+        mechanism=gaussian(),
+        condition=PublicCondition(3),
+        relation=REPLACE_RECORD,
+        delta=1e-5,
+        flow=PUBLIC,
+    )
+    where = export.publish(out, tmp_path / "out", ledger=None)
+    assert len(list(where.rglob("*.png"))) == 10
+
+
+def test_manifest_has_the_promised_fields():
+    names = {field.name for field in dataclasses.fields(release.Manifest)}
+    assert names >= {
+        *("mechanism", "norm", "clip_norm", "sensitivity", "relation", "epsilon", "delta", "noise_scale", "public"),
+        *("flow_training", "clip_share", "count_in", "count_out", "composition", "versions"),
+    }
