@@ -1,0 +1,161 @@
+"""The conditional invertible networks of CADP from a plain config (Tölle et al., arXiv 2207.14625).
+
+Image flows: for each stage a 2x2 squeeze, ``depth`` x [coupling, fixed channel permutation] and possibly a split; then
+flatten and ``dense_depth`` x [dense coupling, permutation]. Vector flows: permutation, then ``dense_depth`` x
+[coupling, permutation]. The latent of a record is one vector of D numbers; with splits it runs from coarse to fine
+(`chain.Split`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.flows.actnorm import ActNorm, ClassGaussian
+from diffusion_privacy.flows.bijection import Bijection, Shape
+from diffusion_privacy.flows.chain import Chain, Flatten, Split, Stack
+from diffusion_privacy.flows.coupling import COUPLINGS, coupling
+from diffusion_privacy.flows.mixing import PARAMETERISATIONS, Mixing, Permutation
+from diffusion_privacy.flows.spline import Spline
+from diffusion_privacy.flows.squeeze import PATTERNS, Squeeze
+from diffusion_privacy.flows.subnets import ConvNet, DenseNet, Subnet
+
+NO_MIXING = "permutation"
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """Everything that shapes a flow; numbers, names and tuples only.
+
+    Attributes:
+      shape: (h, w, c) of an image or (d,) of a vector.
+      cond_dim: K, the length of the condition (one-hot class or attribute vector); 0 for none.
+      depths: couplings in each stage; each stage halves height and width. Empty for vectors.
+      dense_depth: dense couplings after the last stage.
+      conv_width, dense_width: hidden width of the two kinds of subnets, each with two hidden layers.
+      coupling: kind of every coupling, one of `coupling.COUPLINGS`.
+      clamp: a of the soft clamp, in affine couplings and splines.
+      spline_bins, spline_bound: see `spline.Spline`.
+      squeeze: ``checkerboard`` or ``haar``.
+      splits: for each stage but the last, whether half of the channels leave after it. Empty: nowhere.
+      mixing: ``permutation`` (fixed, none learned), ``lu`` or ``orthogonal``: a learned mixing beside the permutation.
+      actnorm: scale and shift before each coupling.
+      class_latents: class-wise Gaussian latents; needs cond_dim >= 1.
+      scan: compile one coupling a stage and loop over it.
+      seed: of the fixed permutations; part of the model.
+
+    Raises:
+      InputError: the fields do not describe a flow.
+    """
+
+    shape: Shape
+    cond_dim: int = 0
+    depths: tuple[int, ...] = ()
+    dense_depth: int = 2
+    conv_width: int = 128
+    dense_width: int = 128
+    coupling: str = "glow"
+    clamp: float = 1.5
+    spline_bins: int = 8
+    spline_bound: float = 4.0
+    squeeze: str = "checkerboard"
+    splits: tuple[bool, ...] = ()
+    mixing: str = NO_MIXING
+    actnorm: bool = False
+    class_latents: bool = False
+    scan: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _choice("coupling", self.coupling, COUPLINGS)
+        _choice("squeeze", self.squeeze, PATTERNS)
+        _choice("mixing", self.mixing, (NO_MIXING, *PARAMETERISATIONS))
+        if len(self.shape) == 1:
+            _need(not self.depths and not self.splits, "depths and splits are for images", self.shape)
+            _need(self.shape[0] >= 2, "a vector flow needs at least two columns in shape", self.shape)
+            _need(self.dense_depth >= 1, "dense_depth must be at least 1 for vectors", self.dense_depth)
+        else:
+            factor = 2 ** len(self.depths)
+            fits = len(self.shape) == 3 and self.shape[0] % factor == 0 and self.shape[1] % factor == 0
+            _need(fits, f"shape must be (h, w, c) with h and w divisible by {factor} for these depths", self.shape)
+            _need(len(self.depths) >= 1 and min(self.depths) >= 1, "depths must be at least 1 a stage", self.depths)
+            _need(
+                len(self.splits) in (0, len(self.depths) - 1),
+                "splits must have one entry for each depth but the last",
+                self.splits,
+            )
+        _need(self.clamp > 0, "clamp must be positive", self.clamp)
+        _need(self.cond_dim >= 1 or not self.class_latents, "class_latents need cond_dim >= 1", self.cond_dim)
+        _need(self.spline_bins >= 2 and self.spline_bound > 0, "spline needs bins >= 2 and bound > 0", self.spline_bins)
+
+
+def _choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"flow.{field} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _need(holds: bool, what: str, value: object) -> None:
+    if not holds:
+        raise InputError(f"flow: {what}, got {value!r}")
+
+
+def build(config: FlowConfig) -> Chain:
+    """The flow as one bijection of ``config.shape`` onto ``(D,)``."""
+    if len(config.shape) == 1:
+        flow = _tail(config, config.shape, [Permutation(config.shape, config.seed)])
+    else:
+        flow = _stage(config, 0, config.shape)
+    if config.class_latents:
+        return Chain((*flow.layers, ClassGaussian(flow.out_shape, config.cond_dim)))
+    return flow
+
+
+def _stage(config: FlowConfig, i: int, shape: Shape) -> Chain:
+    """Stage ``i`` and everything after it."""
+    squeeze = Squeeze(shape, config.squeeze)
+    # The explicit gradient pays in one place only: convolutions inside a loop on a CPU.
+    explicit = config.scan and jax.default_backend() == "cpu"
+    net = ConvNet(config.conv_width, explicit_gradient=explicit)
+    layers: list[Bijection] = [squeeze, _couplings(config, squeeze.out_shape, net, config.depths[i], config.seed + i)]
+    h, w, c = squeeze.out_shape
+    if i == len(config.depths) - 1:
+        return _tail(config, (h * w * c,), [*layers, Flatten(squeeze.out_shape)])
+    if config.splits and config.splits[i]:
+        inner = _stage(config, i + 1, (h, w, c - c // 2))
+        return Chain((*layers, Split(squeeze.out_shape, inner)))
+    return Chain((*layers, *_stage(config, i + 1, squeeze.out_shape).layers))
+
+
+def _tail(config: FlowConfig, shape: Shape, layers: list[Bijection]) -> Chain:
+    """The layers so far, then the dense couplings."""
+    if config.dense_depth:
+        # Streams of permutations: one a stage, and one for the dense part behind them.
+        seed = config.seed + 1 + len(config.depths)
+        layers = [*layers, _couplings(config, shape, DenseNet(config.dense_width), config.dense_depth, seed)]
+    return Chain(tuple(layers))
+
+
+def _couplings(config: FlowConfig, shape: Shape, subnet: Subnet, depth: int, seed: int) -> Stack:
+    spline = Spline(config.spline_bins, config.spline_bound, config.clamp)
+    layer: Bijection = coupling(config.coupling, shape, subnet, config.cond_dim, config.clamp, spline)
+    before: list[Bijection] = [ActNorm(shape)] if config.actnorm else []
+    after: list[Bijection] = [] if config.mixing == NO_MIXING else [Mixing(shape, config.mixing)]
+    if before or after:
+        layer = Chain((*before, layer, *after))
+    return Stack(layer, depth, seed, config.scan)
+
+
+PRESETS: dict[str, FlowConfig] = {
+    "mnist": FlowConfig((28, 28, 1), 10, depths=(4, 4), dense_depth=2, dense_width=392, clamp=1.5),
+    "xray": FlowConfig((128, 128, 1), 2, depths=(4, 4, 4, 4), dense_depth=4, dense_width=1024, clamp=1.5),
+    "celeba": FlowConfig((128, 128, 3), 40, depths=(4,) * 6, dense_depth=0, clamp=1.2, splits=(True,) * 5),
+    "digits": FlowConfig((8, 8, 1), 10, depths=(4, 4), dense_depth=2, conv_width=32, dense_width=64, clamp=1.5),
+}
+"""The paper's image networks and a small one for the embedded 8x8 digits; change a field with `dataclasses.replace`."""
+
+
+def table(columns: int, cond_dim: int) -> FlowConfig:
+    """The paper's network for tables: 4 x [permutation, coupling], dense subnets 128-128."""
+    return FlowConfig((columns,), cond_dim, dense_depth=4, dense_width=128)

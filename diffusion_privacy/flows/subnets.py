@@ -1,0 +1,146 @@
+"""The networks inside couplings. They need not be invertible; their last layer starts at zero.
+
+A subnet is a frozen dataclass of sizes with `init(key, shape, cond_dim, outputs)` and `apply(params, x, cond)`. The
+condition ``cond[..., K]`` enters beside the input: broadcast to every pixel, or appended to the vector.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_privacy.flows.bijection import Shape
+from diffusion_privacy.types import Array, PyTree
+
+
+class Subnet(Protocol):
+    """A function of one record (leading axes are a batch) and its condition."""
+
+    def init(self, key: Array, shape: Shape, cond_dim: int, outputs: int) -> PyTree:
+        """Parameters for inputs of ``shape`` and ``outputs`` numbers a position, which are 0 at the start."""
+        ...
+
+    def apply(self, params: PyTree, x: Array, cond: Array | None) -> Array:
+        """``x[..., *grid, c], cond[..., K] -> [..., *grid, outputs]``."""
+        ...
+
+
+def with_condition(x: Array, cond: Array | None, grid_axes: int) -> Array:
+    """Append the condition to the last axis of ``x``, the same at every position of the grid."""
+    if cond is None:
+        return x
+    spread = cond.reshape(*cond.shape[:-1], *(1,) * grid_axes, cond.shape[-1])
+    return jnp.concatenate([x, jnp.broadcast_to(spread, (*x.shape[:-1], cond.shape[-1])).astype(x.dtype)], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseNet:
+    """Linear-ReLU, ``hidden`` times, then Linear.
+
+    Attributes:
+      width: units of each hidden layer.
+      hidden: number of hidden layers, >= 1.
+    """
+
+    width: int
+    hidden: int = 2
+
+    def init(self, key: Array, shape: Shape, cond_dim: int, outputs: int) -> PyTree:
+        sizes = [shape[-1] + cond_dim, *[self.width] * self.hidden, outputs]
+        return _layers(key, "dense", (), sizes)
+
+    def apply(self, params: PyTree, x: Array, cond: Array | None) -> Array:
+        h = with_condition(x, cond, 0)
+        for i in range(self.hidden + 1):
+            layer = params[f"dense_{i}"]
+            h = h @ layer["kernel"] + layer["bias"]
+            h = jax.nn.relu(h) if i < self.hidden else h
+        return h
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNet:
+    """Convolution-ReLU, ``hidden`` times, then convolution; same padding with zeros.
+
+    Attributes:
+      width: channels of each hidden layer.
+      hidden: number of hidden layers, >= 1.
+      kernel: odd side of the square kernels.
+      explicit_gradient: use `conv_explicit`, which a CPU needs inside `lax.scan`. No forward-mode derivative then.
+    """
+
+    width: int = 128
+    hidden: int = 2
+    kernel: int = 3
+    explicit_gradient: bool = False
+
+    def init(self, key: Array, shape: Shape, cond_dim: int, outputs: int) -> PyTree:
+        sizes = [shape[-1] + cond_dim, *[self.width] * self.hidden, outputs]
+        return _layers(key, "conv", (self.kernel, self.kernel), sizes)
+
+    def apply(self, params: PyTree, x: Array, cond: Array | None) -> Array:
+        conv = conv_explicit if self.explicit_gradient else conv_plain
+        lead = x.shape[:-3]
+        h = with_condition(x, cond, 2)
+        h = h.reshape(-1, *h.shape[-3:])
+        for i in range(self.hidden + 1):
+            layer = params[f"conv_{i}"]
+            h = conv(h, layer["kernel"]) + layer["bias"]
+            h = jax.nn.relu(h) if i < self.hidden else h
+        return h.reshape(*lead, *h.shape[1:])
+
+
+def _layers(key: Array, name: str, window: Shape, sizes: list[int]) -> PyTree:
+    """``{name_i: {kernel [*window, in, out], bias [out]}}``: He-normal kernels, the last one zero, and zero biases.
+
+    One draw serves all kernels: each draw in a program costs a third of a second of compilation.
+    """
+    shapes = [(*window, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    ends = np.cumsum([math.prod(s) for s in shapes[:-1]])
+    draws = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
+    kernels = [math.sqrt(2 / math.prod(s[:-1])) * draw.reshape(s) for s, draw in zip(shapes[:-1], draws, strict=True)]
+    kernels.append(jnp.zeros(shapes[-1]))
+    return {f"{name}_{i}": {"kernel": k, "bias": jnp.zeros(k.shape[-1])} for i, k in enumerate(kernels)}
+
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def conv_plain(x: Array, kernel: Array) -> Array:
+    """``x[B, h, w, c], kernel[k, k, c, o] -> [B, h, w, o]``, stride 1, zero padding."""
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
+
+
+@jax.custom_vjp
+def conv_explicit(x: Array, kernel: Array) -> Array:
+    """`conv_plain` for odd kernels, with a backward pass that stays fast inside `lax.scan` on a CPU.
+
+    The weight gradient that autodiff emits swaps batch and feature by dimension labels. Inside a while loop XLA's CPU
+    backend does not turn those into a canonical convolution and runs a naive loop, about 30 times slower. Here both
+    gradients are convolutions in canonical layout. Works under `vmap`; reverse mode only.
+    """
+    return conv_plain(x, kernel)
+
+
+def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return conv_plain(x, kernel), (x, kernel)
+
+
+def _conv_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    # dx: correlation with a kernel becomes correlation with its mirror image, input and output exchanged.
+    dx = conv_plain(g, jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
+    # dw[i, j, c, o] = Σ_{b,h,w} x[b, h+i−r, w+j−r, c] g[b, h, w, o]: c plays the batch, b the feature, g the kernel.
+    r = kernel.shape[0] // 2
+    dw = jax.lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), [(r, r), (r, r)], dimension_numbers=_NHWC
+    )
+    return dx, dw.transpose(1, 2, 0, 3)
+
+
+conv_explicit.defvjp(_conv_forward, _conv_backward)

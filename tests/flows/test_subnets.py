@@ -1,0 +1,53 @@
+"""The explicit convolution gradient against autodiff, and the subnets' start."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_privacy.flows.subnets import ConvNet, DenseNet, conv_explicit, conv_plain
+
+X = jax.random.normal(jax.random.key(0), (3, 5, 4, 2))
+
+
+def gradients(conv, x, kernel):
+    return jax.grad(lambda x, w: jnp.sum(jnp.sin(conv(x, w))), (0, 1))(x, kernel)
+
+
+@pytest.mark.parametrize("side", [1, 3, 5])
+def test_explicit_gradient_is_the_plain_one(side):
+    kernel = jax.random.normal(jax.random.key(1), (side, side, 2, 7))
+    np.testing.assert_allclose(conv_explicit(X, kernel), conv_plain(X, kernel), atol=1e-5)
+    for a, b in zip(gradients(conv_explicit, X, kernel), gradients(conv_plain, X, kernel), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_explicit_gradient_per_example():
+    # DP-SGD's form: one gradient a record.
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 4))
+    per_example = [
+        jax.vmap(lambda x, conv=conv: gradients(conv, x[None], kernel)[1])(X) for conv in (conv_explicit, conv_plain)
+    ]
+    np.testing.assert_allclose(per_example[0], per_example[1], atol=1e-4)
+    np.testing.assert_allclose(per_example[0].sum(0), gradients(conv_plain, X, kernel)[1], atol=1e-3)
+
+
+def test_vmapped_records_become_one_batched_convolution():
+    net = ConvNet(4)
+    params = net.init(jax.random.key(0), (5, 4, 2), 0, 3)
+    text = str(jax.make_jaxpr(jax.vmap(lambda x: net.apply(params, x, None)))(X))
+    assert text.count("conv_general_dilated[") == 3
+    assert "feature_group_count=1" in text
+    assert "feature_group_count=3" not in text
+
+
+@pytest.mark.parametrize(("net", "shape"), [(ConvNet(4), (5, 4, 2)), (DenseNet(4), (6,))])
+def test_subnets_start_at_zero_and_reach_every_parameter(net, shape):
+    params = net.init(jax.random.key(0), shape, 2, 3)
+    x, cond = jax.random.normal(jax.random.key(1), (2, *shape)), jnp.ones((2, 2))
+    assert not jnp.any(net.apply(params, x, cond))
+    moved = jax.tree.map(lambda p: p + 0.1, params)
+    grad = jax.grad(lambda p: jnp.sum(net.apply(p, x, cond) ** 2))(moved)
+    assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(grad))
