@@ -43,6 +43,8 @@ def _parse(argv: list[str]) -> list[str]:
         for flag in (_CONFIG, _WORKDIR):
             if flag.value is None:
                 raise flags.Error(f"--{flag.name} is required; see --help")
+        # A config file that cannot be loaded says so only when it is read.
+        _CONFIG.value.to_dict()
         return rest
     except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
         _stop(" ".join(str(error).split()))

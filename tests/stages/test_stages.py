@@ -1,0 +1,213 @@
+"""The study end to end on few steps: files, resuming, refusals. What it finds is judged in test_digits_job."""
+
+import copy
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_privacy import settings
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.reports import schema
+from diffusion_privacy.stages import run
+from diffusion_privacy.stages import study as common
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {
+    "score.training.steps": 30,
+    "score.training.warmup_steps": 5,
+    "score.training.log_every": 10,
+    "score.training.checkpoint_every": 10,
+    "score.network.params.hidden": 32,
+    "score.network.params.depth": 1,
+    "sampler.steps": 10,
+    "detector.training.steps": 60,
+    "detector.training.log_every": 20,
+    "detector.network.channels": 8,
+    "detector.network.max_channels": 8,
+    "detector.negatives": 200,
+    "detector.false_positive_rate": 0.01,
+    "detector.positives": 32,
+    "audit.samples.careless": 100,
+    "audit.samples.careful": 100,
+    "audit.h_levels": 5,
+    "audit.h_draws": 16,
+    "audit.subspace_draws": 100,
+    "audit.subspace_max_draws": 100,
+    "audit.chunk": 64,
+    "audit.likelihood_records": 4,
+}
+
+
+def _raw(changes=None):
+    config = copy.deepcopy(importlib.import_module("configs.digits").get_config().to_dict())
+    for path, value in {**TINY, **(changes or {})}.items():
+        *parents, last = path.split(".")
+        node = config
+        for name in parents:
+            node = node[name]
+        node[last] = value
+    return config
+
+
+def _study(changes=None):
+    return settings.parse(settings.Study, _raw(changes))
+
+
+def _flags(changes=None):
+    return [f"--config.{path}={value}" for path, value in {**TINY, **(changes or {})}.items()]
+
+
+def _launch(*args, cwd=ROOT, **kwargs):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, "launch.py", "--compilation_cache=", *args],
+        cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **kwargs,
+    )  # fmt: skip
+
+
+def _assert_refused(result, *words):
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, result.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_split_keeps_people_apart_and_the_private_record_in_both_models():
+    study = _study()
+    from diffusion_privacy.data import sources
+
+    source = sources.load("digits")
+    people = np.arange(len(source)) // 3
+    import dataclasses
+
+    source = dataclasses.replace(source, identity=people.astype(np.int32))
+    rows = common.split(study, source)
+    private = rows["private"][0]
+    assert private in rows["careless"]
+    assert private in rows["careful"]
+    assert people[private] not in people[rows["reference"]]
+    assert set(rows["careless"]) <= set(rows["careful"])
+    held = set(people[rows["controls"]]) | set(people[rows["held_out"]])
+    assert not held & set(people[rows["careful"]])
+    assert not set(rows["controls"]) & set(rows["held_out"])
+    covered = np.concatenate([rows["careful"], rows["controls"], rows["held_out"]])
+    assert sorted(covered) == list(range(len(source)))
+
+
+def test_a_private_record_can_be_named_and_must_exist():
+    from diffusion_privacy.data import sources
+
+    source = sources.load("digits")
+    rows = common.split(_study({"split.private": 42}), source)
+    assert source.index[rows["private"]].tolist() == [42]
+    with pytest.raises(InputError, match=r"config\.split\.private"):
+        common.split(_study({"split.private": 99_999}), source)
+    with pytest.raises(InputError, match=r"config\.split"):
+        common.split(_study({"split.careless": 1797}), source)
+
+
+@pytest.mark.slow
+def test_study_end_to_end_then_no_work(tmp_path):
+    work = tmp_path / "run"
+    # Thresholds of barely trained detectors may miss every positive; that is refused, not glossed over.
+    first = _launch("--config=configs/digits.py", f"--workdir={work}", *_flags({"detector.training.steps": 300}))
+    assert first.returncode == 0, first.stderr
+    release = schema.read(work / "report" / "release.json")
+    assert set(release["models"]) == {"careless", "careful"}
+    for model in release["models"].values():
+        assert [r["role"] for r in model["records"]] == ["private", "control", "control", "control"]
+    page = (work / "report" / "index.html").read_text()
+    assert release["answer"].split(";")[0] in page
+    assert json.loads((work / "likelihood.json").read_text())["careful"]["held_out"]["n"] == 4
+    untouched = [p for p in work.rglob("*") if p.is_file() and "report" not in p.parts]
+    before = {p: p.stat().st_mtime_ns for p in untouched}
+    second = _launch("--config=configs/digits.py", f"--workdir={work}", *_flags({"detector.training.steps": 300}))
+    assert second.returncode == 0, second.stderr
+    assert {p: p.stat().st_mtime_ns for p in untouched} == before
+    other = _launch("--config=configs/digits.py", f"--workdir={work}", *_flags({"seed": 1}))
+    _assert_refused(other, "config.")
+    assert {p: p.stat().st_mtime_ns for p in untouched} == before
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_next_start_goes_on(tmp_path):
+    flags = ["--config=configs/digits.py", "--mode=train", *_flags({"score.training.steps": 400})]
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    args = [sys.executable, "launch.py", "--compilation_cache=", *flags, f"--workdir={tmp_path / 'a'}"]
+    process = subprocess.Popen(args, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "careless: step 10/" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stderr.read()
+    assert process.wait(timeout=120) == 75, rest
+    assert "start it again" in rest
+    metrics = tmp_path / "a" / "train" / "careless" / "metrics.csv"
+    assert metrics.exists()
+    assert not (tmp_path / "a" / "train" / "done.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--config=configs/digits.py"], ["--workdir"]),
+        (["--workdir=x"], ["--config"]),
+        (["--config=configs/none.py", "--workdir=x"], ["configs/none.py"]),
+        (["--config=configs/digits.py", "--workdir=x", "--mode=dance"], ["mode", "study"]),
+        (["--config=configs/digits.py", "--workdir=x", "--config.score.training.stepz=3"], ["stepz"]),
+        (["--config=configs/digits.py", "--workdir=x", "--config.seed=soon"], ["seed"]),
+        (["--config=configs/digits.py", "--workdir=x", "audit"], ["audit"]),
+    ],
+)
+def test_flags_that_cannot_be_meant_are_refused_in_one_line(args, words):
+    _assert_refused(_launch(*args), *words)
+
+
+def test_help_names_the_modes():
+    result = _launch("--help")
+    text = result.stdout + result.stderr
+    assert "--mode" in text
+    assert "study" in text
+    assert "configs/digits.py" in text
+
+
+def test_bad_inputs_are_named(tmp_path):
+    missing = {"data": {"source": "npz", "params": {"path": str(tmp_path / "no.npz")}}}
+    with pytest.raises(InputError, match=r"no\.npz"):
+        run.run(settings.parse(settings.Study, {**_raw(), **missing}), tmp_path / "a", "train")
+    with pytest.raises(InputError, match="source"):
+        run.run(_study({"data.source": "nowhere"}), tmp_path / "b", "train")
+    with pytest.raises(InputError, match=r"config\.score\.sde\.name"):
+        run.run(_study({"score.sde.name": "xyz"}), tmp_path / "c", "train")
+    with pytest.raises(InputError, match="kind"):
+        run.run(_study({"fingerprint.name": "xyz"}), tmp_path / "d", "train")
+    with pytest.raises(InputError, match="mode"):
+        run.run(_study(), tmp_path / "e", "dance")
+    with pytest.raises(InputError, match="checkpoint"):
+        run.run(_study(), tmp_path / "f", "sample")
+    with pytest.raises(InputError, match=r"audit|samples|checkpoint"):
+        run.run(_study(), tmp_path / "g", "report")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(InputError, match="file"):
+        run.run(_study(), blocked / "run", "train")
+    (tmp_path / "h").mkdir()
+    (tmp_path / "h" / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json"):
+        run.run(_study(), tmp_path / "h", "train")
+
+
+def test_other_settings_in_the_same_workdir_are_refused(tmp_path):
+    run.Workdir(tmp_path, _study())
+    with pytest.raises(InputError, match=r"config\.sampler\.steps is 10 there and 12 here"):
+        run.Workdir(tmp_path, _study({"sampler.steps": 12}))
+    shown = _study({"report.show_private": False})
+    assert run.Workdir(tmp_path, shown).config["report"]["show_private"] is False

@@ -1,0 +1,75 @@
+"""A config says only what the settings know; anything else stops the run with the field's name."""
+
+import copy
+import importlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_privacy import settings
+from diffusion_privacy.errors import InputError
+
+
+def _config() -> dict:
+    return importlib.import_module("configs.digits").get_config().to_dict()
+
+
+def test_config_file_parses_and_round_trips():
+    study = settings.parse(settings.Study, _config())
+    again = settings.parse(settings.Study, settings.to_dict(study))
+    assert again == study
+    assert study.score.training.steps == _config()["score"]["training"]["steps"]
+
+
+def test_configs_are_locked():
+    config = importlib.import_module("configs.digits").get_config()
+    assert isinstance(config, ConfigDict)
+    with pytest.raises(AttributeError):
+        config.sed = 1
+
+
+def _edit(path: str, value: object) -> dict:
+    config = copy.deepcopy(_config())
+    *parents, last = path.split(".")
+    node = config
+    for name in parents:
+        node = node[name]
+    node[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("sead", 1, "config.sead"),
+        ("score.training.stepz", 1, "config.score.training.stepz"),
+        ("score.training.steps", "many", "config.score.training.steps"),
+        ("score.training.steps", True, "config.score.training.steps"),
+        ("score.training.steps", 0, "training.steps"),
+        ("seed", -1, "config.seed"),
+        ("data", "digits", "config.data"),
+        ("audit.samples", {"careless": 10}, "config.audit.samples"),
+        ("audit.samples", {"careless": 10, "careful": 1.5}, "config.audit.samples.careful"),
+        ("audit.h_draws", 4, "config.audit.h_draws"),
+        ("audit.h_levels", 51, "config.audit.h_levels"),
+        ("audit.level", 1.0, "config.audit.level"),
+        ("split.controls", 0, "config.split"),
+    ],
+)
+def test_faults_are_named(path, value, named):
+    with pytest.raises(InputError, match=named.replace(".", r"\.")) as caught:
+        settings.parse(settings.Study, _edit(path, value))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_field_is_named():
+    config = _config()
+    del config["score"]["sde"]
+    with pytest.raises(InputError, match=r"config\.score\.sde"):
+        settings.parse(settings.Study, config)
+
+
+def test_whole_numbers_serve_as_floats():
+    study = settings.parse(settings.Study, _edit("audit.memory_gb", 4))
+    assert study.audit.memory_gb == 4.0
+    assert isinstance(study.audit.memory_gb, float)
