@@ -68,6 +68,7 @@ def test_samples_needed_is_the_smallest_number_that_certifies(bound, tpr, level)
         montecarlo.samples_needed(0.0)
 
 
+@pytest.mark.slow
 def test_samples_continue_and_do_not_depend_on_chunks_or_devices() -> None:
     chain = Chain(VP(), 8)
     score = atom_models.atom_score(VP(), cyclic_orbit(5, 4, seed=3), var=0.05)
@@ -77,6 +78,7 @@ def test_samples_continue_and_do_not_depend_on_chunks_or_devices() -> None:
     assert len(np.unique(all_at_once[:, 0])) == 21
 
 
+@pytest.mark.slow
 def test_samples_of_a_gaussian_are_normal() -> None:
     """Every step is linear under the score −x. Kolmogorov-Smirnov; false alarm 1e-4."""
     images = montecarlo.sample(Chain(VP(), 12), _minus, (2, 3), 1000, KEY)

@@ -189,6 +189,7 @@ def test_balance_terms_are_the_mixture_density_ratio() -> None:
     assert balance_terms(mixture, np.array([20, 30, 50]), a, q).max() <= np.log(1 / 0.2)
 
 
+@pytest.mark.slow
 def test_the_whole_distribution_sums_to_one() -> None:
     """Records of unequal rates (weights 1 to 6, no symmetry) whose cells cover the space. |z| < 4 for the sum and
     for each of 6 against direct counts: false alarm 4.5e-4."""
@@ -237,6 +238,7 @@ def test_mixtures_that_do_not_fit_are_refused() -> None:
         estimate(chain, score, detect, ORBIT[:1], [one], KEY, draws=200, max_draws=100)
 
 
+@pytest.mark.slow
 def test_draws_stop_at_the_first_reliable_round_and_never_pass_the_limit() -> None:
     """A good mixture needs one round; one that looks at the wrong level goes on to the limit, in whole rounds."""
     chain, score, detect = Chain(VP(), STEPS), atom_models.atom_score(VP(), ORBIT), atom_models.nearest(ORBIT)
@@ -259,14 +261,16 @@ def test_no_hit_leaves_the_limit_of_the_unguided_share() -> None:
     assert not result.estimate.reliable
 
 
-@pytest.mark.parametrize("until", [0.05, 0.3, 2.0])
+# The last step only, the guided part, everywhere.
+@pytest.mark.parametrize("until", [0.05, *(pytest.param(u, marks=pytest.mark.slow) for u in (0.3, 2.0))])
 def test_a_broken_score_raises_wherever_it_breaks(until) -> None:
-    """NaN in the last step only, in the guided part, everywhere; the detector hides it."""
+    """The detector hides it: it calls NaN "not detected"."""
     chain, mixture = Chain(VP(), 25), Mixture((3,), (1.0,), (0.5,), 0.5)
     with pytest.raises(FloatingPointError, match="not finite on a guided path"):
         estimate(chain, atom_models.BrokenScore(until), atom_models.blind, np.ones((1, 3)), [mixture], KEY, draws=100)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_company_chunks_or_devices() -> None:
     chain, score = Chain(VP(), STEPS), atom_models.atom_score(VP(), ORBIT)
     settings = {"draws": 120, "max_draws": 120}

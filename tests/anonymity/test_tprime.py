@@ -112,6 +112,7 @@ def test_a_memorised_record_returns_and_its_curve_ends_at_q(memoriser) -> None:
     assert abs(sum(c.hits[2] for c in curves) - 800) < 5 * np.sqrt(4000 * 0.2 * 0.8)
 
 
+@pytest.mark.slow
 def test_curves_do_not_depend_on_company_chunks_or_devices(memoriser) -> None:
     chain, score, detect, atoms = memoriser
     levels = np.array([3, 14, 20])
@@ -130,6 +131,7 @@ def test_curves_do_not_depend_on_company_chunks_or_devices(memoriser) -> None:
         np.testing.assert_array_equal(alone[i].hit, crowd[r].hit)
 
 
+@pytest.mark.slow
 def test_shown_images_are_those_that_were_counted(memoriser) -> None:
     chain, score, detect, atoms = memoriser
     levels = np.array([14, 2])
@@ -156,6 +158,7 @@ def test_a_broken_score_raises_even_if_the_detector_hides_it() -> None:
             draw(chain, atom_models.BrokenScore(0.3), atom_models.blind, records, np.array([4]), 4, KEY)
 
 
+@pytest.mark.slow
 def test_200_controls_are_never_called_leaked() -> None:
     """Held-out points of the same kind as 40 atoms that a memoriser knows: t' absent, lower limits 0 by all estimators.
 

@@ -140,8 +140,15 @@ def gaussian_moments(chain: Chain) -> tuple[float, float]:
     return mean, var
 
 
-@each_sde
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    ("sde", "kernel"),
+    # A program each: two on every run, all with the slow oracles.
+    [
+        pytest.param(sde, kernel, id=f"{name}-{kernel}", marks=[] if name == "vp" else pytest.mark.slow)
+        for name, sde in SDES.items()
+        for kernel in KERNELS
+    ],
+)
 def test_samples_have_the_moments_of_the_chain_as_run(sde, kernel) -> None:
     """False alarm: 10 cases x 2 statistics beyond 4.5 standard errors, 1.4e-4 in all."""
     if kernel == "euler_maruyama" and isinstance(sde, VE):
@@ -177,9 +184,10 @@ def test_start_levels_may_be_mixed() -> None:
     x = jax.random.normal(jax.random.key(4), (6, 3, 2))
     level = np.array([0, 9, 1, 4, 9, 2])
     score = lambda z, t: -z * (1 + t[:, None, None])  # noqa: E731
-    together = chains.run(chain, score, keys, x, jnp.asarray(level))
+    run = jax.jit(lambda k, z, j: chains.run(chain, score, k, z, j))
+    together = run(keys, x, jnp.asarray(level))
     for i, start in enumerate(level):
-        alone = chains.run(chain, score, keys[i : i + 1], x[i : i + 1], jnp.array([start]))
+        alone = run(keys[i : i + 1], x[i : i + 1], jnp.array([start]))
         np.testing.assert_allclose(together[i], alone[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(together[0], x[0])
 
