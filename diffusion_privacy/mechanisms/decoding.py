@@ -19,7 +19,8 @@ from diffusion_privacy.types import Array
 _LOG_SQRT_2PI = 0.9189385332046727
 
 
-def match_gaussian(z: Array, sigma: float) -> Array:
+@jax.jit
+def match_gaussian(z: Array, sigma: Array | float) -> Array:
     """``z/√(1 + σ²)``: N(0, 1) again when the latent was N(0, 1) and rarely clipped. Any shape."""
     return z / jnp.sqrt(1.0 + sigma**2)
 
@@ -33,7 +34,7 @@ def _log_mills(t: Array) -> Array:
     return jnp.where(t < 10.0, direct, jnp.log(series) - jnp.log(far))
 
 
-def normal_plus_laplace_cdf(x: Array, scale: float) -> Array:
+def normal_plus_laplace_cdf(x: Array, scale: Array | float) -> Array:
     """P(N(0,1) + Laplace(b) <= −|x|), in (0, 1/2], any shape: the lower tail, without cancellation.
 
     F(−a) = Φ(−a) + ½e^{1/2b² − a/b} Φ(a − 1/b) − ½e^{1/2b² + a/b} Φ(−a − 1/b). With Mills' ratio m(t) = Φ(−t)/φ(t) the
@@ -49,7 +50,8 @@ def normal_plus_laplace_cdf(x: Array, scale: float) -> Array:
     return jax.scipy.special.ndtr(-a) + 0.5 * jnp.exp(second) - 0.5 * jnp.exp(third)
 
 
-def match_laplace(z: Array, scale: float) -> Array:
+@jax.jit
+def match_laplace(z: Array, scale: Array | float) -> Array:
     """Per coordinate, the increasing map that takes N(0, 1) + Laplace(b) to N(0, 1). Any shape, float32."""
     tail = jnp.maximum(normal_plus_laplace_cdf(z, scale), jnp.finfo(jnp.float32).tiny)
     return -jnp.sign(z) * jax.scipy.special.ndtri(jnp.minimum(tail, 0.5))

@@ -231,12 +231,8 @@ def privatise(
         if z.ndim != 2:
             raise ValueError(f"encode must return [B, D], got {z.shape}")
         dim = z.shape[1]
-        private = jnp.asarray(noised(mechanism, z if selection is None else selection.take(z)))
-        if match and not isinstance(mechanism, MetricMechanism):
-            private = match_prior(private, mechanism.name, mechanism.noise_scale)
-        if selection is not None:
-            private = selection.complete(noise.fresh_key(), private)
-        padded = jnp.asarray(np.asarray(private)[np.resize(np.arange(real.size), batch_size)])
+        private = _private_latents(mechanism, z, selection, match)
+        padded = jnp.asarray(private[np.resize(np.arange(real.size), batch_size)])
         parts.append(np.asarray(decode(padded, classes), np.float32)[: real.size])
     data = np.concatenate(parts)
     if data.shape[0] != count:
@@ -247,6 +243,16 @@ def privatise(
     for warning in manifest.warnings:
         logger.warning("%s", warning)
     return Privatised(data, published, manifest, record_spend(mechanism, condition, relation), flow, hashes)
+
+
+def _private_latents(mechanism: Mechanism, z: Array, selection: CoarseSelection | None, match: bool) -> np.ndarray:
+    """``z[B, D]`` to what the inverse flow gets, [B, D]: noised, matched to the prior, completed from it."""
+    private = jnp.asarray(noised(mechanism, z if selection is None else selection.take(z)))
+    if match and not isinstance(mechanism, MetricMechanism):
+        private = match_prior(private, mechanism.name, mechanism.noise_scale)
+    if selection is not None:
+        private = selection.complete(noise.fresh_key(), private)
+    return np.asarray(private)
 
 
 def _check_records(records: np.ndarray, labels: np.ndarray, delta: float) -> None:

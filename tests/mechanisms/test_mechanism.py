@@ -102,11 +102,11 @@ def test_a_batch_is_refused(mechanism):
 def test_unit_noise_follows_its_law():
     # Kolmogorov-Smirnov at 50,000 draws (metric: 500), each rejected with probability 1e-6 when right.
     keys = jax.random.split(jax.random.key(0), 500)
-    gaussian = np.asarray(jax.vmap(lambda k: noise.unit_gaussian(k, 100))(keys)).ravel()
-    laplace = np.asarray(jax.vmap(lambda k: noise.unit_laplace(k, 100))(keys)).ravel()
+    gaussian = np.asarray(jax.jit(jax.vmap(lambda k: noise.unit_gaussian(k, 100)))(keys)).ravel()
+    laplace = np.asarray(jax.jit(jax.vmap(lambda k: noise.unit_laplace(k, 100)))(keys)).ravel()
     assert stats.kstest(gaussian, "norm").pvalue > 1e-6
     assert stats.kstest(laplace, "laplace").pvalue > 1e-6
-    lengths = np.linalg.norm(np.asarray(jax.vmap(lambda k: noise.unit_metric_l2(k, 5))(keys)), axis=1)
+    lengths = np.linalg.norm(np.asarray(jax.jit(jax.vmap(lambda k: noise.unit_metric_l2(k, 5)))(keys)), axis=1)
     assert stats.kstest(lengths, stats.gamma(5).cdf).pvalue > 1e-6
 
 
@@ -115,6 +115,10 @@ def test_tails_are_not_cut():
     u = jnp.asarray([2.0**-63, 2.0**-40, 2.0**-24], jnp.float32)
     reach = -np.asarray(jax.scipy.special.ndtri(0.5 * u))
     np.testing.assert_allclose(reach, stats.norm.isf(0.5 * np.asarray(u, np.float64)), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_laplace_passes_where_23_bits_end():
     # 2^27 exponentials pass 17 scales with probability 0.996; 23-bit uniforms end at 15.9.
     longest = jax.jit(lambda keys: jax.lax.map(lambda k: jnp.max(jnp.abs(noise.unit_laplace(k, 2**20))), keys).max())(
         jax.random.split(jax.random.key(1), 128)
@@ -158,13 +162,13 @@ def test_byte_streams_are_functions_of_a_long_key_only():
 def test_whole_curve_equals_point_by_point(kind):
     keys = jax.random.split(jax.random.key(0), 5)
     z = 10 * jax.random.normal(jax.random.key(1), (5, 7))
-    scales = [0.1, 1.0, 30.0]
+    scales = [1.0, 30.0]
     curve = jax.jit(lambda s, k, z: latent_curve_for_internal_study(kind, 2.0, s, k, z))(jnp.asarray(scales), keys, z)
-    assert curve.shape == (3, 5, 7)
+    assert curve.shape == (2, 5, 7)
     for row, scale in zip(curve, scales, strict=True):
-        np.testing.assert_allclose(row, jax.vmap(kind(2.0, scale))(keys, z), rtol=1e-5, atol=1e-6)
-    # Why it must not be released: two points give the record back.
-    unit = (curve[2] - curve[1]) / 29.0
-    np.testing.assert_allclose(curve[1] - unit, jax.vmap(kind(2.0, 1e-30))(keys, z), atol=1e-4)
+        np.testing.assert_allclose(row, jax.jit(jax.vmap(kind(2.0, scale)))(keys, z), rtol=1e-5, atol=1e-6)
+    # Why it must not be released: two points give the record back, to the rounding of the noise at scale 1.
+    unit = (curve[1] - curve[0]) / 29.0
+    np.testing.assert_allclose(curve[0] - unit, jax.jit(jax.vmap(kind(2.0, 1e-30)))(keys, z), atol=5e-3)
     with pytest.raises(InputError, match="mechanism"):
         latent_curve_for_internal_study(MetricMechanism, 2.0, jnp.ones(1), keys, z)
