@@ -7,14 +7,12 @@ the first, without an error).
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -134,41 +132,3 @@ def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, np.shape(x)), tree)
-
-
-def map_lanes(fn: Callable[..., PyTree], mesh: Mesh, *, lanes_per_call: int | None = None) -> Callable[..., PyTree]:
-    """Runs independent lanes (records x times x draws) as one compiled program over all devices.
-
-    Args:
-      fn: ``fn(lanes, *shared) -> outputs``, vectorised: every array of ``lanes`` and ``outputs`` has the lanes as
-        its leading axis, and an output row depends on its own lane and on ``shared`` only.
-      mesh: of `data_mesh`.
-      lanes_per_call: lanes that a device handles at once (the memory budget); the rest follow one after the other
-        inside the same program. None: all at once.
-
-    Returns:
-      ``run(lanes, *shared) -> outputs`` for any number of lanes >= 1 (one compilation for each number); outputs are
-      replicated, so that every process can read them.
-    """
-
-    def local(lanes: PyTree, *shared: PyTree) -> PyTree:
-        count = jax.tree.leaves(lanes)[0].shape[0]
-        if lanes_per_call is None or count <= lanes_per_call:
-            return fn(lanes, *shared)
-        chunks = jax.tree.map(lambda x: x.reshape(-1, lanes_per_call, *x.shape[1:]), lanes)
-        outputs = jax.lax.map(lambda chunk: fn(chunk, *shared), chunks)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
-
-    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, REPLICATED))
-    def run(lanes: PyTree, *shared: PyTree) -> PyTree:
-        count = jax.tree.leaves(lanes)[0].shape[0]
-        per_device = math.ceil(count / mesh.size)
-        if lanes_per_call is not None and per_device > lanes_per_call:
-            per_device = math.ceil(per_device / lanes_per_call) * lanes_per_call
-        rows = jnp.minimum(jnp.arange(per_device * mesh.size), count - 1)
-        padded = jax.tree.map(lambda x: jnp.asarray(x)[rows], lanes)
-        specs = (SHARDED, *(REPLICATED for _ in shared))
-        mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=SHARDED, check_vma=False)
-        return jax.tree.map(lambda x: x[:count], mapped(padded, *shared))
-
-    return run

@@ -105,23 +105,6 @@ def test_pad_batch_refuses(batch: dict, message: str) -> None:
         sharding.pad_batch(batch, 2)
 
 
-@pytest.mark.parametrize(
-    ("devices", "lanes", "per_call"), [(1, 5, None), (4, 5, None), (4, 11, 2), (3, 7, 1), (4, 1, 8)]
-)
-def test_map_lanes(devices: int, lanes: int, per_call: int | None) -> None:
-    tree = {"x": np.arange(lanes * 3, dtype=np.float32).reshape(lanes, 3), "t": np.arange(lanes)}
-
-    def fn(lane, scale):
-        if per_call is not None:
-            assert lane["x"].shape[0] <= per_call
-        return {"sum": scale * lane["x"].sum(axis=1), "t": lane["t"] + 1}
-
-    run = sharding.map_lanes(fn, mesh_of(devices), lanes_per_call=per_call)
-    out = run(tree, np.float32(2))
-    np.testing.assert_array_equal(np.asarray(out["sum"]), 2 * tree["x"].sum(axis=1))
-    np.testing.assert_array_equal(np.asarray(out["t"]), tree["t"] + 1)
-
-
 def test_initialise_refuses_half_a_description() -> None:
     with pytest.raises(InputError, match="process_id missing"):
         sharding.initialise("localhost:1234", 2)
