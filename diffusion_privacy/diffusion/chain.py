@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +168,10 @@ def step_noise(keys: Array, level: Array, shape: tuple[int, ...]) -> Array:
 
     Keyed by (image, level) alone, so that an image does not depend on its batch or on the level it started from.
     """
-    return jax.vmap(lambda k, j: jax.random.normal(jax.random.fold_in(k, j), shape))(keys, level)
+    # Drawn flat, the same numbers: XLA compiles the random bits of many-dimensional arrays slowly.
+    size = math.prod(shape)
+    noise = jax.vmap(lambda k, j: jax.random.normal(jax.random.fold_in(k, j), (size,)))(keys, level)
+    return noise.reshape(-1, *shape)
 
 
 def run(chain: Chain, score_fn: ScoreFn, keys: Array, x: Array, level: Array) -> Array:
