@@ -86,6 +86,7 @@ class Detector:
       negatives: images drawn from a reference model that never saw the private record.
       positives: regenerations of the record that measure the true-positive rate; half of them calibrate.
       positive_time: noise level in (0, 1) from which positives are regenerated; small.
+      most_fingerprints: largest number of fingerprints on an image of C_id's training, of both classes.
       perturbation: see `anonymity.detector_tasks.Perturbation`.
     """
 
@@ -95,6 +96,7 @@ class Detector:
     negatives: int = 10_000
     positives: int = 512
     positive_time: float = 0.1
+    most_fingerprints: int = 4
     perturbation: Params = dataclasses.field(default_factory=dict)
 
 
@@ -198,6 +200,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise InputError(f"{path}: expected a group of fields, got {value!r}")
         inner = arguments[1]
         return {str(k): v if inner is Any else _convert(inner, v, f"{path}.{k}") for k, v in value.items()}
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{path}: expected a list, got {value!r}")
+        return tuple(_convert(arguments[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -29,8 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_privacy.anonymity import intervals, lanes
-from diffusion_privacy.anonymity.weights import WeightedMean, weighted_mean
+from diffusion_privacy.anonymity import intervals, lanes, weights
+from diffusion_privacy.anonymity.weights import WeightedMean
 from diffusion_privacy.diffusion.chain import Chain, step_noise, take
 from diffusion_privacy.diffusion.sde import expand
 from diffusion_privacy.types import Array, Estimate, PyTree, ScoreFn
@@ -190,7 +190,9 @@ def estimate(
     """Estimates q for every record, all records and draws in one compiled program a round.
 
     Each round draws ``draws`` paths for every record not yet reliable; rounds pool until it is, or ``max_draws``
-    is spent, or a first round ended without a hit. The stopping rule looks at the weights' tail, not at the estimate.
+    is spent, or its effective sample size shows that ``max_draws`` would not do. The stopping rule looks at the
+    weights' tail, not at the estimate. Limits of an estimate that is not reliable come from Markov's inequality and
+    from the unguided paths alone: wide, but they hold whatever the tail.
 
     Args:
       chain: the sampler as it is run.
@@ -235,7 +237,7 @@ def estimate(
     results: list[SubspaceResult | None] = [None] * len(mixtures)
     spent = 0
     while spent + draws <= max_draws:
-        todo = [i for i, r in enumerate(results) if r is None or (r.hits and not r.estimate.reliable)]
+        todo = [i for i, r in enumerate(results) if r is None or _worth_more(r, max_draws)]
         if not todo:
             break
         batch = _lanes_of(todo, mixtures, uids, draws, spent, chain.steps)
@@ -249,8 +251,14 @@ def estimate(
             counts = mixtures[i].allocate(draws)
             terms = balance_terms(mixtures[i], counts, out["a"][mine][:, :k], out["q"][mine][:, :k])
             pools[i].append((terms, out["margin"][mine] > 0))
-            results[i] = _result(mixtures[i], pools[i], level, chain)
+            results[i] = _result(mixtures[i], pools[i], draws, level, chain)
     return [r for r in results if r is not None]
+
+
+def _worth_more(result: SubspaceResult, max_draws: int) -> bool:
+    """Whether further rounds may make the estimate reliable: judged by the weights' tail, never by the estimate."""
+    projected = result.estimate.ess * max_draws / result.estimate.n
+    return not result.estimate.reliable and projected >= weights.MIN_ESS
 
 
 def _lanes_of(
@@ -267,15 +275,16 @@ def _lanes_of(
     return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
-def _result(mixture: Mixture, pool: list[tuple[np.ndarray, np.ndarray]], level: float, chain: Chain) -> SubspaceResult:
+def _result(
+    mixture: Mixture, pool: list[tuple[np.ndarray, np.ndarray]], draws: int, level: float, chain: Chain
+) -> SubspaceResult:
     log_terms = np.concatenate([p[0] for p in pool])
     hit = np.concatenate([p[1] for p in pool])
-    mean: WeightedMean = weighted_mean(log_terms, hit, level)
+    mean: WeightedMean = weights.weighted_mean(log_terms, hit, level)
+    lower, upper = mean.lower, mean.upper
+    if not mean.reliable:
+        lower, upper = _without_tail(mixture, pool, draws, mean.log_value, level)
     n = len(hit)
-    lower, upper, reasons = mean.lower, mean.upper, mean.reasons
-    if not mean.hits:
-        # Only the unguided share bounds q without having seen a hit; guided paths say nothing of mass elsewhere.
-        lower, upper = 0.0, intervals.clopper_pearson(0, int(mixture.allocate(n)[0]), level)[1]
     return SubspaceResult(
         estimate=Estimate(
             method="subspace",
@@ -288,7 +297,7 @@ def _result(mixture: Mixture, pool: list[tuple[np.ndarray, np.ndarray]], level: 
             ess=mean.ess,
             reliable=mean.reliable,
             network_calls=n * chain.steps,
-            reasons=reasons,
+            reasons=mean.reasons,
         ),
         pareto_k=mean.pareto_k,
         max_weight_share=mean.max_share,
@@ -296,3 +305,20 @@ def _result(mixture: Mixture, pool: list[tuple[np.ndarray, np.ndarray]], level: 
         mixture=mixture,
         times=tuple(float(chain.times[k]) for k in mixture.levels),
     )
+
+
+def _without_tail(
+    mixture: Mixture, pool: list[tuple[np.ndarray, np.ndarray]], draws: int, log_value: float, level: float
+) -> tuple[float, float]:
+    """Limits that hold whatever the weights' tail, each erring with at most (1 − level)/2.
+
+    Lower: Markov, q >= δ q̂ with probability 1 − δ; the means of growing samples are a reverse martingale, so that it
+    holds at whichever round the draws stopped. Upper: the exact limit of the unguided paths alone, which are ordinary
+    samples; never below the estimate.
+    """
+    error = (1 - level) / 2
+    unguided = int(mixture.allocate(draws)[0])
+    hits = sum(int(np.sum(hit[:unguided])) for _, hit in pool)
+    upper = intervals.clopper_pearson(hits, unguided * len(pool), level)[1]
+    value = min(float(np.exp(log_value)), 1.0)
+    return error * value, max(upper, value)

@@ -18,6 +18,7 @@ from diffusion_privacy.anonymity.subspace import SubspaceResult
 from diffusion_privacy.anonymity.tprime import HCurve
 from diffusion_privacy.anonymity.verdict import Verdict
 from diffusion_privacy.diffusion.chain import Chain
+from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import schema, wording
 from diffusion_privacy.reports.arrays import ModelArrays, Regenerated, save_arrays
 from diffusion_privacy.settings import Study
@@ -35,15 +36,14 @@ _SHOWN_DRAWS = 6
 
 @dataclasses.dataclass(frozen=True)
 class _Setup:
-    """What does not change between the models of a study."""
+    """What does not change between the models of a study; the calibrated detector of all audited records among it."""
 
     study: Study
     workdir: Workdir
     roles: common.Roles
     chain: Chain
-    scores: bank.PairScores
-    params: PyTree
-    negatives: tuple[np.ndarray, np.ndarray]
+    detect: PyTree
+    calibrations: list[PairCalibration]
 
     @property
     def level(self) -> float:
@@ -56,59 +56,76 @@ class _Setup:
 
 def _setup(study: Study, workdir: Workdir) -> _Setup:
     roles = common.load_roles(study, workdir)
-    nets = common.classifiers(study)
-    scores = bank.PairScores(nets["fingerprint"], nets["identity"])
-    params = common.load_classifiers(workdir)
-    drawn = workdir.read_arrays(workdir.root / "samples" / f"{common.REFERENCE}.npz")["images"]
-    negatives = bank.evaluate(scores, params, drawn)
     chain = common.make_chain(study, common.make_sde(study))
-    return _Setup(study, workdir, roles, chain, scores, params, negatives)
+    detect, calibrations = _calibrate(study, workdir, roles, chain)
+    return _Setup(study, workdir, roles, chain, detect, calibrations)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Bank:
-    """The calibrated detectors of all audited records for one model."""
+def _positives(study: Study, chain: Chain, score: ScoreFn, margin: PyTree, roles: common.Roles) -> np.ndarray:
+    """``[R, M, H, W, C]``: the reference's regenerations of each audited record from a small noise level.
 
-    detect: PyTree
-    calibrations: list[PairCalibration]
-
-
-def _calibrate(setup: _Setup, score: ScoreFn, name: str, chunk: int) -> _Bank:
-    """Positives are the model's own regenerations of each record from a small noise level."""
-    config, records = setup.study.detector, setup.roles.marked.image
-    level = max(1, int(np.searchsorted(setup.chain.times, config.positive_time)))
-    margin = bank.PairMargin(setup.scores)
-    ones = jnp.ones((len(records), 2))
-    anything = jax.tree_util.Partial(margin, {**setup.params, "thresholds": 0 * ones, "scales": ones})
+    The reference is a general denoiser that never saw the private record: what it returns has lost more than a copy
+    that a memorising model draws, so that the true-positive rate errs on the safe side. An audited model itself would
+    not do: a memoriser regenerates its own records and never a control.
+    """
+    level = max(1, int(np.searchsorted(chain.times, study.detector.positive_time)))
+    chunk = chunk_size(study, score, roles.marked.image.shape[1:])
     images, _ = tprime.regenerated_images(
-        setup.chain,
+        chain,
         score,
-        anything,
-        records,
+        margin,
+        roles.marked.image,
         np.array([level]),
-        config.positives,
-        rng.stream(setup.study.seed, f"positives.{name}"),
-        uids=setup.uids,
+        study.detector.positives,
+        rng.stream(study.seed, "positives"),
+        uids=np.asarray(roles.marked.index),
         chunk=chunk,
     )
-    flat = images[:, 0].reshape(-1, *records.shape[1:])
-    f, identity = bank.evaluate(setup.scores, setup.params, flat)
+    return images[:, 0]
+
+
+def _calibrate(
+    study: Study, workdir: Workdir, roles: common.Roles, chain: Chain
+) -> tuple[PyTree, list[PairCalibration]]:
+    """One pair a record, the same for every model of the study."""
+    nets, params = common.classifiers(study), common.load_classifiers(workdir)
+    scores = bank.PairScores(nets["fingerprint"], nets["identity"])
+    margin = bank.PairMargin(scores)
+    count, config = len(roles.marked), study.detector
+    drawn = workdir.read_arrays(workdir.root / "samples" / f"{common.REFERENCE}.npz")["images"]
+    negatives = bank.evaluate(scores, params, drawn)
+    blank = {"thresholds": jnp.zeros((count, 2)), "scales": jnp.ones((count, 2))}
+    uncalibrated = jax.tree_util.Partial(margin, {**params, **blank})
+    reference = common.load_score(study, workdir, common.REFERENCE)
+    positives = _positives(study, chain, reference, uncalibrated, roles)
+    f, identity = bank.evaluate(scores, params, positives.reshape(-1, *positives.shape[2:]))
+    f, identity = f.reshape(count, -1), identity.reshape(count, -1, count)
     found = []
-    for r in range(len(records)):
-        mine = slice(r * config.positives, (r + 1) * config.positives)
-        found.append(
-            calibrate_pair_scores(
-                (setup.negatives[0], setup.negatives[1][:, r]),
-                (f[mine], identity[mine, r]),
+    for r in range(count):
+        try:
+            cal = calibrate_pair_scores(
+                (negatives[0], negatives[1][:, r]),
+                (f[r], identity[r, :, r]),
                 config.false_positive_rate,
-                level=setup.level,
+                level=verdict.part_level(study.audit.level),
             )
+        except InputError as error:
+            raise InputError(f"detector of record {int(roles.marked.index[r])}: {error}") from error
+        _LOG.info(
+            "detector of record %d: returns seen %.3f, false alarms %d of %d, thresholds %.2f and %.2f%s",
+            roles.marked.index[r],
+            cal.true_positive_rate.value,
+            cal.false_positive_rate.hits,
+            cal.false_positive_rate.n,
+            *cal.thresholds,
+            f" ({'; '.join(cal.reasons)})" if cal.reasons else "",
         )
+        found.append(cal)
     table = {
         "thresholds": jnp.asarray([c.thresholds for c in found], jnp.float32),
         "scales": jnp.asarray([c.scales for c in found], jnp.float32),
     }
-    return _Bank(jax.tree_util.Partial(margin, {**setup.params, **table}), found)
+    return jax.tree_util.Partial(margin, {**params, **table}), found
 
 
 def _curves(setup: _Setup, score: ScoreFn, detect: PyTree, name: str, chunk: int) -> list[HCurve]:
@@ -288,16 +305,14 @@ def audit_model(setup: _Setup, name: str) -> None:
     score = common.load_score(study, setup.workdir, name)
     images = setup.roles.marked.image
     chunk = chunk_size(study, score, images.shape[1:])
-    detectors = _calibrate(setup, score, name, chunk)
-    _LOG.info("audit %s: detector calibrated", name)
-    curves = _curves(setup, score, detectors.detect, name, chunk)
+    curves = _curves(setup, score, setup.detect, name, chunk)
     _LOG.info("audit %s: h(t) drawn at %d levels for %d records", name, len(curves[0].levels), len(curves))
     samples = setup.workdir.read_arrays(setup.workdir.root / "samples" / f"{name}.npz")["images"]
-    margins = montecarlo.margins(detectors.detect, samples, len(images))
+    margins = montecarlo.margins(setup.detect, samples, len(images))
     e2 = subspace.estimate(
         chain,
         score,
-        detectors.detect,
+        setup.detect,
         images,
         [subspace.design(c.by_level) for c in curves],
         rng.stream(study.seed, f"subspace.{name}"),
@@ -309,11 +324,11 @@ def audit_model(setup: _Setup, name: str) -> None:
     )
     _LOG.info("audit %s: subspaces integrated, %s paths", name, [r.estimate.n for r in e2])
     n_train = len(setup.roles.train[name])
-    calibrations = detectors.calibrations
+    calibrations = setup.calibrations
     direct = [_direct(setup, margins[:, r], calibrations[r]) for r in range(len(images))]
     records = [_record(setup, r, curves[r], direct[r], e2[r], calibrations[r], 1 / n_train) for r in range(len(images))]
     summary, steps, loss = _training(setup, name)
-    arrays = _arrays(setup, score, detectors.detect, name, samples, steps, loss, chunk)
+    arrays = _arrays(setup, score, setup.detect, name, samples, steps, loss, chunk)
     save_arrays(setup.workdir.path("audit", f"{name}.npz"), arrays)
     entry = {
         "n_train": n_train,
@@ -335,7 +350,8 @@ def audit(study: Study, workdir: Workdir) -> None:
     missing = [n for n in common.MODELS if not workdir.path("audit", f"{n}.json").exists()]
     if not missing:
         return
-    setup = _setup(study, workdir)
+    with workdir.timed("audit calibration"):
+        setup = _setup(study, workdir)
     for name in missing:
         with workdir.timed(f"audit {name}"):
             audit_model(setup, name)
