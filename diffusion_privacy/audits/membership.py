@@ -1,0 +1,215 @@
+"""Membership inference: was this record in the training set? Scores of members against scores of non-members.
+
+A score is any number that tends to be LARGER for members. An AUC of ½ means that this score tells nothing; it does not
+mean that no score does. Non-members must come from the same population and share no person with the members, or the
+attack is measured against the difference of the two sets.
+
+What each interval is conditional on:
+
+- AUC: DeLong's variance over both samples, carried to the log-odds scale.
+- TPR at a false-positive rate, `OperatingPoint.tpr`: exact (Clopper-Pearson) over members GIVEN the threshold that
+  the non-members chose. `OperatingPoint.fpr` is the rate that this threshold really has, with its own exact interval.
+- `OperatingPoint.bootstrap`: both samples resampled, the threshold chosen anew each time; 1,000 resamples from a fixed
+  seed. It includes the threshold's own uncertainty, but is approximate, and too narrow where few non-members decide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import special, stats
+
+from diffusion_privacy.anonymity.conformal import conformal_rate, conformal_threshold
+from diffusion_privacy.anonymity.intervals import Rate, clopper_pearson, rate
+from diffusion_privacy.errors import InputError
+
+FALSE_POSITIVE_RATES = (0.01, 0.001)
+RESAMPLES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class AUC:
+    """Probability that a random member scores above a random non-member, ties counted half.
+
+    Attributes:
+      value: in [0, 1]; ½ is chance, larger means a stronger attack.
+      lower, upper: its interval.
+      level: two-sided confidence level.
+      method: ``"delong-logit"``; or ``"disjoint-pairs"`` where DeLong's variance is 0 (separated or constant scores):
+        the exact interval of min(N, M) disjoint pairs, tied ones counted against either end.
+    """
+
+    value: float
+    lower: float
+    upper: float
+    level: float
+    method: str
+
+
+@dataclasses.dataclass(frozen=True)
+class OperatingPoint:
+    """The attack at one false-positive rate: "member" when the score exceeds the threshold.
+
+    Attributes:
+      requested: false-positive rate α asked for.
+      threshold: the conformal threshold of the non-members; None when they are too few (fewer than 1/α − 1).
+      fpr: rate at this threshold on the non-members, with an exact interval; None as above.
+      tpr: share of members above it, exact interval given the threshold; None as above.
+      bootstrap: interval of the true-positive rate with the threshold's uncertainty; None as above.
+      reason: why there is no number; empty otherwise.
+    """
+
+    requested: float
+    threshold: float | None
+    fpr: Rate | None
+    tpr: Rate | None
+    bootstrap: tuple[float, float] | None
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Membership:
+    """How well one score tells members from non-members.
+
+    Attributes:
+      attack: name of the score.
+      members, non_members: how many were scored.
+      auc: over all thresholds.
+      points: at fixed false-positive rates.
+    """
+
+    attack: str
+    members: int
+    non_members: int
+    auc: AUC
+    points: tuple[OperatingPoint, ...]
+
+
+def _scores(members: np.ndarray, non_members: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64 vectors; `InputError` when one is empty or holds NaN. Infinities are ordinary, extreme scores."""
+    both = np.asarray(members, np.float64), np.asarray(non_members, np.float64)
+    for who, values in zip(("member", "non-member"), both, strict=True):
+        if values.ndim != 1 or values.size < 2:
+            raise InputError(f"{name}: expected at least two {who} scores in one vector, got shape {values.shape}")
+        bad = np.flatnonzero(np.isnan(values))
+        if bad.size:
+            raise InputError(f"{name}: the score of {who} {bad[0]} is NaN ({bad.size} such); expected a number")
+    return both
+
+
+def auc(members: np.ndarray, non_members: np.ndarray, level: float = 0.95) -> AUC:
+    """Area under the ROC curve with the interval of DeLong, DeLong & Clarke-Pearson 1988.
+
+    Ranks as in Sun & Xu 2014: O((N + M) log(N + M)). Arguments and errors as in `membership`.
+    """
+    one, two = _scores(members, non_members, "auc")
+    if not 0.0 < level < 1.0:
+        raise InputError(f"level: expected a number strictly between 0 and 1, got {level}")
+    joint = stats.rankdata(np.concatenate([one, two]))
+    # Share of the other sample that each member exceeds, and that exceeds each non-member.
+    above = (joint[: one.size] - stats.rankdata(one)) / two.size
+    below = 1.0 - (joint[one.size :] - stats.rankdata(two)) / one.size
+    value = float(above.mean())
+    variance = float(above.var(ddof=1) / one.size + below.var(ddof=1) / two.size)
+    if variance < 1e-24 or not 0.0 < value < 1.0:
+        return _auc_of_pairs(one, two, value, level)
+    centre = special.logit(value)
+    reach = special.ndtri(0.5 * (1.0 + level)) * math.sqrt(variance) / (value * (1.0 - value))
+    return AUC(value, float(special.expit(centre - reach)), float(special.expit(centre + reach)), level, "delong-logit")
+
+
+def _auc_of_pairs(one: np.ndarray, two: np.ndarray, value: float, level: float) -> AUC:
+    pairs = min(one.size, two.size)
+    wins, ties = int(np.sum(one[:pairs] > two[:pairs])), int(np.sum(one[:pairs] == two[:pairs]))
+    lower, upper = clopper_pearson(wins, pairs, level)[0], clopper_pearson(wins + ties, pairs, level)[1]
+    return AUC(value, lower, upper, level, "disjoint-pairs")
+
+
+def membership(
+    attack: str,
+    members: np.ndarray,
+    non_members: np.ndarray,
+    *,
+    rates: Sequence[float] = FALSE_POSITIVE_RATES,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Membership:
+    """Judge an attack by its scores.
+
+    Args:
+      attack: its name, for messages and reports.
+      members: scores [N] of records of the training set; larger means "member".
+      non_members: scores [M] of records that were not in it, from the same population.
+      rates: false-positive rates at which the true-positive rate is read.
+      level: two-sided confidence level of every interval.
+      seed: of the bootstrap.
+
+    Raises:
+      InputError: fewer than two scores, NaN, or a rate or level outside (0, 1).
+    """
+    one, two = _scores(members, non_members, attack)
+    for alpha in rates:
+        if not 0.0 < alpha < 1.0:
+            raise InputError(f"{attack}: expected false-positive rates strictly between 0 and 1, got {alpha}")
+    area = auc(one, two, level)
+    points = tuple(_point(one, two, alpha, level, seed) for alpha in rates)
+    return Membership(attack, one.size, two.size, area, points)
+
+
+def _point(one: np.ndarray, two: np.ndarray, alpha: float, level: float, seed: int) -> OperatingPoint:
+    try:
+        threshold = conformal_threshold(two, alpha)
+    except InputError as error:
+        return OperatingPoint(alpha, None, None, None, None, str(error))
+    fired = one > threshold
+    rng = np.random.default_rng(seed)
+    resampled = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        again = conformal_threshold(two[rng.integers(0, two.size, two.size)], alpha)
+        resampled[i] = np.mean(one[rng.integers(0, one.size, one.size)] > again)
+    low, high = np.quantile(resampled, [0.5 * (1 - level), 0.5 * (1 + level)])
+    return OperatingPoint(
+        requested=alpha,
+        threshold=threshold,
+        fpr=conformal_rate(two > threshold, threshold, alpha, level),
+        tpr=rate(int(fired.sum()), one.size, level),
+        bootstrap=(float(low), float(high)),
+    )
+
+
+def roc(members: np.ndarray, non_members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``(false-positive rates, true-positive rates)`` at every threshold, float64 [K], both rising from 0 to 1."""
+    one, two = _scores(members, non_members, "roc")
+    cuts = np.unique(np.concatenate([one, two]))[::-1]
+    tpr = 1.0 - np.searchsorted(np.sort(one), cuts, side="left") / one.size
+    fpr = 1.0 - np.searchsorted(np.sort(two), cuts, side="left") / two.size
+    return np.concatenate([[0.0], fpr]), np.concatenate([[0.0], tpr])
+
+
+def attack_with(
+    name: str,
+    score_records: Callable[[np.ndarray], np.ndarray],
+    members: np.ndarray,
+    non_members: np.ndarray,
+    *,
+    rates: Sequence[float] = FALSE_POSITIVE_RATES,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Membership:
+    """`membership` of the scores that ``score_records(x[N + M, ...]) -> [N + M]`` gives.
+
+    Both sets go through one call, so that no record shares its random draws with another and both see the same code.
+
+    Raises:
+      InputError: records of different shapes, or as in `membership`.
+    """
+    one, two = np.asarray(members), np.asarray(non_members)
+    if one.shape[1:] != two.shape[1:]:
+        raise InputError(f"{name}: members are {one.shape[1:]}, non-members {two.shape[1:]}; expected equal shapes")
+    scores = np.asarray(score_records(np.concatenate([one, two])))
+    if scores.shape != (len(one) + len(two),):
+        raise ValueError(f"{name}: the attack returned {scores.shape} for {len(one) + len(two)} records")
+    return membership(name, scores[: len(one)], scores[len(one) :], rates=rates, level=level, seed=seed)

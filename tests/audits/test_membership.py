@@ -1,0 +1,119 @@
+"""The judge of membership scores against definitions written out and laws of null scores."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffusion_privacy.audits.membership import attack_with, auc, membership, roc
+from diffusion_privacy.errors import InputError
+
+
+def test_worked_by_hand():
+    result = auc(np.array([3.0, 2.0, 2.5]), np.array([1.0, 2.0]))
+    assert result.value == pytest.approx((2 + 1.5 + 2) / 6)
+    fpr, tpr = roc(np.array([3.0, 2.0, 2.5]), np.array([1.0, 2.0]))
+    np.testing.assert_allclose(fpr, [0, 0, 0, 0.5, 1])
+    np.testing.assert_allclose(tpr, [0, 1 / 3, 2 / 3, 1, 1])
+    assert np.trapezoid(tpr, fpr) == pytest.approx(result.value)
+
+
+def test_delong_is_its_definition():
+    rng = np.random.default_rng(0)
+    one, two = np.round(rng.normal(0.7, 1, 40), 1), np.round(rng.normal(0, 1, 30), 1)
+    wins = (one[:, None] > two) + 0.5 * (one[:, None] == two)
+    variance = wins.mean(1).var(ddof=1) / 40 + wins.mean(0).var(ddof=1) / 30
+    result = auc(one, two, 0.9)
+    value = wins.mean()
+    assert result.value == pytest.approx(value)
+    assert result.method == "delong-logit"
+    logit = [math.log(p / (1 - p)) for p in (result.lower, value, result.upper)]
+    half = stats.norm.ppf(0.95) * math.sqrt(variance) / (value * (1 - value))
+    np.testing.assert_allclose(np.diff(logit), half)
+    flipped = auc(-one, -two, 0.9)
+    assert flipped.value == pytest.approx(1 - value)
+    assert (flipped.lower, flipped.upper) == pytest.approx((1 - result.upper, 1 - result.lower))
+
+
+def test_delong_covers():
+    """300 pairs of normal samples with AUC Φ(d/√2): 95 % intervals cover 269 times or more (binomial 1e-4)."""
+    rng = np.random.default_rng(1)
+    truth = stats.norm.cdf(1 / math.sqrt(2))
+    covered = 0
+    for _ in range(300):
+        result = auc(rng.normal(1, 1, 60), rng.normal(0, 1, 60))
+        covered += result.lower <= truth <= result.upper
+    assert covered >= stats.binom.ppf(1e-4, 300, 0.95)
+
+
+def test_separated_and_constant_scores_keep_an_honest_interval():
+    apart = auc(np.arange(50.0) + 100, np.arange(80.0))
+    assert (apart.value, apart.upper, apart.method) == (1, 1, "disjoint-pairs")
+    assert apart.lower == pytest.approx(0.025 ** (1 / 50))
+    same = auc(np.ones(50), np.ones(80))
+    assert (same.value, same.lower, same.upper) == (0.5, 0, 1)
+
+
+def test_null_scores_are_at_chance():
+    """2,000 against 2,000 of one law. AUC: |z| < 4.5, false-alarm rate 7e-6; TPR against FPR at 1e-5 limits."""
+    rng = np.random.default_rng(2)
+    result = membership("null", rng.normal(size=2000), rng.normal(size=2000), level=1 - 1e-5)
+    assert abs(result.auc.value - 0.5) < 4.5 * math.sqrt(4001 / (12 * 2000**2))
+    for point in result.points:
+        assert point.tpr.lower < point.fpr.upper
+        assert point.fpr.hits / 2000 <= point.requested
+        assert point.bootstrap[0] <= point.tpr.value <= point.bootstrap[1]
+
+
+def test_operating_points_of_normal_scores():
+    """d = 2: TPR at α is Φ(2 − z_α). N = M = 5,000, fixed draw; the intervals at 1 − 1e-5 hold it."""
+    rng = np.random.default_rng(3)
+    result = membership("shift", rng.normal(2, 1, 5000), rng.normal(size=5000), level=1 - 1e-5)
+    for point in result.points:
+        truth = stats.norm.sf(stats.norm.isf(point.requested) - 2)
+        assert point.bootstrap[0] < truth < point.bootstrap[1]
+        assert point.tpr.lower < stats.norm.sf(point.threshold - 2) < point.tpr.upper
+        assert point.fpr.lower < stats.norm.sf(point.threshold) < point.fpr.upper
+    again = membership("shift", np.arange(30.0), np.arange(200.0), seed=1)
+    assert again == membership("shift", np.arange(30.0), np.arange(200.0), seed=1)
+
+
+def test_too_few_non_members_give_no_number():
+    result = membership("few", np.arange(100.0), np.arange(500.0))
+    assert result.points[0].tpr is not None
+    assert result.points[1].tpr is None
+    assert "at least 999" in result.points[1].reason
+
+
+def test_both_sets_go_through_one_call():
+    calls = []
+
+    def scores(x):
+        calls.append(len(x))
+        return x.sum(axis=1)
+
+    result = attack_with("sum", scores, np.ones((20, 3)), np.zeros((30, 3)))
+    assert calls == [50]
+    assert (result.auc.value, result.members, result.non_members) == (1, 20, 30)
+    with pytest.raises(InputError, match="expected equal shapes"):
+        attack_with("sum", scores, np.ones((20, 3)), np.zeros((30, 4)))
+    with pytest.raises(ValueError, match="returned"):
+        attack_with("sum", lambda x: x, np.ones((20, 3)), np.zeros((30, 3)))
+
+
+@pytest.mark.parametrize(
+    ("members", "others", "rates", "message"),
+    [
+        ([1.0, np.nan], [0.0, 0.0], (0.1,), "score of member 1 is NaN"),
+        ([1.0, 2.0], [0.0, np.nan, np.nan], (0.1,), r"score of non-member 1 is NaN \(2 such\)"),
+        ([1.0], [0.0, 0.0], (0.1,), "at least two member scores"),
+        ([1.0, 2.0], [0.0, 0.0], (1.5,), "strictly between 0 and 1, got 1.5"),
+    ],
+)
+def test_bad_scores_are_refused(members, others, rates, message):
+    with pytest.raises(InputError, match=message) as caught:
+        membership("x", np.array(members), np.array(others), rates=rates)
+    assert "\n" not in str(caught.value)
