@@ -62,7 +62,7 @@ class Spline:
         x0, w, y0, h, d0, d1 = (
             jnp.sum(pick * a, -1) for a in (left, width, bottom, height, slopes[..., :-1], slopes[..., 1:])
         )
-        # The root of a·ξ² + b·ξ + c = 0 that lies in [0, 1] (eq. 25 to 29), in the form that does not cancel for this b.
+        # The root of a·ξ² + b·ξ + c = 0 that lies in [0, 1] (eq. 25 to 29), in the form that does not cancel.
         s, rise = h / w, v - y0
         curve = rise * (d0 + d1 - 2 * s)
         a, b, c = h * (s - d0) + curve, h * d0 - curve, -s * rise

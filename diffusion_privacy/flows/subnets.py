@@ -7,6 +7,7 @@ condition ``cond[..., K]`` enters beside the input: broadcast to every pixel, or
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Protocol
 
@@ -100,7 +101,7 @@ def _layers(key: Array, name: str, window: Shape, sizes: list[int]) -> PyTree:
 
     One draw serves all kernels: each draw in a program costs a third of a second of compilation.
     """
-    shapes = [(*window, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    shapes = [(*window, a, b) for a, b in itertools.pairwise(sizes)]
     ends = np.cumsum([math.prod(s) for s in shapes[:-1]])
     draws = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
     kernels = [math.sqrt(2 / math.prod(s[:-1])) * draw.reshape(s) for s, draw in zip(shapes[:-1], draws, strict=True)]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flow_table import fast_jit
 
 from diffusion_privacy.flows.subnets import ConvNet, DenseNet, conv_explicit, conv_plain
 
@@ -13,7 +14,7 @@ X = jax.random.normal(jax.random.key(0), (3, 5, 4, 2))
 
 
 def gradients(conv, x, kernel):
-    return jax.grad(lambda x, w: jnp.sum(jnp.sin(conv(x, w))), (0, 1))(x, kernel)
+    return fast_jit(jax.grad(lambda x, w: jnp.sum(jnp.sin(conv(x, w))), (0, 1)))(x, kernel)
 
 
 @pytest.mark.parametrize("side", [1, 3, 5])
@@ -45,9 +46,9 @@ def test_vmapped_records_become_one_batched_convolution():
 
 @pytest.mark.parametrize(("net", "shape"), [(ConvNet(4), (5, 4, 2)), (DenseNet(4), (6,))])
 def test_subnets_start_at_zero_and_reach_every_parameter(net, shape):
-    params = net.init(jax.random.key(0), shape, 2, 3)
+    params = fast_jit(lambda key: net.init(key, shape, 2, 3))(jax.random.key(0))
     x, cond = jax.random.normal(jax.random.key(1), (2, *shape)), jnp.ones((2, 2))
     assert not jnp.any(net.apply(params, x, cond))
     moved = jax.tree.map(lambda p: p + 0.1, params)
-    grad = jax.grad(lambda p: jnp.sum(net.apply(p, x, cond) ** 2))(moved)
+    grad = fast_jit(jax.grad(lambda p: jnp.sum(net.apply(p, x, cond) ** 2)))(moved)
     assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(grad))
