@@ -104,7 +104,8 @@ COUNT, DIM = 150, 8
 def test_attacks_are_blind_without_and_sharp_with_memory(name):
     """Members and others are 150 each of one law.
 
-    The unseeing model knows the law alone: |AUC − ½| < 4.5 standard errors, false-alarm rate 7e-6 a case. The memoriser is the 150-atom mixture of the members (deviation .01).
+    The unseeing model knows the law alone: |AUC − ½| < 4.5 standard errors, false-alarm rate 7e-6 a case. The
+    memoriser is the 150-atom mixture of the members (deviation .01).
     """
     law = GaussianMixture(np.random.default_rng(2).normal(size=(4, DIM)), 0.7)
     draws = np.asarray(law.sample(jax.random.key(3), 2 * COUNT), np.float32)
