@@ -201,6 +201,8 @@ def decode(
     """All of ``z[N, D], cond[N, K]`` to ``images[N, *shape]``, ``batch_size`` at a time.
 
     ``decode(encode(images)) == images`` up to rounding of a grey level, whatever noise dequantised them.
+    Latents should look like draws of N(0, I): far outside (release noise that was not matched to the prior) a trained
+    affine flow amplifies rounding until float32 no longer inverts it, and images saturate.
     """
     return _chunked(functools.partial(_decode, model, params), batch_size, z, cond)[0]
 
