@@ -2,8 +2,11 @@
 
     python launch.py --config=configs/digits.py --workdir=runs/digits
 
+or make a private copy of a data set and say what that is worth: --config=configs/digits_cadp.py.
+
 One run is a config and a working directory. --mode=study (the default) does everything; another mode does one stage,
-which finds what earlier stages left in the workdir. A finished stage does no work; an interrupted one goes on where it
+which finds what earlier stages left in the workdir. sample and likelihood are stages of the first kind of study only,
+privatize and evaluate of the second. A finished stage does no work; an interrupted one goes on where it
 was. Any field of the config is a flag: --config.score.training.steps=2000.
 
 Exit status: 0 done; 1 a fault in the program; 2 the data, config or workdir is not usable as given (one line says
@@ -22,7 +25,7 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(), e.g. configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run: checkpoints, results, report/index.html.")
-_MODES = ("study", "train", "sample", "likelihood", "audit", "report")
+_MODES = ("study", "train", "sample", "likelihood", "privatize", "evaluate", "audit", "report")
 _MODE = flags.DEFINE_enum("mode", "study", _MODES, "The stage to run; study = all of them in this order.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if not found from the cluster.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job, with --coordinator.")
@@ -78,10 +81,11 @@ def _set_up_devices(network: str) -> None:
 
 
 def _run(workdir: str) -> None:
-    from diffusion_privacy import settings
+    from diffusion_privacy import settings_cadp
 
-    study = settings.parse(settings.Study, _CONFIG.value.to_dict())
-    _set_up_devices(study.score.network.name)
+    study = settings_cadp.parse(_CONFIG.value.to_dict())
+    # A small flow is a chain of thin layers: splitting its batch costs more than it gains.
+    _set_up_devices("mlp" if isinstance(study, settings_cadp.Cadp) else study.score.network.name)
     from diffusion_privacy.stages import run
 
     run.run(study, Path(workdir), _MODE.value)

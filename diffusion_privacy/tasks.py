@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from diffusion_privacy.diffusion import objective
 from diffusion_privacy.diffusion.sde import expand
+from diffusion_privacy.flows import objective as flow_objective
+from diffusion_privacy.flows.objective import FlowModel
 from diffusion_privacy.types import SDE, Array, PyTree, ScoreFn
 
 
@@ -90,3 +92,69 @@ class ScoreTask:
     def score(self, params: PyTree, label: Array | None = None) -> ScoreFn:
         """The trained score, as a pytree over ``params``."""
         return objective.score_fn(self.apply, jax.tree.map(jnp.asarray, params), self.sde, self.prediction, label)
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowTask:
+    """Maximum likelihood of a conditional flow (`flows.objective`).
+
+    Attributes:
+      model: the flow with its preprocessing and the meaning of its condition.
+      reconstruction, perturbation: see `flows.objective.loss`.
+    """
+
+    model: FlowModel
+    reconstruction: float = 0.0
+    perturbation: float = 0.0
+
+    def init(self, key: Array, batch: PyTree) -> PyTree:
+        del batch
+        return self.model.init(key)
+
+    def loss(self, params: PyTree, batch: PyTree, key: Array) -> tuple[Array, dict[str, Array]]:
+        fields = {name: jnp.asarray(value) for name, value in batch.items()}
+        return flow_objective.loss(
+            self.model, params, fields, key, reconstruction=self.reconstruction, perturbation=self.perturbation
+        )
+
+    def evaluate(self, params: PyTree, batch: PyTree, key: Array) -> dict[str, Array]:
+        nll, metrics = flow_objective.loss(
+            self.model, params, {name: jnp.asarray(value) for name, value in batch.items()}, key
+        )
+        return {"loss": nll, **metrics}
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmsTask:
+    """A x S classifiers trained side by side: A arms (training sets), S seeds each, in one program.
+
+    Batches hold ``image[B, A, S, ...]`` and ``label[B, A, S]``, every classifier's own row. The loss is the sum over
+    classifiers, whose gradients do not meet as long as they are not clipped together. Seed s starts alike in every arm.
+    """
+
+    network: nn.Module
+    arms: int
+    seeds: int
+
+    def init(self, key: Array, batch: PyTree) -> PyTree:
+        image = jnp.asarray(batch["image"])[:1, 0, 0]
+        one = jax.vmap(lambda k: self.network.init(k, image))(jax.random.split(key, self.seeds))
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.arms, *leaf.shape)), one)
+
+    def logits(self, params: PyTree, image: Array) -> Array:
+        """``params [A, S, ...], image[B, A, S, ...] -> [B, A, S, K]``."""
+        over_seeds = jax.vmap(self.network.apply, in_axes=(0, 1), out_axes=1)
+        return cast(Array, jax.vmap(over_seeds, in_axes=(0, 1), out_axes=1)(params, image))
+
+    def loss(self, params: PyTree, batch: PyTree, key: Array) -> tuple[Array, dict[str, Array]]:
+        del key
+        losses = self._cross_entropy(params, batch)
+        return jnp.sum(losses, axis=(1, 2)), {"per_classifier": jnp.mean(losses, axis=(1, 2))}
+
+    def evaluate(self, params: PyTree, batch: PyTree, key: Array) -> dict[str, Array]:
+        del key
+        return {"loss": jnp.mean(self._cross_entropy(params, batch), axis=(1, 2))}
+
+    def _cross_entropy(self, params: PyTree, batch: PyTree) -> Array:
+        logp = jax.nn.log_softmax(self.logits(params, jnp.asarray(batch["image"])))
+        return -jnp.take_along_axis(logp, jnp.asarray(batch["label"])[..., None], axis=-1)[..., 0]

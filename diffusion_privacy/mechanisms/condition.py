@@ -26,7 +26,11 @@ class ConditionMechanism(Protocol):
     """How the class of a record is released."""
 
     name: ClassVar[str]
-    classes: int
+
+    @property
+    def classes(self) -> int:
+        """Number of classes K."""
+        ...
 
     def many(self, draw: noise.RandomBytes, labels: np.ndarray) -> np.ndarray:
         """Published classes int32 [B] of private classes [B], each record by itself."""

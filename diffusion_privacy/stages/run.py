@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Study
+from diffusion_privacy.settings_cadp import Cadp
+from diffusion_privacy.stages import cadp_audit, cadp_evaluate, cadp_privatize, cadp_report, cadp_train
 from diffusion_privacy.stages.audit import audit
 from diffusion_privacy.stages.likelihood import likelihood
 from diffusion_privacy.stages.report import report
@@ -24,15 +27,26 @@ STAGES: dict[str, Callable[[Study, Workdir], None]] = {
 """In the order in which a whole study runs them."""
 
 
-def run(study: Study, workdir: Path, mode: str = "study") -> None:
-    """Runs one stage, or all for ``mode = "study"``.
+CADP_STAGES: dict[str, Callable[[Cadp, Workdir], None]] = {
+    "train": cadp_train.train,
+    "privatize": cadp_privatize.privatize,
+    "evaluate": cadp_evaluate.evaluate,
+    "audit": cadp_audit.audit,
+    "report": cadp_report.report,
+}
+"""The stages of a private data set, in their order."""
+
+
+def run(study: Study | Cadp, workdir: Path, mode: str = "study") -> None:
+    """Runs one stage of a study of either kind, or all for ``mode = "study"``.
 
     Raises:
       InputError: an unknown mode, or anything that is wrong with the data, the settings or the workdir.
     """
-    if mode != "study" and mode not in STAGES:
-        raise InputError(f"mode: expected study or one of {', '.join(STAGES)}, got {mode!r}")
+    stages: Mapping[str, Callable[[Any, Workdir], None]] = CADP_STAGES if isinstance(study, Cadp) else STAGES
+    if mode != "study" and mode not in stages:
+        raise InputError(f"mode: expected study or one of {', '.join(stages)}, got {mode!r}")
     place = Workdir(workdir, study)
-    for name, stage in STAGES.items():
+    for name, stage in stages.items():
         if mode in ("study", name):
             stage(study, place)

@@ -1,0 +1,94 @@
+"""A private data set of the handwritten digits that ship with scikit-learn (1,797 images, 8x8), by CADP.
+
+    python launch.py --config=configs/digits_cadp.py --workdir=runs/digits_cadp
+
+Trains a conditional flow on a public half, releases the private records at five ε through it, trains classifiers on
+what is released, and attacks the release. Expect, in at most eight minutes on two CPU cores: classifiers as good as on
+class-conditional samples of the flow that hold nothing of the records, at every ε; an attacker who links released
+images to their originals no better than by guessing; a measured ε below the claimed one.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The settings, see `diffusion_privacy.settings_cadp.Cadp`."""
+    return ConfigDict(
+        {
+            "kind": "cadp",
+            "seed": 0,
+            "data": {"source": "digits", "params": {}},
+            "split": {"public": 0.5, "private": 0.3, "test": 0.2},
+            "flow": {
+                "params": {
+                    "depths": (1,),
+                    "conv_width": 16,
+                    "dense_depth": 6,
+                    "dense_width": 64,
+                    "clamp": 1.5,
+                    "scan": True,
+                },
+                "preprocess": "affine",
+                "reconstruction": 0.0,
+                "perturbation": 0.0,
+                "trained_on": "public",
+                "training": {
+                    "steps": 300,
+                    "batch_size": 128,
+                    "learning_rate": 3e-3,
+                    "warmup_steps": 50,
+                    "schedule": "cosine",
+                    "weight_decay": 1.0,
+                    "ema_decay": 0.98,
+                    "log_every": 50,
+                    "checkpoint_every": 150,
+                },
+            },
+            "release": {
+                "relation": "replace-record-same-public-condition",
+                "mechanism": "gaussian",
+                "epsilons": (0.5, 1.0, 2.0, 4.0, 8.0),
+                "delta": 1e-5,
+                "total_epsilon": 12.0,
+                "flow_training": "public",
+                "records_per_person": 1,
+                "coverage": 0.99,
+                "coarse": 0,
+                "label_epsilon": 0.0,
+                "prior_matched": True,
+                "ledger": "ledger.jsonl",
+            },
+            "evaluation": {
+                "training": {
+                    "steps": 600,
+                    "batch_size": 64,
+                    "learning_rate": 2e-3,
+                    "warmup_steps": 20,
+                    "schedule": "cosine",
+                    "weight_decay": 1e-2,
+                    "grad_clip_norm": 0.0,
+                    "ema_decay": 0.99,
+                    "log_every": 100,
+                    "checkpoint_every": 300,
+                },
+                "seeds": 5,
+                "hidden": 128,
+                "dp_hidden": 0,
+                "level": 0.95,
+                "dp_steps": 10,
+                "dp_clip": 1.0,
+                "dp_learning_rate": 1.0,
+                "pixel_block": 4,
+            },
+            "attack": {
+                "study_epsilons": (16.0, 64.0, 256.0, 1024.0),
+                "trials": 1_000_000,
+                "trial_dim": 2,
+                "confidence": 0.99,
+                "level": 0.95,
+                "release_repeats": 100,
+            },
+            # The digits are public: their pictures may be shown.
+            "report": {"show_private": True},
+        }
+    ).lock()

@@ -1,0 +1,305 @@
+"""report/index.html of a CADP study: one self-contained page, the answer first. See `html` for the house's rules."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.reports import cadp_figures, cadp_schema, tables
+from diffusion_privacy.reports.cadp_wording import (
+    NAMES,
+    cards,
+    epsilon,
+    power,
+    relation,
+    share,
+    unprotected,
+    with_interval,
+)
+from diffusion_privacy.reports.figures import Picture
+from diffusion_privacy.reports.html import PAGE_NAME, _figure
+from diffusion_privacy.reports.style import CSS
+from diffusion_privacy.reports.tables import _table
+from diffusion_privacy.reports.tables import escape as _e
+from diffusion_privacy.reports.wording import count, percent
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>May this data set be given away?</title>
+<style>$css</style>
+</head>
+<body>
+<header>
+<h1>May this data set be given away?</h1>
+<p class="soft">$program · data: $source · schema $schema</p>
+</header>
+<main>
+<h2>What was asked</h2>
+<p>$question</p>
+<h2>The answer</h2>
+<div class="answer"><p>$answer</p>$cards</div>
+<h2>What this does not say</h2>
+$limits
+<h2>The private data sets</h2>
+$releases
+<h2>What they are good for</h2>
+$utility
+$arms
+<h2>What attacks found</h2>
+$linkage
+$links
+$bounds
+$faults
+<h2>Pictures</h2>
+$pictures
+<h2>The flow</h2>
+$flow
+<h2>How it was measured</h2>
+$methods
+<h2>Versions, configuration, hashes</h2>
+$facts
+$timings
+<h3>Configuration</h3>
+$config
+</main>
+</body>
+</html>
+""")
+
+_METHODS = (
+    ("Private copy", "Each record is taken by an invertible network to a vector of numbers, its latent; the latent is "
+     "cut to a fixed length and noise is added; the network is run backwards. One copy leaves for each record."),
+    ("ε and δ", "For two data sets that differ in one record, no event is more than e^ε times as likely (but for δ) "
+     "to be seen with one as with the other. ε is in nats; smaller protects more."),
+    ("Neighbours", "A record is replaced by any other. Two latents may then lie opposite each other on the ball of "
+     "radius C, 2C apart; the noise is set for that distance by the exact formula, not the textbook bound."),
+    ("Control", "Images drawn from the network and the class alone. They hold nothing of the private records, so that "
+     "ε = 0 for them. A private copy is worth its noise only for what it does beyond the control."),
+    ("Private training", "Gradient descent on the originals with clipped gradients and noise, all records in every "
+     "step, at the same ε and δ for replacing a record and its class. It gives a model and no data."),
+    ("DP-Pix", "Means of blocks of pixels with Laplace noise for replacing the whole image."),
+    ("Linkage", "The attacker holds the network, the private copies and all originals, encodes both, and looks for the "
+     "original whose latent points most nearly the same way. Where classes are public, among that class only."),
+    ("Measured ε", "The mechanism is run on the two latents that are hardest to hide from each other; how well its "
+     "outputs are told apart gives a lower limit of ε at the stated confidence. Above the claim it would refute it."),
+    ("Membership", "Whether the network fits the records that it learnt from better than others, as the probability "
+     "that a random member looks more likely than a random other record; one half is chance."),
+)  # fmt: skip
+
+
+def _releases(release: Mapping[str, Any]) -> str:
+    columns = (
+        ("Data set", ""), ("ε", "in all"), ("δ", ""), ("Noise", "prior: 1"), ("Clip radius", "of the latent"),
+        ("Records", "in = out"), ("Guarantee", ""),
+    )  # fmt: skip
+    rows = []
+    for one in release["releases"]:
+        manifest = one["manifest"]
+        rows.append(
+            (
+                "",
+                [
+                    one["folder"],
+                    "none" if manifest["epsilon"] is None else epsilon(manifest["epsilon"]),
+                    power(manifest["delta"]),
+                    f"{manifest['noise_scale']:.3g}",
+                    "–" if manifest["clip_norm"] is None else f"{manifest['clip_norm']:.3g}",
+                    count(manifest["count_out"]),
+                    "none end to end" if unprotected(manifest) else f"for {relation(manifest)}",
+                ],
+            )
+        )
+    first = release["releases"][0]["manifest"]
+    lines = [
+        f"Mechanism: {first['mechanism']} on {first['selected_latents']} of {first['latent_dim']} latents; class: "
+        f"{first['condition']}; flow trained: {first['flow_training']}; {first['arithmetic']}.",
+        f"Public by assumption: {', '.join(first['public'])}.",
+        f"All releases together: {release['ledger']['summary']}. The ledger refuses more than ε = "
+        f"{epsilon(release['ledger']['stated_total']['epsilon'])}. Giving away one set spends that set’s ε only.",
+    ]
+    warnings = "".join(f'<p class="alarm"><b>Warning.</b> {_e(w)}</p>' for w in first["warnings"])
+    return warnings + _table("What was written", columns, rows) + tables.bullets(lines)
+
+
+def _arms(release: Mapping[str, Any]) -> str:
+    columns = (
+        ("Trained on", ""), ("ε", ""), ("Real test images", "right answers"),
+        ("Test images made private alike", "right answers"), ("PSNR", "dB, higher = closer"),
+        ("SSIM", "higher = closer"), ("Records", ""),
+    )  # fmt: skip
+    rows = []
+    for arm in release["arms"]:
+        likeness, private = arm["likeness"], arm["accuracy_private_test"]
+        rows.append(
+            (
+                "",
+                [
+                    NAMES[arm["kind"]],
+                    "–" if arm["epsilon"] is None else epsilon(arm["epsilon"]),
+                    with_interval(arm["accuracy"]),
+                    "–" if private is None else with_interval(private),
+                    "–" if likeness is None else f"{likeness['psnr_db']:.1f}",
+                    "–" if likeness is None else f"{likeness['ssim']:.2f}",
+                    count(arm["n_train"]),
+                ],
+            )
+        )
+    seeds, level = len(release["arms"][0]["accuracy"]["seeds"]), release["arms"][0]["accuracy"]["level"]
+    note = (
+        f"In brackets: {percent(level)} interval over {seeds} trainings, each on its own draw of control and DP-Pix "
+        f"images. All are scored on the same {count(release['n_test'])} test records, whose choice the interval does not "
+        "cover; a released set is one draw. PSNR and SSIM compare each image with the private original in its place; for "
+        "the control they show what the class alone gives."
+    )
+    return _table("Classifiers by what they were trained on", columns, rows) + f'<p class="small">{_e(note)}</p>'
+
+
+_LINK_NAMES = {
+    "released": "private copy",
+    "study": "less noise, not published",
+    "control": "control",
+    "no noise": "originals themselves",
+}
+
+
+def _links(release: Mapping[str, Any]) -> str:
+    columns = (
+        ("Set", ""), ("ε", "of the latent"), ("Original first", "of released images"), ("by guessing", ""),
+        ("p", "of so many by guessing"), ("Original in first 10", ""), ("by guessing", "first 10"), ("p", "first 10"),
+    )  # fmt: skip
+    rows = []
+    for entry in release["linkage"]:
+        cells = [_LINK_NAMES[entry["kind"]], "–" if entry["epsilon"] is None else epsilon(entry["epsilon"])]
+        for rank in ("rank1", "rank10"):
+            found = entry[rank]
+            cells += [with_interval(found), share(found["chance"]), f"{found['p_value']:.2g}"]
+        rows.append(("", cells))
+    where = "among originals of its class" if release["by_class"] else "among all originals"
+    return _table(f"Looking for the original {where}", columns, rows)
+
+
+def _bounds(release: Mapping[str, Any]) -> str:
+    columns = (
+        ("Claimed ε", ""),
+        ("Measured ε", "at least"),
+        ("Confidence", ""),
+        ("Largest that could show", ""),
+        ("Finding", ""),
+    )
+    rows = []
+    for bound in release["epsilon_bounds"]:
+        finding = "below the claim, as it must be" if bound["holds"] else "ABOVE THE CLAIM: the claim is false"
+        if bound["holds"] and not bound["decisive"]:
+            finding = "too few trials to refute this claim"
+        cells = [
+            epsilon(bound["claimed"]),
+            f"{bound['lower']:.3g}",
+            percent(bound["confidence"]),
+            f"{bound['ceiling']:.3g}",
+        ]
+        rows.append(("", [*cells, finding]))
+    return _table("The latent step, attacked on its worst-case pair", columns, rows)
+
+
+def _faults(release: Mapping[str, Any]) -> str:
+    found = release["release_faults"]
+    if found is None:
+        return ""
+    if found["passed"]:
+        return (
+            "<p>A whole release was run many times in search of faults between records (shared noise, noise that "
+            "repeats, one record steering another’s clipping): none was found.</p>"
+        )
+    return "".join(f'<p class="alarm"><b>Fault.</b> {_e(k)}: {_e(v)}</p>' for k, v in found["faults"].items())
+
+
+def _flow(release: Mapping[str, Any]) -> str:
+    flow = release["flow"]
+    bits, member = flow["bits_per_dim"], flow["membership"]
+    lines = [
+        f"Bits per dimension ({flow['grey_levels']} grey levels; lower is a closer fit): {bits['trained_on']:.2f} on "
+        f"the {count(flow['members'])} records that it learnt from, {bits['held_out']:.2f} on {count(flow['others'])} "
+        "held out.",
+        f"Membership: a record that it learnt from looks more likely than another in {with_interval(member)} of pairs "
+        "(chance: 50 %). These are the records declared public, not the private ones."
+        if release["config"]["flow"]["trained_on"] == "public"
+        else f"Membership: a record that it learnt from, which is a PRIVATE one, looks more likely than another in "
+        f"{with_interval(member)} of pairs (chance: 50 %).",
+        f"Running the network backwards and forwards changes a latent by at most {flow['inversion_error']:.1e}.",
+    ]
+    return tables.bullets(lines)
+
+
+def _pictures(drawn: Mapping[str, Picture]) -> str:
+    if "pictures" in drawn:
+        return _figure(drawn["pictures"])
+    return (
+        '<p class="note">Pictures of originals are withheld. The person answerable for the data can have them made by '
+        "running the report stage with private images allowed. The private copies are in the folders above.</p>"
+    )
+
+
+def render(release: Mapping[str, Any], drawn: Mapping[str, Picture], digest: str) -> str:
+    """The page as text; ``digest`` is the SHA-256 of release.json in hex."""
+    program = release["program"]
+    methods = "".join(f"<dt>{_e(term)}</dt><dd>{_e(text)}</dd>" for term, text in _METHODS)
+    return _PAGE.substitute(
+        css=CSS,
+        program=_e(f"{program['name']} {program['version']}"),
+        source=_e(release["data"]["source"]),
+        schema=_e(release["schema_version"]),
+        question=_e(release["question"]),
+        answer=_e(release["answer"]),
+        cards=cards(release),
+        limits=tables.bullets(release["limits"]),
+        releases=_releases(release),
+        utility=_figure(drawn["utility"]),
+        arms=_arms(release),
+        linkage=_figure(drawn["linkage"]),
+        links=_links(release),
+        bounds=_bounds(release),
+        faults=_faults(release),
+        pictures=_pictures(drawn),
+        flow=_flow(release),
+        methods=f"<dl>{methods}</dl>",
+        facts=tables.facts(release, digest),
+        timings=tables.timings(release),
+        config=tables.bullets(tables.flat("", release["config"]), "config"),
+    )
+
+
+def write_report(report_dir: Path, release: Mapping[str, Any], images: Mapping[str, np.ndarray] | None) -> Path:
+    """Write release.json, ``figures/*.png`` and index.html; return the page's path.
+
+    Args:
+      report_dir: made if it is not there; an earlier report in it is replaced, its pictures included.
+      release: see `reports.cadp_schema`; validated before anything is written.
+      images: originals, private copies and control by name; None where pictures may not be shown.
+
+    Raises:
+      InputError: a fault in ``release``, or a directory that cannot be written.
+    """
+    cadp_schema.validate(release)
+    folder, page = report_dir / "figures", report_dir / PAGE_NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        cadp_schema.write(report_dir / cadp_schema.FILE_NAME, release)
+        digest = hashlib.sha256((report_dir / cadp_schema.FILE_NAME).read_bytes()).hexdigest()
+        drawn = cadp_figures.write_figures(folder, release, images)
+        temporary = page.with_name(PAGE_NAME + ".partial")
+        temporary.write_text(render(release, drawn, digest), encoding="utf-8")
+        os.replace(temporary, page)
+    except OSError as error:
+        raise InputError(f"{report_dir}: expected a writable directory for the report ({error.strerror})") from error
+    return page

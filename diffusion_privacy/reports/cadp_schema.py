@@ -1,0 +1,192 @@
+"""release.json of a CADP study, schema version cadp-1.0: what was released, what it is good for, what attacks found.
+
+As in `schema`: every field is required, null means "not defined", an interval is lower <= value <= upper at ``level``,
+probabilities are in [0, 1], ε is in nats. Larger accuracy is more useful; larger linkage, membership and measured ε
+mean less privacy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.reports import structure
+from diffusion_privacy.reports.schema import FILE_NAME, Count, Data, Device, NonNegative, Positive, Probability, Program
+
+__all__ = ["FILE_NAME", "SCHEMA_VERSION", "read", "validate", "write"]
+
+SCHEMA_VERSION = "cadp-1.0"
+
+
+class Interval(TypedDict):
+    value: Probability
+    lower: Probability
+    upper: Probability
+    level: Probability
+
+
+class Accuracy(TypedDict):
+    """Share of right answers: mean over seeds with a Student t interval, and the seeds."""
+
+    value: Probability
+    lower: Probability
+    upper: Probability
+    level: Probability
+    seeds: list[Probability]
+
+
+class Likeness(TypedDict):
+    """Mean likeness of each image to the original in the same place; larger is closer."""
+
+    psnr_db: float
+    ssim: float
+
+
+class Arm(TypedDict):
+    """Classifiers trained on one set and tested on real images, and on test images privatised alike (p/p)."""
+
+    name: str
+    kind: Literal["original", "public", "released", "control", "pixels", "dp-sgd"]
+    epsilon: NonNegative | None  # of the whole set; null where none is claimed
+    n_train: Positive
+    accuracy: Accuracy
+    accuracy_private_test: Accuracy | None
+    likeness: Likeness | None
+
+
+class LinkRate(TypedDict):
+    """Share of released images whose original is among the first k candidates; exact interval."""
+
+    value: Probability
+    lower: Probability
+    upper: Probability
+    level: Probability
+    hits: Count
+    n: Positive
+    chance: Probability
+    p_value: Probability  # of at least so many hits by guessing
+
+
+class Linkage(TypedDict):
+    name: str
+    kind: Literal["released", "study", "control", "no noise"]  # only "released" sets are published
+    epsilon: NonNegative | None
+    similarity: float  # mean cosine between a released image's latent and its original's
+    rank1: LinkRate
+    rank10: LinkRate
+
+
+class Bound(TypedDict):
+    """Lower confidence bound on ε of the latent step, measured on the worst-case pair."""
+
+    claimed: NonNegative
+    lower: NonNegative
+    ceiling: float  # the largest bound that so many trials can give
+    confidence: Probability
+    trials: Positive
+    holds: bool  # lower <= claimed
+    decisive: bool  # ceiling > claimed: a false claim could have been refuted
+
+
+class Faults(TypedDict):
+    """What a search for faults between records of a release found: sentence by kind of fault; empty for none."""
+
+    epsilon: NonNegative
+    passed: bool
+    faults: dict[str, str]
+
+
+class FlowFacts(TypedDict):
+    """The flow: fit (lower is closer), membership AUC (one half is chance), largest error of inverting itself."""
+
+    bits_per_dim: dict[str, float]
+    grey_levels: Positive
+    membership: Interval
+    members: Positive
+    others: Positive
+    inversion_error: NonNegative
+
+
+class ReleasedSet(TypedDict):
+    folder: str  # below the workdir
+    latent_epsilon: NonNegative
+    manifest: dict[str, Any]  # as published, see `mechanisms.release.Manifest`
+
+
+class CadpRelease(TypedDict):
+    schema_version: str
+    program: Program
+    versions: dict[str, str]
+    device: Device
+    seed: Count
+    config: dict[str, Any]
+    config_hash: str
+    question: str
+    answer: str
+    limits: list[str]
+    data: Data
+    releases: list[ReleasedSet]
+    ledger: dict[str, Any]
+    n_test: Positive
+    arms: list[Arm]
+    by_class: bool  # the attacker knows the class and looks among candidates of that class
+    linkage: list[Linkage]
+    epsilon_bounds: list[Bound]
+    release_faults: Faults | None
+    flow: FlowFacts
+    timings: dict[str, dict[str, NonNegative]]
+
+
+def _ordered(entry: Mapping[str, Any], path: str) -> None:
+    if not entry["lower"] - 1e-9 <= entry["value"] <= entry["upper"] + 1e-9:
+        raise InputError(f"{path}: expected lower <= value <= upper, got {entry['lower']}, {entry['value']}")
+
+
+def _release_rule(entry: Mapping[str, Any], path: str) -> None:
+    if entry["schema_version"] != SCHEMA_VERSION:
+        raise InputError(f"{path}.schema_version: expected {SCHEMA_VERSION!r}, got {entry['schema_version']!r}")
+    if not entry["releases"]:
+        raise InputError(f"{path}.releases: expected at least one released data set")
+    kinds = [arm["kind"] for arm in entry["arms"]]
+    for kind in ("original", "released", "control"):
+        if kind not in kinds:
+            raise InputError(f"{path}.arms: expected an arm of kind {kind!r}")
+
+
+OPEN = frozenset({Data})
+RULES: dict[type, Callable[[Mapping[str, Any], str], None]] = {
+    Interval: _ordered,
+    Accuracy: _ordered,
+    LinkRate: _ordered,
+    CadpRelease: _release_rule,
+}
+
+
+def validate(release: object) -> None:
+    """Raise `InputError` with the JSON path of the first fault; None when ``release`` follows schema cadp-1.0."""
+    structure.check(release, CadpRelease, "release", OPEN, RULES)
+
+
+def write(path: Path, release: Mapping[str, Any]) -> None:
+    """Validate, then write ``path`` in one step."""
+    validate(release)
+    text = json.dumps(release, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """The validated content of ``path``; `InputError` names the file and what is wrong."""
+    try:
+        release = json.loads(path.read_text(encoding="utf-8"))
+        validate(release)
+    except OSError as error:
+        raise InputError(f"{path}: expected a readable release file ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+    return release

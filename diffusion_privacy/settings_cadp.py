@@ -1,0 +1,206 @@
+"""Settings of a CADP study: a flow, a release of private records, its utility and its audit.
+
+A config says which study it is by its field ``kind``: ``"cadp"`` for this one, ``"anonymity"`` (or nothing) for
+`settings.Study`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion_privacy import settings
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.settings import Data, Params, Report, Study
+from diffusion_privacy.training.state import TrainConfig
+
+KINDS = ("anonymity", "cadp")
+MECHANISMS = ("gaussian", "laplace", "discrete_gaussian", "discrete_laplace")
+DECLARATIONS = ("public", "mechanism-only")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """Shares of the records, in (0, 1), sum 1. People are never divided between sets.
+
+    Attributes:
+      public: the flow learns from these; they are given up as public.
+      private: these are released through the mechanism.
+      test: nobody learns from these; classifiers are scored on them.
+    """
+
+    public: float = 0.5
+    private: float = 0.3
+    test: float = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """The conditional flow and how it is trained.
+
+    Attributes:
+      training: by the one loop.
+      params: fields of `flows.cinn.FlowConfig`; shape and cond_dim come from the data.
+      preprocess: ``"affine"`` or ``"logit"``, see `flows.preprocess.Preprocess`.
+      reconstruction, perturbation: see `flows.objective.loss`.
+      trained_on: ``"public"`` or ``"private"``: which share it learns from. With ``"private"`` a release must be
+        declared ``mechanism-only``.
+    """
+
+    training: TrainConfig
+    params: Params = dataclasses.field(default_factory=dict)
+    preprocess: str = "affine"
+    reconstruction: float = 0.0
+    perturbation: float = 0.0
+    trained_on: str = "public"
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The privatised data sets, one for each ε, and what all of them together may spend.
+
+    Attributes:
+      relation: neighbouring relation by name (`mechanisms.relation.Neighbours`); there is no default.
+      epsilons: ε of the latent step of each released data set, increasing.
+      total_epsilon: the ledger refuses a release that would bring the sum above this.
+      delta: δ of each release and of the ledger; below 1/n.
+      mechanism: one of `MECHANISMS`.
+      flow_training: what the manifest says of the flow: ``"public"`` (checked record by record) or
+        ``"mechanism-only"`` (no end-to-end guarantee).
+      records_per_person: bound on the records of one person; above 1 the guarantee is for a person.
+      coverage: share of the prior inside the clip radius, in (0, 1).
+      coarse: number of coarse latents that are privatised, the others are drawn from the prior; 0 privatises all.
+      label_epsilon: ε of randomised response on the class, added to that of the latent; 0 publishes the class.
+      prior_matched: bring noised latents back to the flow's prior before decoding.
+      ledger: file of the ledger, absolute or below the workdir; give several studies of the same records one file.
+    """
+
+    relation: str
+    epsilons: tuple[float, ...]
+    total_epsilon: float
+    delta: float = 1e-5
+    mechanism: str = "gaussian"
+    flow_training: str = "public"
+    records_per_person: int = 1
+    coverage: float = 0.99
+    coarse: int = 0
+    label_epsilon: float = 0.0
+    prior_matched: bool = True
+    ledger: str = "ledger.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Classifiers by which the utility of a release is measured.
+
+    Attributes:
+      training: of the classifiers of all arms and seeds at once; its clipping must be off, so that they stay apart.
+      seeds: classifiers an arm, at least 2; each draws its own initialisation and order of records.
+      hidden, dp_hidden: width of the two hidden layers of a classifier, and of one trained privately, where noise grows
+        with the number of parameters; 0 for none (logistic regression).
+      level: confidence level of the intervals over seeds.
+      dp_steps, dp_clip, dp_learning_rate: the DP-SGD arm: full-batch steps, norm to which each record's gradient is
+        clipped, step length; dp_steps = 0 leaves it out.
+      pixel_block: side of the squares that DP-Pix averages; 0 leaves it out.
+    """
+
+    training: TrainConfig
+    seeds: int = 5
+    hidden: int = 128
+    dp_hidden: int = 0
+    level: float = 0.95
+    dp_steps: int = 10
+    dp_clip: float = 1.0
+    dp_learning_rate: float = 1.0
+    pixel_block: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """What the audit tries.
+
+    Attributes:
+      study_epsilons: ε at which private records are noised for the attack alone; nothing of it is published. Far above
+        what one would release, they show from where on the attack would succeed.
+      trials: draws of each worst-case latent for the lower bound on ε.
+      trial_dim: number of latents of the worst-case pair.
+      confidence: of the lower bound on ε.
+      level: confidence level of the linkage and membership intervals.
+      release_repeats: repetitions of a whole release in the search for faults between records; 0 for none.
+    """
+
+    study_epsilons: tuple[float, ...] = (16.0, 64.0, 256.0, 1024.0)
+    trials: int = 1_000_000
+    trial_dim: int = 2
+    confidence: float = 0.99
+    level: float = 0.95
+    release_repeats: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Cadp:
+    """Everything that decides the numbers of a CADP study, but for the noise of its releases."""
+
+    seed: int
+    data: Data
+    flow: Flow
+    release: Release
+    evaluation: Evaluation
+    split: Shares = dataclasses.field(default_factory=Shares)
+    attack: Attack = dataclasses.field(default_factory=Attack)
+    report: Report = dataclasses.field(default_factory=Report)
+    kind: str = "cadp"
+
+    def __post_init__(self) -> None:
+        release, evaluation = self.release, self.evaluation
+        _need(0 <= self.seed < 2**32, "seed", "0 <= seed < 2**32", self.seed)
+        shares = dataclasses.astuple(self.split)
+        _need(
+            all(s > 0 for s in shares) and abs(sum(shares) - 1) < 1e-9, "split", "positive shares that sum to 1", shares
+        )
+        _choice("flow.trained_on", self.flow.trained_on, ("public", "private"))
+        _choice("flow.preprocess", self.flow.preprocess, ("affine", "logit"))
+        _choice("release.mechanism", release.mechanism, MECHANISMS)
+        _choice("release.flow_training", release.flow_training, DECLARATIONS)
+        for field, values in (
+            ("release.epsilons", release.epsilons),
+            ("attack.study_epsilons", self.attack.study_epsilons),
+        ):
+            rising = all(a < b for a, b in itertools.pairwise(values))
+            _need(rising and all(0 < e < math.inf for e in values), field, "finite increasing numbers > 0", values)
+        _need(len(release.epsilons) > 0, "release.epsilons", "at least one ε", release.epsilons)
+        _need(0 < release.coverage < 1, "release.coverage", "a number in (0, 1)", release.coverage)
+        _need(release.coarse >= 0, "release.coarse", "0 or more", release.coarse)
+        _need(release.label_epsilon >= 0, "release.label_epsilon", "0 or more", release.label_epsilon)
+        _need(evaluation.seeds >= 2, "evaluation.seeds", "at least 2", evaluation.seeds)
+        _need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
+        clip = evaluation.training.grad_clip_norm
+        _need(clip == 0, "evaluation.training.grad_clip_norm", "0 (it would couple the classifiers)", clip)
+        _need(self.attack.trials >= 1000, "attack.trials", "at least 1000", self.attack.trials)
+        repeats = self.attack.release_repeats
+        _need(repeats == 0 or repeats >= 100, "attack.release_repeats", "0 or at least 100", repeats)
+
+
+def _need(holds: bool, field: str, expected: str, value: object) -> None:
+    if not holds:
+        raise InputError(f"config.{field}: expected {expected}, got {value!r}")
+
+
+def _choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    _need(value in choices, field, f"one of {', '.join(choices)}", value)
+
+
+def parse(config: Mapping[str, Any]) -> Study | Cadp:
+    """The settings of either kind of study from a config's nested dictionary.
+
+    Raises:
+      InputError: an unknown kind, or what `settings.parse` refuses.
+    """
+    kind = config.get("kind", "anonymity")
+    _choice("kind", kind, KINDS)
+    if kind == "cadp":
+        return settings.parse(Cadp, config)
+    return settings.parse(Study, {name: value for name, value in config.items() if name != "kind"})

@@ -1,0 +1,206 @@
+"""Stage `audit` of a CADP study: attacks on the mechanism, on the releases and on the flow."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from diffusion_privacy.anonymity.intervals import rate
+from diffusion_privacy.audits import epsilon as epsilon_audit
+from diffusion_privacy.audits import membership
+from diffusion_privacy.audits.linkage import linkage
+from diffusion_privacy.audits.release import audit_release
+from diffusion_privacy.data.records import Records
+from diffusion_privacy.flows.objective import bits_per_dim
+from diffusion_privacy.mechanisms.discrete import DiscreteGaussian, DiscreteLaplace
+from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, Mechanism
+from diffusion_privacy.mechanisms.release import noised
+from diffusion_privacy.settings_cadp import Cadp
+from diffusion_privacy.stages import cadp_study as common
+from diffusion_privacy.stages.cadp_study import Parts, TrainedFlow
+from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.training import rng
+
+KS = (1, 10)
+
+
+# --- the mechanism ----------------------------------------------------------------------------------------------------
+
+
+def _attackable(mechanism: Mechanism) -> Mechanism:
+    """The mechanism itself, or for exact integer noise, which no compiled program draws, its continuous counterpart."""
+    if isinstance(mechanism, DiscreteGaussian):
+        return GaussianMechanism(mechanism.clip_norm, mechanism.noise_scale)
+    if isinstance(mechanism, DiscreteLaplace):
+        return LaplaceMechanism(mechanism.clip_norm, mechanism.noise_scale)
+    return mechanism
+
+
+def epsilon_bound(settings: Cadp, epsilon: float, dims: int, records: int) -> dict[str, Any]:
+    """Lower confidence bound on the latent step's ε, through the very mechanism that releases."""
+    mechanism, attack = common.make_mechanism(settings, epsilon, dims, records), settings.attack
+    gaussian = mechanism.norm == "l2"
+    found = epsilon_audit.worst_case_bound(
+        jax.vmap(_attackable(mechanism)),
+        rng.stream(settings.seed, "epsilon", int(1000 * epsilon)),
+        dim=attack.trial_dim,
+        clip_norm=common.clip_norm(settings, dims),
+        delta=settings.release.delta if gaussian else 0.0,
+        trials=attack.trials,
+        tails="gaussian" if gaussian else "laplace",
+        confidence=attack.confidence,
+    )
+    return {
+        "claimed": epsilon,
+        "lower": found.lower,
+        "ceiling": found.ceiling,
+        "confidence": found.confidence,
+        "trials": found.trials,
+        "holds": found.lower <= epsilon,
+        "decisive": found.ceiling > epsilon,
+    }
+
+
+def release_faults(settings: Cadp, epsilon: float, dims: int, records: int) -> dict[str, Any]:
+    """Faults between records and between runs of a whole release, with its own fresh noise."""
+    mechanism = common.make_mechanism(settings, epsilon, dims, records)
+    found = audit_release(
+        lambda z: noised(mechanism, jnp.asarray(z)),
+        dim=max(dims, 64),
+        clip_norm=common.clip_norm(settings, dims),
+        epsilon=epsilon,
+        delta=settings.release.delta,
+        records=64,
+        repeats=settings.attack.release_repeats,
+        confidence=settings.attack.confidence,
+    )
+    return {"epsilon": epsilon, "passed": found.passed, "faults": dict(found.faults)}
+
+
+# --- linkage ----------------------------------------------------------------------------------------------------------
+
+
+def _groups(labels: np.ndarray, candidates: np.ndarray, by_class: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(released rows, gallery rows) that are held against each other."""
+    if not by_class:
+        return [(np.arange(len(labels)), np.arange(len(candidates)))]
+    return [(np.flatnonzero(labels == c), np.flatnonzero(candidates == c)) for c in np.unique(labels)]
+
+
+def link(
+    released_z: np.ndarray, labels: np.ndarray, gallery_z: np.ndarray, classes: np.ndarray, level: float, by_class: bool
+) -> dict[str, Any]:
+    """Top-1 and rank-10 rates of the attack; record i of the release comes from candidate i.
+
+    Where the class is public the attacker looks among candidates of that class only, which is harder on the release
+    than the whole gallery: the class itself gives nothing away then, and chance is k over the size of the class.
+    """
+    hits, chance = dict.fromkeys(KS, 0), dict.fromkeys(KS, 0.0)
+    similarity, n = 0.0, len(labels)
+    for rows, candidates in _groups(labels, classes, by_class):
+        ks = [min(k, len(candidates)) for k in KS]
+        # An attacker without the right candidate has nothing to find: truth is always in the gallery here.
+        truth = np.searchsorted(candidates, rows)
+        found = linkage(released_z[rows], gallery_z[candidates], truth, sorted(set(ks)), level)
+        similarity += found.similarity * len(rows) / n
+        for k, cut in zip(KS, ks, strict=True):
+            hits[k] += found.rates[cut].hits
+            chance[k] += found.chance[cut] * len(rows) / n
+    entry: dict[str, Any] = {"similarity": similarity}
+    for k in KS:
+        measured = dataclasses.asdict(rate(hits[k], n, level))
+        p_value = float(stats.binom.sf(hits[k] - 1, n, min(chance[k], 1.0)))
+        entry[f"rank{k}"] = {**measured, "value": hits[k] / n, "chance": chance[k], "p_value": p_value}
+    return entry
+
+
+def _linkage(settings: Cadp, workdir: Workdir, parts: Parts, flow: TrainedFlow) -> list[dict[str, Any]]:
+    """One entry a set: the releases, sets noised less than one would dare (never published), and two yardsticks."""
+    private, level, seed = parts.private, settings.attack.level, settings.seed
+    by_class = settings.release.label_epsilon == 0
+    gallery, _ = flow.encode(private.image, private.label, rng.stream(seed, "gallery"))
+
+    def entry(name: str, kind: str, epsilon: float | None, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        z, _ = flow.encode(images, labels, rng.stream(seed, "attack"))
+        found = link(np.nan_to_num(z), labels, gallery, private.label, level, by_class)
+        return {"name": name, "kind": kind, "epsilon": epsilon, **found}
+
+    entries = []
+    for e in settings.release.epsilons:
+        released = common.load_release(workdir, e, private)
+        entries.append(entry(f"released {e:g}", "released", e, released.records.image, released.records.label))
+    noisy = settings.attack.study_epsilons
+    if noisy:
+        study = common.study_images(settings, flow, private, noisy, rng.stream(seed, "study"))
+        entries += [entry(f"study {e:g}", "study", e, x, private.label) for e, x in zip(noisy, study, strict=True)]
+    drawn = flow.sample(private.label, rng.stream(seed, "control"))
+    entries.append(entry("control", "control", None, drawn, private.label))
+    entries.append(entry("no noise", "no noise", None, private.image, private.label))
+    return entries
+
+
+# --- the flow ---------------------------------------------------------------------------------------------------------
+
+
+def _flow(settings: Cadp, parts: Parts, flow: TrainedFlow) -> dict[str, Any]:
+    """Fit on members and others, what an attacker makes of the difference, and how well the flow inverts itself."""
+    members, others = (
+        (parts.public, parts.test) if settings.flow.trained_on == "public" else (parts.private, parts.test)
+    )
+    key = rng.stream(settings.seed, "membership")
+    _, member_logp = flow.encode(members.image, members.label, jax.random.fold_in(key, 0))
+    _, other_logp = flow.encode(others.image, others.label, jax.random.fold_in(key, 1))
+    level = settings.attack.level
+    auc = membership.auc(member_logp, other_logp, level)
+    dims = flow.model.dims
+    return {
+        "bits_per_dim": {
+            "trained_on": float(np.mean(bits_per_dim(jnp.asarray(member_logp), dims))),
+            "held_out": float(np.mean(bits_per_dim(jnp.asarray(other_logp), dims))),
+        },
+        "grey_levels": members.levels,
+        "membership": {"value": auc.value, "lower": auc.lower, "upper": auc.upper, "level": level},
+        "members": len(members),
+        "others": len(others),
+        "inversion_error": inversion_error(flow, parts.test, key),
+    }
+
+
+def inversion_error(flow: TrainedFlow, records: Records, key: jax.Array) -> float:
+    """max |f(f⁻¹(z'; c); c) − z'| over latents as the decoder gets them, z' ~ N(0, I), in float32."""
+    cond = jnp.asarray(flow.one_hot(records.label))
+    z = jax.random.normal(key, (len(records), flow.model.dims))
+
+    @jax.jit
+    def there_and_back(params: Any, z: jax.Array, cond: jax.Array) -> jax.Array:
+        y, _ = flow.model.bijection.inverse(params, z, cond)
+        return flow.model.bijection.forward(params, y, cond)[0]
+
+    return float(jnp.max(jnp.abs(there_and_back(flow.params, z, cond) - z)))
+
+
+def audit(settings: Cadp, workdir: Workdir) -> None:
+    """Attacks everything that the study made; writes audit.json."""
+    path = workdir.root / "audit.json"
+    if path.exists():
+        return
+    parts = common.load_parts(settings, workdir)
+    flow = common.load_flow(settings, workdir, parts.private)
+    dims, count = flow.model.dims, len(parts.private)
+    with workdir.timed("audit linkage"):
+        links = _linkage(settings, workdir, parts, flow)
+        of_flow = _flow(settings, parts, flow)
+    with workdir.timed("audit mechanism"):
+        bounds = [epsilon_bound(settings, e, dims, count) for e in settings.release.epsilons]
+        faults = (
+            release_faults(settings, settings.release.epsilons[0], dims, count)
+            if settings.attack.release_repeats
+            else None
+        )
+    result = {"by_class": settings.release.label_epsilon == 0, "linkage": links, "flow": of_flow}
+    workdir.write_json(path, {**result, "epsilon_bounds": bounds, "release_faults": faults})

@@ -1,0 +1,92 @@
+"""Stage `report` of a CADP study: release.json, figures and the page, from the files of earlier stages alone."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import diffusion_privacy
+from diffusion_privacy import settings as settings_module
+from diffusion_privacy.mechanisms.ledger import Ledger
+from diffusion_privacy.reports import cadp_page, cadp_wording
+from diffusion_privacy.reports.cadp_schema import SCHEMA_VERSION
+from diffusion_privacy.settings_cadp import Cadp
+from diffusion_privacy.stages import cadp_study as common
+from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.training.checkpoint import versions
+
+_QUESTION = (
+    "The private records went through a mechanism, one private copy for each. What is promised to the people behind "
+    "them, what does an attacker find, and what are the copies good for?"
+)
+
+
+def _ledger(settings: Cadp, workdir: Workdir) -> dict[str, Any]:
+    ledger = Ledger(
+        workdir.root / Path(settings.release.ledger), settings.release.total_epsilon, settings.release.delta
+    )
+    total = ledger.total()
+    return {
+        "summary": total.describe(),
+        "stages": total.stages,
+        "guarantee": total.guarantee,
+        "stated_total": {"epsilon": ledger.epsilon, "delta": ledger.delta},
+    }
+
+
+def _facts(settings: Cadp, workdir: Workdir, parts: common.Parts) -> dict[str, Any]:
+    device = jax.devices()[0]
+    timings = workdir.root / "timings.json"
+    sizes = {"public": len(parts.public), "private": len(parts.private), "test": len(parts.test)}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "program": {"name": "diffusion_privacy", "version": diffusion_privacy.__version__},
+        "versions": versions(),
+        "device": {
+            "platform": device.platform,
+            "kind": f"{device.device_kind} ({platform.machine()})",
+            "count": jax.device_count(),
+        },
+        "seed": settings.seed,
+        "config": workdir.config,
+        "config_hash": settings_module.digest(workdir.config),
+        "question": _QUESTION,
+        "data": {
+            "source": settings.data.source,
+            "n": sum(sizes.values()),
+            "shape": [int(v) for v in parts.private.image.shape[1:]],
+            **sizes,
+        },
+        "timings": workdir.read_json(timings) if timings.exists() else {},
+    }
+
+
+def report(settings: Cadp, workdir: Workdir) -> None:
+    """Writes ``report/``; made anew each time, since it costs seconds and its settings may change."""
+    parts = common.load_parts(settings, workdir)
+    evaluation = workdir.read_json(workdir.root / "evaluation.json")
+    audit = workdir.read_json(workdir.root / "audit.json")
+    releases = [
+        {
+            "folder": str(common.release_path(workdir, e).relative_to(workdir.root)),
+            "latent_epsilon": e,
+            "manifest": common.load_release(workdir, e, parts.private).manifest,
+        }
+        for e in settings.release.epsilons
+    ]
+    release: dict[str, Any] = {
+        **_facts(settings, workdir, parts),
+        "releases": releases,
+        "ledger": _ledger(settings, workdir),
+        "n_test": evaluation["n_test"],
+        "arms": evaluation["arms"],
+        **audit,
+    }
+    release["answer"] = cadp_wording.answer(release)
+    release["limits"] = cadp_wording.limits(release)
+    shown = workdir.root / "evaluation_images.npz"
+    images = workdir.read_arrays(shown) if settings.report.show_private else None
+    cadp_page.write_report(workdir.root / "report", release, images)
