@@ -1,0 +1,74 @@
+"""Tables against themselves, against rows shuffled column by column, and against real models."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from diffusion_privacy.audits.table_utility import cells, compare, train_and_test
+from diffusion_privacy.data.table_encoding import public_split
+from diffusion_privacy.data.table_sources import load_table
+from diffusion_privacy.data.tables import Column, Schema, Table
+from diffusion_privacy.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def cancer():
+    whole = load_table("breast_cancer")
+    return [t.with_schema(whole.schema.standardised_by(whole)) for t in public_split(whole, 0.5, seed=1)]
+
+
+def shuffled(table, seed=0):
+    """Every column by itself: the same marginals, no relation left."""
+    rng = np.random.default_rng(seed)
+    return dataclasses.replace(table, data={name: rng.permutation(v) for name, v in table.data.items()})
+
+
+def test_cells_by_hand():
+    schema = Schema((Column("x", "numeric", lower=0.0, upper=4.0), Column("c", "categorical", ("a", "b", "c"))))
+    table = Table(schema, {"x": np.array([0.0, 0.9, 1.0, 4.0, 9.0]), "c": np.array([0, 1, 2, 0, 1])}, "toy")
+    codes, sizes = cells(table, 4)
+    assert sizes == (4, 3)
+    assert codes[:, 0].tolist() == [0, 0, 1, 3, 3]
+    with pytest.raises(InputError, match="2 or more"):
+        cells(table, 1)
+
+
+def test_a_table_is_at_no_distance_from_itself_and_shuffling_hits_pairs_only(cancer):
+    table = cancer[0]
+    same = compare(table, table)
+    assert same.one_way.max() == same.two_way.max() == same.correlation.largest == 0
+    mixed = compare(table, shuffled(table))
+    assert mixed.one_way.max() == 0
+    # Radius, perimeter and area are almost functions of each other.
+    assert mixed.two_way[0, 2] > 0.5
+    assert mixed.correlation.largest > 0.8
+    assert mixed.columns[0] == "mean radius"
+
+
+def test_models_learn_from_real_rows_and_not_from_shuffled_ones(cancer):
+    train, test = cancer
+    real = train_and_test(train, test, "diagnosis")
+    assert real.accuracy.lower > 0.9 > real.majority
+    assert train_and_test(shuffled(train), test, "diagnosis").accuracy.value < 0.8
+    assert train_and_test(train, test, "mean area").r2 > 0.95
+    # Thirty features that all measure size: a chance coefficient may point along them, so the mean of some draws.
+    assert np.mean([train_and_test(shuffled(train, seed), test, "mean area").r2 for seed in range(8)]) < 0.3
+
+
+def test_a_collapsed_release_names_one_category(cancer):
+    train, test = cancer
+    one = train.take(np.flatnonzero(train.data["diagnosis"] == 1))
+    assert train_and_test(one, test, "diagnosis").accuracy.value == np.mean(test.data["diagnosis"] == 1)
+
+
+def test_bad_requests_are_refused(cancer):
+    train, test = cancer
+    with pytest.raises(InputError, match="'outcome' does not exist"):
+        train_and_test(train, test, "outcome")
+    with pytest.raises(InputError, match="another schema"):
+        compare(train, load_table("diabetes"))
+    with pytest.raises(InputError, match="is constant"):
+        train_and_test(train, test.take([0]), "mean area")
