@@ -6,12 +6,14 @@ Every release draws its own noise from the operating system: two runs of this st
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_privacy.data.records import Records
-from diffusion_privacy.mechanisms.accounting import Spend, account, record_spend
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.mechanisms.accounting import record_spend
 from diffusion_privacy.mechanisms.export import publish
-from diffusion_privacy.mechanisms.ledger import Ledger, record_hashes
+from diffusion_privacy.mechanisms.ledger import Entry, Ledger, record_hashes, total
 from diffusion_privacy.mechanisms.release import FlowProvenance, Privatised, privatise
 from diffusion_privacy.settings_cadp import Cadp
 from diffusion_privacy.stages import cadp_study as common
@@ -27,13 +29,22 @@ def provenance(settings: Cadp, workdir: Workdir) -> FlowProvenance:
     return FlowProvenance(settings.release.flow_training, frozenset(found["hashes"]))  # type: ignore[arg-type]
 
 
-def planned_spend(settings: Cadp, dims: int, records: int, classes: int) -> list[Spend]:
-    """The event of every release of the study."""
-    relation, condition = common.make_relation(settings), common.make_condition(settings, classes)
-    return [
-        record_spend(common.make_mechanism(settings, e, dims, records), condition, relation)
-        for e in settings.release.epsilons
-    ]
+def _check_budget(
+    settings: Cadp, ledger: Ledger, epsilons: Sequence[float], private: Records, hashes: tuple[str, ...]
+) -> None:
+    """`InputError` when these releases together would exceed what the ledger allows."""
+    relation, condition = common.make_relation(settings), common.make_condition(settings, private.num_classes)
+    dims, entries = int(private.image[0].size), ledger.entries()
+    for epsilon in epsilons:
+        mechanism = common.make_mechanism(settings, epsilon, dims, len(private))
+        entries.append(Entry(f"release {epsilon:g}", record_spend(mechanism, condition, relation), hashes))
+    found = total(entries, settings.release.delta).account.epsilon
+    _LOG.info("privatize: ε = %.4g at δ = %g after these releases", found, settings.release.delta)
+    if found > ledger.epsilon * (1 + 1e-9):
+        raise InputError(
+            f"{ledger.path}: {len(epsilons)} releases would bring ε to {found:.4g}; config.release.total_epsilon "
+            f"allows {ledger.epsilon:g} at δ = {ledger.delta:g}"
+        )
 
 
 def _release(
@@ -75,15 +86,15 @@ def privatize(settings: Cadp, workdir: Workdir) -> None:
         return
     parts = common.load_parts(settings, workdir)
     private = parts.private
-    # Everything that can be refused is refused before the flow is read.
-    spends = planned_spend(settings, int(private.image[0].size), len(private), private.num_classes)
-    planned = account(spends, settings.release.delta).epsilon
-    _LOG.info("privatize: %d releases compose to ε = %.4g at δ = %g", len(spends), planned, settings.release.delta)
+    # Everything that can be refused is refused before the flow is read, and before the first of several releases.
+    hashes = record_hashes(private.image)
     source = provenance(settings, workdir)
-    source.check(record_hashes(private.image))
+    source.check(hashes)
+    ledger = Ledger(
+        workdir.root / Path(settings.release.ledger), settings.release.total_epsilon, settings.release.delta
+    )
+    _check_budget(settings, ledger, missing, private, hashes)
     flow = common.load_flow(settings, workdir, private)
-    path = Path(settings.release.ledger)
-    ledger = Ledger(workdir.root / path, settings.release.total_epsilon, settings.release.delta)
     with workdir.timed("privatize"):
         for epsilon in missing:
             release = _release(settings, epsilon, flow, source, private, parts.public)

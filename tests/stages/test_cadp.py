@@ -1,0 +1,350 @@
+"""The CADP study: settings and refusals, arms that stay apart, the linkage count, and the whole on few steps."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_privacy import settings_cadp
+from diffusion_privacy.data import sources
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.mechanisms.ledger import record_hashes
+from diffusion_privacy.reports import cadp_schema, cadp_wording
+from diffusion_privacy.settings import Study
+from diffusion_privacy.settings_cadp import Cadp
+from diffusion_privacy.stages import cadp_arms, cadp_audit, cadp_evaluate, cadp_study, run
+from diffusion_privacy.stages.workdir import Workdir
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {
+    "split": {"public": 0.3, "private": 0.2, "test": 0.5},
+    "flow.training.steps": 30,
+    "flow.training.warmup_steps": 5,
+    "flow.training.log_every": 10,
+    "flow.training.checkpoint_every": 10,
+    "flow.params.dense_depth": 2,
+    "release.epsilons": (1.0, 8.0),
+    "evaluation.training.steps": 30,
+    "evaluation.training.warmup_steps": 5,
+    "evaluation.training.log_every": 10,
+    "evaluation.training.checkpoint_every": 10,
+    "evaluation.seeds": 2,
+    "evaluation.hidden": 16,
+    "evaluation.dp_steps": 2,
+    "attack.study_epsilons": (1024.0,),
+    "attack.trials": 2000,
+    "attack.release_repeats": 0,
+}
+
+
+def _raw(changes=None):
+    config = copy.deepcopy(importlib.import_module("configs.digits_cadp").get_config().to_dict())
+    for path, value in {**TINY, **(changes or {})}.items():
+        *parents, last = path.split(".")
+        node = config
+        for name in parents:
+            node = node[name]
+        node[last] = value
+    return config
+
+
+def _study(changes=None) -> Cadp:
+    found = settings_cadp.parse(_raw(changes))
+    assert isinstance(found, Cadp)
+    return found
+
+
+def _launch(*args):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, "launch.py", "--compilation_cache=", *args],
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_config_says_which_study_it_is():
+    assert isinstance(_study(), Cadp)
+    digits = importlib.import_module("configs.digits").get_config().to_dict()
+    assert isinstance(settings_cadp.parse(digits), Study)
+    assert isinstance(settings_cadp.parse({**digits, "kind": "anonymity"}), Study)
+    with pytest.raises(InputError, match=r"config\.kind"):
+        settings_cadp.parse({**digits, "kind": "other"})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", -1),
+        ("split", {"public": 0.5, "private": 0.5, "test": 0.5}),
+        ("flow.trained_on", "everything"),
+        ("flow.preprocess", "square"),
+        ("release.mechanism", "exponential"),
+        ("release.flow_training", "dp-sgd"),
+        ("release.epsilons", ()),
+        ("release.epsilons", (1.0, 1.0)),
+        ("release.epsilons", (0.0, 1.0)),
+        ("release.epsilons", 1.0),
+        ("release.coverage", 1.0),
+        ("release.coarse", -1),
+        ("release.label_epsilon", -1.0),
+        ("evaluation.seeds", 1),
+        ("evaluation.level", 0.3),
+        ("evaluation.training.grad_clip_norm", 1.0),
+        ("attack.trials", 10),
+        ("attack.release_repeats", 5),
+    ],
+)
+def test_faults_are_named_in_one_line(path, value):
+    with pytest.raises(InputError, match=path.replace(".", r"\.")) as caught:
+        _study({path: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_release_without_a_relation_is_refused():
+    config = _raw()
+    del config["release"]["relation"]
+    with pytest.raises(InputError, match=r"config\.release\.relation"):
+        settings_cadp.parse(config)
+
+
+# --- refusals of the release, before anything is computed -------------------------------------------------------------
+
+
+def _after_training(tmp_path, changes=None, trained_on="public"):
+    """A workdir that says which records the flow learnt from, without the flow."""
+    settings = _study(changes)
+    workdir = Workdir(tmp_path, settings)
+    parts = cadp_study.load_parts(settings, workdir)
+    hashes = record_hashes(getattr(parts, trained_on).image)
+    workdir.write_json(workdir.path("train", "trained_on.json"), {"hashes": list(hashes)})
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "trained_on", "words"),
+    [
+        ({}, "private", r"were in the flow's training set.*mechanism-only"),
+        ({"release.total_epsilon": 5.0}, "public", r"ledger\.jsonl: 2 releases would bring ε to 8\.1.* allows 5"),
+        ({"release.delta": 0.01}, "public", "delta: expected less than 1/n"),
+        ({"release.relation": "add-or-remove"}, "public", "relation: expected one of"),
+        ({"release.relation": "replace-record-and-condition"}, "public", r"config\.release\.relation.*randomised"),
+        ({"release.label_epsilon": 1.0}, "public", r"config\.release\.relation.*randomised"),
+        ({}, "public", "expected a checkpoint, found none; train first"),
+    ],
+)
+def test_a_release_that_may_not_be_made_is_refused_with_the_reason(tmp_path, changes, trained_on, words):
+    settings = _after_training(tmp_path, changes, trained_on)
+    with pytest.raises(InputError, match=words):
+        run.run(settings, tmp_path, "privatize")
+    assert not (tmp_path / "releases").exists()
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_the_declaration_mechanism_only_lets_a_flow_of_the_same_records_pass(tmp_path):
+    settings = _after_training(tmp_path, {"release.flow_training": "mechanism-only"}, "private")
+    with pytest.raises(InputError, match="expected a checkpoint"):
+        run.run(settings, tmp_path, "privatize")
+
+
+def test_stages_of_the_other_study_are_refused(tmp_path):
+    with pytest.raises(InputError, match="mode: expected study or one of train, privatize"):
+        run.run(_study(), tmp_path, "likelihood")
+
+
+def test_unknown_flow_fields_are_refused():
+    records = sources.load("digits", limit=3)
+    with pytest.raises(InputError, match=r"config\.flow\.params\.widht"):
+        cadp_study.make_model(_study({"flow.params.widht": 3}), records)
+
+
+# --- arms -------------------------------------------------------------------------------------------------------------
+
+
+def _arms(count=2):
+    digits = sources.load("digits", limit=60)
+    return [cadp_arms.Arm(f"a{i}", "original", None, (digits.take(np.arange(i, 60 - i)),)) for i in range(count)]
+
+
+def test_classifiers_learn_as_if_each_were_alone():
+    arms = _arms()
+    batch = cadp_arms.ArmBatches(arms, 8, 0, 2).batch(3)
+    task = cadp_arms.make_task(_study(), 2, 10)
+    params = task.init(jax.random.key(0), batch)
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, batch):
+        return jnp.sum(task.loss(params, batch, jax.random.key(0))[0])
+
+    together = gradient(params, batch)
+    other = dict(batch, image=np.array(batch["image"]))
+    other["image"][:, 0] = 0.3
+    changed = gradient(params, other)
+    gaps = [np.abs(a - b) for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(changed), strict=True)]
+    assert max(gap[1].max() for gap in gaps) < 1e-6
+    assert max(gap[0].max() for gap in gaps) > 1e-3
+
+
+def test_seeds_start_alike_in_every_arm_and_apart_from_each_other():
+    batch = cadp_arms.ArmBatches(_arms(), 8, 0, 2).batch(0)
+    params = cadp_arms.make_task(_study(), 2, 10).init(jax.random.key(0), batch)
+    leaf = max(jax.tree.leaves(params), key=lambda p: p.size)
+    np.testing.assert_array_equal(leaf[0], leaf[1])
+    assert not np.array_equal(leaf[0, 0], leaf[0, 1])
+
+
+def test_arm_batches_are_functions_of_the_step_and_know_their_stream():
+    one, two = (cadp_arms.ArmBatches(_arms(), 8, 0, 3) for _ in range(2))
+    np.testing.assert_array_equal(one.batch(5)["image"], two.batch(5)["image"])
+    assert one.batch(0)["image"].shape == (8, 2, 3, 8, 8, 1)
+    assert two.check(one.state(7)) == 7
+    with pytest.raises(InputError, match="classifiers' data: arms"):
+        cadp_arms.ArmBatches(_arms(3), 8, 0, 3).check(one.state(7))
+
+
+def test_draws_of_a_set_go_to_their_seeds():
+    digits = sources.load("digits", limit=20)
+    dark, light = (digits.with_images(np.full_like(digits.image, v)) for v in (-1.0, 1.0))
+    batch = cadp_arms.ArmBatches([cadp_arms.Arm("c", "control", None, (dark, light))], 4, 0, 2).batch(0)
+    assert np.all(batch["image"][:, 0, 0] == -1)
+    assert np.all(batch["image"][:, 0, 1] == 1)
+
+
+def test_the_interval_over_seeds_is_students():
+    found = cadp_evaluate.interval(np.array([0.5, 0.6, 0.7]), 0.95)
+    assert found["value"] == pytest.approx(0.6)
+    # t_{0.975, 2} = 4.3027, standard error 0.1/√3.
+    assert found["lower"] == pytest.approx(0.6 - 4.3027 * 0.1 / np.sqrt(3), abs=1e-4)
+
+
+# --- attacks ----------------------------------------------------------------------------------------------------------
+
+
+def test_linkage_by_class_counts_against_the_chance_of_the_class():
+    rng = np.random.default_rng(0)
+    z, labels = rng.normal(size=(60, 16)), np.arange(60) % 3
+    same = cadp_audit.link(z, labels, z, labels, 0.95, by_class=True)
+    assert same["rank1"]["value"] == 1.0
+    assert same["rank1"]["chance"] == pytest.approx(1 / 20)
+    assert same["rank10"]["chance"] == pytest.approx(10 / 20)
+    assert same["rank1"]["p_value"] < 1e-50
+    # The class alone must not count as a link: latents that tell the class and nothing else stay at chance.
+    told = np.eye(16)[labels] * 10
+    found = cadp_audit.link(told + rng.normal(size=z.shape), labels, told + z, labels, 0.95, by_class=True)
+    assert found["rank1"]["p_value"] > 1e-3
+    whole = cadp_audit.link(told + rng.normal(size=z.shape), labels, told + z, labels, 0.95, by_class=False)
+    assert whole["rank1"]["chance"] == pytest.approx(1 / 60)
+
+
+@pytest.mark.parametrize("mechanism", ["gaussian", "laplace", "discrete_gaussian", "discrete_laplace"])
+def test_every_mechanism_is_the_one_that_is_attacked(mechanism):
+    settings = _study({"release.mechanism": mechanism, "attack.trials": 20_000, "attack.trial_dim": 2})
+    bound = cadp_audit.epsilon_bound(settings, 4.0, 64, 300)
+    assert bound["decisive"]
+    assert 1.0 < bound["lower"] <= 4.0
+
+
+def test_a_release_counts_as_better_only_beyond_what_another_control_could_be():
+    seeds = [0.80, 0.82, 0.84]
+    control = {"seeds": seeds, "value": 0.82, "level": 0.95}
+    # t_{0.975, 2} = 4.3027, deviation 0.02, one more draw: √(1 + 1/3).
+    assert cadp_wording.control_limit(control, 1) == pytest.approx(0.82 + 4.3027 * 0.02 * np.sqrt(4 / 3), abs=1e-4)
+    assert cadp_wording.control_limit(control, 5) > cadp_wording.control_limit(control, 1)
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def _edited(tmp_path, changes=None, drop=()):
+    """The config file of a tiny study with these changes."""
+    path = tmp_path / "tiny.py"
+    path.write_text(
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({_raw(changes)!r})\n"
+    )
+    return f"--config={path}"
+
+
+@pytest.mark.slow
+def test_study_end_to_end_then_no_work(tmp_path):
+    config, work = _edited(tmp_path), tmp_path / "run"
+    first = _launch(config, f"--workdir={work}")
+    assert first.returncode == 0, first.stderr
+    release = cadp_schema.read(work / "report" / "release.json")
+    page = (work / "report" / "index.html").read_text()
+    assert release["answer"].split("(")[0][:40] in page
+    assert "<script" not in page
+    _check_released(work / "releases" / "eps_1")
+    untouched = [p for p in work.rglob("*") if p.is_file() and "report" not in p.parts]
+    before = {p: p.stat().st_mtime_ns for p in untouched}
+    second = _launch(config, f"--workdir={work}")
+    assert second.returncode == 0, second.stderr
+    assert {p: p.stat().st_mtime_ns for p in untouched} == before
+    assert (work / "report" / "figures" / "pictures.png").exists()
+    hidden = _launch(config, f"--workdir={work}", "--mode=report", "--config.report.show_private=False")
+    assert hidden.returncode == 0, hidden.stderr
+    assert not (work / "report" / "figures" / "pictures.png").exists()
+    other = _launch(config, f"--workdir={work}", "--config.seed=1")
+    assert other.returncode == 2
+    assert "config.seed is 0 there and 1 here" in other.stderr
+
+
+def _check_released(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["count_in"] == manifest["count_out"] == len(list((folder / "images").rglob("*.png")))
+    assert manifest["epsilon"] == pytest.approx(1.0, rel=1e-9)
+    assert manifest["sensitivity"] == pytest.approx(2 * manifest["clip_norm"])
+    assert not any(word in name for name in manifest for word in ("seed", "key"))
+    with np.load(folder / "data.npz") as data:
+        assert len(data["image"]) == manifest["count_out"]
+
+
+@pytest.mark.slow
+def test_randomised_labels_and_coarse_latents_end_to_end(tmp_path):
+    changes = {
+        "release.label_epsilon": 2.0,
+        "release.relation": "replace-record-and-condition",
+        "release.coarse": 8,
+        "release.mechanism": "laplace",
+        "release.total_epsilon": 100.0,
+        "report.show_private": False,
+    }
+    settings = _study(changes)
+    run.run(settings, tmp_path, "study")
+    release = cadp_schema.read(tmp_path / "report" / "release.json")
+    manifest = release["releases"][0]["manifest"]
+    # The condition's ε and that of the latent, each pure.
+    assert manifest["epsilon"] == pytest.approx(3.0, rel=1e-6)
+    assert manifest["selected_latents"] == 8
+    private = cadp_study.load_parts(settings, Workdir(tmp_path, settings)).private
+    released = cadp_study.load_release(Workdir(tmp_path, settings), 1.0, private)
+    kept = np.mean(released.records.label == private.label)
+    # Kept with probability e²/(e² + 9) = 0.451; 5 standard errors at n = 360.
+    assert abs(kept - 0.451) < 5 * np.sqrt(0.451 * 0.549 / len(private))
+
+
+@pytest.mark.slow
+def test_two_releases_of_the_same_study_never_share_noise(tmp_path):
+    images = []
+    for name in ("a", "b"):
+        settings = _study({"release.epsilons": (8.0,)})
+        for mode in ("train", "privatize"):
+            run.run(settings, tmp_path / name, mode)
+        with np.load(tmp_path / name / "releases" / "eps_8" / "data.npz") as data:
+            images.append(data["image"])
+    assert dataclasses.asdict(settings)["seed"] == 0
+    assert not np.array_equal(images[0], images[1])
