@@ -19,6 +19,10 @@ _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=4".strip()
 
+# The fast tests spend most of their time in the compiler: without the slow ones its optimisations do not pay.
+if any("not slow" in argument for argument in sys.argv):
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
 # Accelerator images lack hypothesis; only the tests that use it need it.
 if importlib.util.find_spec("hypothesis") is not None:
     from hypothesis import settings
