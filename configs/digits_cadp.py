@@ -3,9 +3,10 @@
     python launch.py --config=configs/digits_cadp.py --workdir=runs/digits_cadp
 
 Trains a conditional flow on a public half, releases the private records at five ε through it, trains classifiers on
-what is released, and attacks the release. Expect, in at most eight minutes on two CPU cores: classifiers as good as on
-class-conditional samples of the flow that hold nothing of the records, at every ε; an attacker who links released
-images to their originals no better than by guessing; a measured ε below the claimed one.
+what is released, and attacks the release. Expect, in at most eight minutes on two CPU cores: classifiers about 90 %
+right at every ε, as on images that the flow draws by itself, and 95 % on the originals; an attacker who links private
+images to their originals no better than by guessing up to ε = 2, and a little better above; a measured ε below the
+claimed one.
 """
 
 from ml_collections import ConfigDict
@@ -21,10 +22,10 @@ def get_config() -> ConfigDict:
             "split": {"public": 0.5, "private": 0.3, "test": 0.2},
             "flow": {
                 "params": {
-                    "depths": (1,),
+                    "depths": (2, 2),
                     "conv_width": 16,
-                    "dense_depth": 6,
-                    "dense_width": 64,
+                    "dense_depth": 2,
+                    "dense_width": 48,
                     "clamp": 1.5,
                     "scan": True,
                 },
@@ -33,7 +34,7 @@ def get_config() -> ConfigDict:
                 "perturbation": 0.0,
                 "trained_on": "public",
                 "training": {
-                    "steps": 300,
+                    "steps": 500,
                     "batch_size": 128,
                     "learning_rate": 3e-3,
                     "warmup_steps": 50,

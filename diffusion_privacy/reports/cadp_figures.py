@@ -70,11 +70,13 @@ def linkage(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
     figure, (axes,) = _new(3.6)
     sets = [e for e in release["linkage"] if e["epsilon"] is not None]
     words = []
+    guess: str | None = "by guessing"
     for style, (rank, label) in zip(
         STYLES, (("rank1", "original found first"), ("rank10", "original among first 10")), strict=False
     ):
         _curve(axes, [e["epsilon"] for e in sets], [e[rank] for e in sets], label=label, **style)
-        axes.axhline(sets[0][rank]["chance"], color=style["color"], linewidth=0.9, linestyle=":", label="by guessing")
+        axes.axhline(sets[0][rank]["chance"], color=style["color"], linewidth=0.9, linestyle=":", label=guess)
+        guess = None
         words.append(f"{label} {sets[0][rank]['value']:.3f} at ε = {sets[0]['epsilon']:g}")
     published = [e["epsilon"] for e in sets if e["kind"] == "released"]
     if len(published) < len(sets):

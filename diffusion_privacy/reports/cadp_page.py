@@ -20,6 +20,8 @@ from diffusion_privacy.reports.cadp_wording import (
     power,
     relation,
     share,
+    small,
+    spent,
     unprotected,
     with_interval,
 )
@@ -100,69 +102,77 @@ _METHODS = (
 
 def _releases(release: Mapping[str, Any]) -> str:
     columns = (
-        ("Data set", ""), ("ε", "in all"), ("δ", ""), ("Noise", "prior: 1"), ("Clip radius", "of the latent"),
-        ("Records", "in = out"), ("Guarantee", ""),
+        ("Data set", ""), ("ε", "in all"), ("δ", ""), ("Noise", "standard deviation; the latent’s own is 1"),
+        ("Clip radius", "of the latent"), ("Records", "in = out"),
     )  # fmt: skip
     rows = []
     for one in release["releases"]:
         manifest = one["manifest"]
-        rows.append(
-            (
-                "",
-                [
-                    one["folder"],
-                    "none" if manifest["epsilon"] is None else epsilon(manifest["epsilon"]),
-                    power(manifest["delta"]),
-                    f"{manifest['noise_scale']:.3g}",
-                    "–" if manifest["clip_norm"] is None else f"{manifest['clip_norm']:.3g}",
-                    count(manifest["count_out"]),
-                    "none end to end" if unprotected(manifest) else f"for {relation(manifest)}",
-                ],
-            )
-        )
-    first = release["releases"][0]["manifest"]
+        cells = [
+            one["folder"],
+            "none" if manifest["epsilon"] is None else epsilon(manifest["epsilon"]),
+            power(manifest["delta"]),
+            f"{manifest['noise_scale']:.3g}",
+            "–" if manifest["clip_norm"] is None else f"{manifest['clip_norm']:.3g}",
+            count(manifest["count_out"]),
+        ]
+        rows.append(("", cells))
+    first, ledger = release["releases"][0]["manifest"], release["ledger"]
+    promise = "none end to end; the latent step alone is private" if unprotected(first) else "end to end"
     lines = [
+        f"Promise: {promise}, for {relation(first)}.",
         f"Mechanism: {first['mechanism']} on {first['selected_latents']} of {first['latent_dim']} latents; class: "
         f"{first['condition']}; flow trained: {first['flow_training']}; {first['arithmetic']}.",
         f"Public by assumption: {', '.join(first['public'])}.",
-        f"All releases together: {release['ledger']['summary']}. The ledger refuses more than ε = "
-        f"{epsilon(release['ledger']['stated_total']['epsilon'])}. Giving away one set spends that set’s ε only.",
+        f"Each data set spends its own ε; {spent(ledger)}. The ledger refuses more than ε = "
+        f"{epsilon(ledger['stated_total']['epsilon'])}.",
     ]
     warnings = "".join(f'<p class="alarm"><b>Warning.</b> {_e(w)}</p>' for w in first["warnings"])
     return warnings + _table("What was written", columns, rows) + tables.bullets(lines)
 
 
+def _found(entry: Mapping[str, Any] | None) -> str:
+    return "–" if entry is None else with_interval(entry)
+
+
 def _arms(release: Mapping[str, Any]) -> str:
+    arms = {arm["name"]: arm for arm in release["arms"]}
     columns = (
-        ("Trained on", ""), ("ε", ""), ("Real test images", "right answers"),
-        ("Test images made private alike", "right answers"), ("PSNR", "dB, higher = closer"),
-        ("SSIM", "higher = closer"), ("Records", ""),
+        ("ε of the latent step", ""), ("Private copies", "on real test images"),
+        ("Private copies", "on test images made private alike"), ("Private training", "on originals"),
+        ("DP-Pix images", ""), ("Likeness of private copies", "PSNR in dB; SSIM"),
     )  # fmt: skip
     rows = []
-    for arm in release["arms"]:
-        likeness, private = arm["likeness"], arm["accuracy_private_test"]
-        rows.append(
-            (
-                "",
-                [
-                    NAMES[arm["kind"]],
-                    "–" if arm["epsilon"] is None else epsilon(arm["epsilon"]),
-                    with_interval(arm["accuracy"]),
-                    "–" if private is None else with_interval(private),
-                    "–" if likeness is None else f"{likeness['psnr_db']:.1f}",
-                    "–" if likeness is None else f"{likeness['ssim']:.2f}",
-                    count(arm["n_train"]),
-                ],
-            )
-        )
+    for one in release["releases"]:
+        name = f"{one['latent_epsilon']:g}"
+        mine = arms[f"released {name}"]
+        others = (arms[key]["accuracy"] if (key := f"{kind} {name}") in arms else None for kind in ("dp-sgd", "pixels"))
+        cells = [f"ε = {name}", _found(mine["accuracy"]), _found(mine["accuracy_private_test"]), *map(_found, others)]
+        rows.append(("", [*cells, _likeness(mine)]))
+    yardsticks = [
+        (NAMES[arm["kind"]], arm) for arm in release["arms"] if arm["kind"] in ("original", "public", "control")
+    ]
+    plain = (
+        ("Trained on", ""),
+        ("Right answers", "on real test images"),
+        ("Records", ""),
+        ("Likeness", "PSNR in dB; SSIM"),
+    )
+    compared = [("", [n, _found(a["accuracy"]), count(a["n_train"]), _likeness(a)]) for n, a in yardsticks]
     seeds, level = len(release["arms"][0]["accuracy"]["seeds"]), release["arms"][0]["accuracy"]["level"]
     note = (
         f"In brackets: {percent(level)} interval over {seeds} trainings, each on its own draw of control and DP-Pix "
-        f"images. All are scored on the same {count(release['n_test'])} test records, whose choice the interval does not "
-        "cover; a released set is one draw. PSNR and SSIM compare each image with the private original in its place; for "
-        "the control they show what the class alone gives."
+        f"images. All are scored on the same {count(release['n_test'])} test records, whose choice the interval does "
+        "not cover; a released set is one draw. PSNR and SSIM compare each image with the private original in its "
+        "place; for the control they show what the class alone gives."
     )
-    return _table("Classifiers by what they were trained on", columns, rows) + f'<p class="small">{_e(note)}</p>'
+    first = _table("Right answers of classifiers, by what they were trained on", columns, rows)
+    return first + _table("For comparison", plain, compared) + f'<p class="small">{_e(note)}</p>'
+
+
+def _likeness(arm: Mapping[str, Any]) -> str:
+    found = arm["likeness"]
+    return "–" if found is None else f"{found['psnr_db']:.1f}; {found['ssim']:.2f}"
 
 
 _LINK_NAMES = {
@@ -175,15 +185,16 @@ _LINK_NAMES = {
 
 def _links(release: Mapping[str, Any]) -> str:
     columns = (
-        ("Set", ""), ("ε", "of the latent"), ("Original first", "of released images"), ("by guessing", ""),
+        ("Set", ""), ("Original first", "of released images"), ("by guessing", ""),
         ("p", "of so many by guessing"), ("Original in first 10", ""), ("by guessing", "first 10"), ("p", "first 10"),
     )  # fmt: skip
     rows = []
     for entry in release["linkage"]:
-        cells = [_LINK_NAMES[entry["kind"]], "–" if entry["epsilon"] is None else epsilon(entry["epsilon"])]
+        at = "" if entry["epsilon"] is None else f", ε = {epsilon(entry['epsilon'])}"
+        cells = [_LINK_NAMES[entry["kind"]] + at]
         for rank in ("rank1", "rank10"):
             found = entry[rank]
-            cells += [with_interval(found), share(found["chance"]), f"{found['p_value']:.2g}"]
+            cells += [with_interval(found), share(found["chance"]), small(found["p_value"])]
         rows.append(("", cells))
     where = "among originals of its class" if release["by_class"] else "among all originals"
     return _table(f"Looking for the original {where}", columns, rows)

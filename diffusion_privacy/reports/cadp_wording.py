@@ -22,8 +22,13 @@ NAMES = {
 
 
 def epsilon(value: float) -> str:
-    """ε to three digits."""
-    return significant(value, 3).rstrip("0").rstrip(".") if "." in significant(value, 3) else significant(value, 3)
+    """ε to three digits, whole numbers in full."""
+    return f"{value:.0f}" if value == round(value) else f"{value:.3g}"
+
+
+def small(p_value: float) -> str:
+    """A p-value, cut at a millionth."""
+    return f"{p_value:.2g}" if p_value >= 1e-4 else ("below 10⁻⁶" if p_value < 1e-6 else f"{p_value:.0e}")
 
 
 def share(value: float) -> str:
@@ -167,6 +172,13 @@ def _use_card(release: Mapping[str, Any]) -> str:
     return _card("Usefulness", "as the control", "open", text)
 
 
+def spent(ledger: Mapping[str, Any]) -> str:
+    """What the ledger adds up to."""
+    if not ledger["guarantee"]:
+        return str(ledger["summary"])
+    return f"all {ledger['stages']} together have ε = {epsilon(ledger['epsilon'])}, δ = {power(ledger['delta'])}"
+
+
 def limits(release: Mapping[str, Any]) -> list[str]:
     """What no report of this kind says, with this run's numbers."""
     chosen = headline(release)["manifest"]
@@ -175,7 +187,7 @@ def limits(release: Mapping[str, Any]) -> list[str]:
     sentences = [
         f"The guarantee is for {relation(chosen)}. What it calls public is not protected: "
         f"{', '.join(chosen['public'])}.",
-        f"Each set was made apart, and whoever holds several knows more: {ledger['summary']}. Give away one.",
+        f"Each set was made apart, and whoever holds several knows more: {spent(ledger)}. Give away one.",
         "The numbers and pictures of this report were computed from the originals without noise. They are outside the "
         "guarantee: keep the report with the data.",
         "The guarantee follows from a proof; the attacks here only failed to contradict it. A better one may.",

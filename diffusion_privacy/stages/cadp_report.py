@@ -32,6 +32,8 @@ def _ledger(settings: Cadp, workdir: Workdir) -> dict[str, Any]:
     return {
         "summary": total.describe(),
         "stages": total.stages,
+        "epsilon": total.account.epsilon,
+        "delta": total.account.delta,
         "guarantee": total.guarantee,
         "stated_total": {"epsilon": ledger.epsilon, "delta": ledger.delta},
     }

@@ -33,7 +33,8 @@ TINY = {
     "flow.training.warmup_steps": 5,
     "flow.training.log_every": 10,
     "flow.training.checkpoint_every": 10,
-    "flow.params.dense_depth": 2,
+    "flow.params.depths": (1,),
+    "flow.params.dense_depth": 1,
     "release.epsilons": (1.0, 8.0),
     "evaluation.training.steps": 30,
     "evaluation.training.warmup_steps": 5,
@@ -183,8 +184,9 @@ def test_classifiers_learn_as_if_each_were_alone():
     arms = _arms()
     batch = cadp_arms.ArmBatches(arms, 8, 0, 2).batch(3)
     task = cadp_arms.make_task(_study(), 2, 10)
-    params = task.init(jax.random.key(0), batch)
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params)
+    params = jax.jit(task.init)(jax.random.key(0), batch)
+    # The head starts at 0, where no gradient reaches the layers below it.
+    params = jax.tree.map(lambda p: p + 0.1 * np.random.default_rng(1).normal(size=p.shape).astype(np.float32), params)
 
     @jax.jit
     @jax.grad
@@ -202,7 +204,7 @@ def test_classifiers_learn_as_if_each_were_alone():
 
 def test_seeds_start_alike_in_every_arm_and_apart_from_each_other():
     batch = cadp_arms.ArmBatches(_arms(), 8, 0, 2).batch(0)
-    params = cadp_arms.make_task(_study(), 2, 10).init(jax.random.key(0), batch)
+    params = jax.jit(cadp_arms.make_task(_study(), 2, 10).init)(jax.random.key(0), batch)
     leaf = max(jax.tree.leaves(params), key=lambda p: p.size)
     np.testing.assert_array_equal(leaf[0], leaf[1])
     assert not np.array_equal(leaf[0, 0], leaf[0, 1])
