@@ -41,3 +41,10 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no development data at {folder}; set {DATA_VARIABLE} to a folder that holds them")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first; of the slow ones those with a time limit of their own first, because they are the longest."""
+    items.sort(
+        key=lambda item: (item.get_closest_marker("slow") is not None, item.get_closest_marker("timeout") is None)
+    )

@@ -130,6 +130,7 @@ def test_pair_is_calibrated_jointly_along_its_line() -> None:
     assert int((found(jnp.asarray(normal(12, 3000, 2) + 3)) > 0).sum()) == 149
 
 
+@pytest.mark.slow
 def test_pair_holds_its_rate_over_calibrations() -> None:
     """Mean true rate over 200 calibrations, n = 99, α = .1: at most α plus five standard errors (false alarm 3e-7).
 

@@ -334,6 +334,7 @@ def audited(chain: Chain, n: int, d: int, var: float, seed: int):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_reliable_intervals_cover_in_500_oracles() -> None:
     """25 shapes x 20 seeds; every seed has its own atoms and noise.
 

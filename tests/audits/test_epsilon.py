@@ -42,6 +42,7 @@ def right_sigma(epsilon):
     return GaussianMechanism.calibrated(epsilon, DELTA, RADIUS, REPLACE_RECORD, 1000).sigma
 
 
+@pytest.mark.slow
 # Millions of trials: the events that show ε of a Gaussian are rare (5e-4 at ε = 1, 3e-5 at ε = 4).
 @pytest.mark.parametrize(
     ("epsilon", "trials"), [(1.0, 4_000_000), pytest.param(4.0, 12_000_000, marks=pytest.mark.slow)]
@@ -98,11 +99,13 @@ def test_discrete_gaussian_is_below_its_claim():
 # Planted faults. Each must be rejected.
 
 
+@pytest.mark.slow
 def test_sensitivity_c_instead_of_2c_is_rejected():
     assert not audit.judge_claim(measure(gaussian(right_sigma(1.0) / 2), "gaussian", DELTA, 300_000), 1.0).passed
     assert not audit.judge_claim(measure(laplace(RADIUS / 1.0), "laplace", 0.0, 50_000), 1.0).passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tails", ["gaussian", "laplace"])
 def test_two_thirds_and_three_halves_of_the_noise_are_rejected(tails):
     for factor, word in ((2 / 3, "more than"), (3 / 2, "under")):
@@ -115,6 +118,7 @@ def test_two_thirds_and_three_halves_of_the_noise_are_rejected(tails):
         assert word in verdict.reason
 
 
+@pytest.mark.slow
 def test_delta_of_one_is_rejected():
     sigma = math.sqrt(2 * math.log(1.25 / 1.0)) * 2 * RADIUS / 1.0
     verdict = audit.judge_claim(measure(gaussian(sigma), "gaussian", DELTA, 300_000), 1.0)
@@ -210,6 +214,7 @@ def test_clopper_pearson_covers():
         assert (mass[lower > p].sum(), mass[upper < p].sum()) != (0, 0)
 
 
+@pytest.mark.slow
 def test_bound_fails_no_more_often_than_stated():
     # 400 audits of randomised response with ε = 1 exactly; at most 1 % may exceed. 13 of 400 has probability 2e-4.
     rng = np.random.default_rng(0)

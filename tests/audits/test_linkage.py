@@ -51,6 +51,7 @@ def test_the_faulty_settings_are_found(latents, epsilon, least):
     assert "more often than chance" in result.above_chance(1).sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_the_right_mechanisms_are_at_chance(latents, metric):
     """At ε = 1, by the same test at 1e-6 that finds the faults.

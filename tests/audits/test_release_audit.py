@@ -74,6 +74,7 @@ def test_records_that_steer_each_others_clipping_are_rejected(norm):
     assert "clipping" in found.faults
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_rejected():
     @jax.jit
     def normalised(z, keys):

@@ -52,6 +52,7 @@ def test_exact_divergence_gives_the_closed_form_within_a_thousandth_nat_per_dime
     assert got.bits_per_dim is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", [VP(), VE()], ids=repr)
 def test_adaptive_and_float64_agree_with_the_closed_form_at_any_start_time(sde):
     model = mixture(3)
@@ -67,6 +68,7 @@ def test_adaptive_and_float64_agree_with_the_closed_form_at_any_start_time(sde):
         assert got.network_calls[0] > got.network_calls[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [VP, VE])
 def test_without_the_mismatch_of_the_prior_an_uncentred_mixture_agrees_too(process):
     """What the default prior N(0, prior_std² I) leaves out is the whole gap to the closed form, and it exceeds 1e-3."""
@@ -93,6 +95,7 @@ def test_a_wrong_score_is_noticed():
     assert np.all(np.abs(wrong - want) / 8 > 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
 def test_hutchinson_is_unbiased_and_states_its_error(probe):
     """500 images share one x: |z| < 4.5 has a false-alarm rate of 7e-6; the stated error is right within 20 %."""

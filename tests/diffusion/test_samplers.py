@@ -65,6 +65,7 @@ def faults(x):
     return [name for name, is_wrong in wrong.items() if is_wrong]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "sde"), CASES, ids=lambda v: getattr(v, "name", type(v).__name__))
 def test_moments_and_weights_of_a_mixture(sampler, sde):
     x, calls = draw(GaussianMixture(MEANS, STD, WEIGHTS), sde, sampler, DRAWS)
@@ -111,6 +112,7 @@ def test_ddim_with_full_noise_is_the_ancestral_sampler():
     np.testing.assert_allclose(ddim, ancestral, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_heun_of_the_flow_agrees_with_the_adaptive_solver():
     model, sde = GaussianMixture(MEANS, 0.2), VP()
     fixed, _ = draw(model, sde, Sampler("ode_heun", steps=80, spacing="log_snr"), 16)
@@ -120,6 +122,7 @@ def test_heun_of_the_flow_agrees_with_the_adaptive_solver():
     assert len(np.unique(np.asarray(calls))) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["euler_maruyama", "ancestral"])
 def test_stochastic_kernels_have_weak_order_one(kernel):
     """Variance of the chain on N(0, s²) by its exact recursion V ← m² V + s_j², without sampling noise."""

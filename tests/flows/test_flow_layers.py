@@ -55,6 +55,7 @@ def test_a_missing_condition_is_an_error(name):
         bijection.forward(bijection.init(jax.random.key(0)), jnp.zeros(bijection.shape), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["glow-conv", "rnvp-dense", "gin-dense", "spline-dense", "lu", "orthogonal", "flow"])
 def test_starts_as_a_permutation_of_its_input(name):
     # Zero-initialised heads: every learned layer is the identity at the start. Squeezes other than Haar only reorder.
@@ -133,6 +134,7 @@ def test_spline_gradient_is_finite_far_outside():
         assert all(bool(jnp.all(jnp.isfinite(g))) for g in gradient)
 
 
+@pytest.mark.slow
 def test_scan_is_the_unrolled_stack_gradients_included():
     # One parameter tree serves both forms; the scanned one has the explicit convolution gradient, as on a CPU.
     def loss(params, scan):

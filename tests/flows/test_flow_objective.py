@@ -78,6 +78,7 @@ def test_unperturbed_latents_reconstruct_exactly():
     np.testing.assert_allclose(metrics["reconstruction"], 0.0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_per_example_gradients_sum_to_the_batch_gradient():
     # DP-SGD's view of the loss: one record at a time.
     def one(params, record):
@@ -88,6 +89,7 @@ def test_per_example_gradients_sum_to_the_batch_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a.sum(0), b, rtol=1e-3, atol=1e-3), each, whole)
 
 
+@pytest.mark.slow
 def test_decode_undoes_encode_for_every_chunking():
     z, logp = objective.encode(MODEL, PARAMS, BATCH["image"], COND, jax.random.key(7), batch_size=5)
     chunked, chunked_logp = objective.encode(MODEL, PARAMS, BATCH["image"], COND, jax.random.key(7), batch_size=2)
@@ -121,6 +123,7 @@ def test_a_condition_that_does_not_fit_is_refused(condition, cond_dim):
         flow_model(table(3, cond_dim), condition, "none", levels=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coupling", ["glow", "spline"])
 def test_density_integrates_to_one(coupling):
     config = FlowConfig((2,), 2, dense_depth=3, dense_width=8, coupling=coupling, clamp=0.8, actnorm=True, mixing="lu")

@@ -56,6 +56,7 @@ def test_the_noise_composes_to_the_budget(epsilon, steps):
     assert found.epsilon == pytest.approx(epsilon, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_descent_learns_without_noise_and_its_noise_has_the_stated_size():
     params, x, y = _problem(40)
     run = jax.jit(

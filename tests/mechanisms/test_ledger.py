@@ -123,6 +123,7 @@ def _rival(path: Path, name: str) -> None:
         Ledger(path, 100.0, 1e-5).record(Entry(f"{name}{i}", laplace(0.5)))
 
 
+@pytest.mark.slow
 def test_rivals_lose_no_entry(tmp_path):
     path = tmp_path / "ledger.jsonl"
     context = multiprocessing.get_context("spawn")

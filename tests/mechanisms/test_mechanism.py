@@ -158,6 +158,7 @@ def test_byte_streams_are_functions_of_a_long_key_only():
         noise.keyed_bytes(b"seed 0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [GaussianMechanism, LaplaceMechanism])
 def test_whole_curve_equals_point_by_point(kind):
     keys = jax.random.split(jax.random.key(0), 5)

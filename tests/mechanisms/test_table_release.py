@@ -88,6 +88,7 @@ def test_the_flow_sees_one_hot_conditions_side_by_side():
     assert 0 < np.abs(x - encoder.encode(source)).max() <= encoder.noise_width.max() / 2
 
 
+@pytest.mark.slow
 def test_budgets_of_responses_and_latent_add_up():
     done = release(
         (" job", "smoker"),

@@ -56,6 +56,7 @@ def test_time_and_class_matter_and_null_class_means_none(model, inputs):
     assert jnp.abs(unlabelled[0] - out[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_values_nor_gradients(inputs):
     x, t, _ = inputs
     params = random_params(UNet(**TINY), x, t)

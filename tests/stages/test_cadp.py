@@ -180,6 +180,7 @@ def _arms(count=2):
     return [cadp_arms.Arm(f"a{i}", "original", None, (digits.take(np.arange(i, 60 - i)),)) for i in range(count)]
 
 
+@pytest.mark.slow
 def test_classifiers_learn_as_if_each_were_alone():
     arms = _arms()
     batch = cadp_arms.ArmBatches(arms, 8, 0, 2).batch(3)

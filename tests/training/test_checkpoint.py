@@ -108,6 +108,7 @@ def files_of(step: Path) -> list[Path]:
     return sorted(p for p in step.rglob("*") if p.is_file())
 
 
+@pytest.mark.slow
 def test_any_damage_to_the_latest_is_said_and_never_fallen_back_from(tmp_path: Path) -> None:
     """Each file of the newest checkpoint is emptied, cut, altered and deleted in turn.
 

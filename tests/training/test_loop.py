@@ -70,6 +70,7 @@ def test_golden_first_step(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "batch_size", "micro"), [(4, 8, 1), (3, 8, 1), (4, 3, 1), (1, 8, 4), (3, 7, 2)])
 def test_devices_and_pieces_change_only_rounding(tmp_path: Path, devices: int, batch_size: int, micro: int) -> None:
     """Also batches that do not divide, and fewer rows than devices: padding enters neither loss nor gradient."""
@@ -300,7 +301,10 @@ except loop.Preempted as error:
 
 
 def child(kill: int, workdir: Path, *, coordinator: str = "-", process: int = 0, devices: int = 1) -> subprocess.Popen:
-    env = dict(os.environ, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}", JAX_PLATFORMS="cpu")
+    # All other flags stay: a child that compiles otherwise would not be equal bit for bit.
+    kept = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
+    flags = " ".join([*kept, f"--xla_force_host_platform_device_count={devices}"])
+    env = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
     env["PYTHONPATH"] = str(HERE.parents[1])
     env["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -308,6 +312,7 @@ def child(kill: int, workdir: Path, *, coordinator: str = "-", process: int = 0,
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_next_start_goes_on(tmp_path: Path) -> None:
     process = child(5, tmp_path / "part")
     output, _ = process.communicate(timeout=300)
