@@ -21,7 +21,13 @@ def test_the_digits_are_released_unlinked_and_the_claims_hold(tmp_path):
     """Release noise is fresh in every run. False alarms: 1e-3 for linkage at ε = 1 (each rank), 1 % for each bound."""
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
     result = subprocess.run(
-        [sys.executable, "launch.py", "--config=configs/digits_cadp.py", f"--workdir={tmp_path}"],
+        [
+            sys.executable,
+            "launch.py",
+            "--config=configs/digits_cadp.py",
+            f"--workdir={tmp_path}",
+            "--compilation_cache=",
+        ],
         cwd=ROOT,
         env=env,
         capture_output=True,
