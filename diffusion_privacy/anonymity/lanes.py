@@ -9,6 +9,8 @@ record, component and draw), so chunk size and device count do not change a resu
 from __future__ import annotations
 
 import functools
+import logging
+import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -19,6 +21,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED, data_mesh, data_parallel
 from diffusion_privacy.types import Array, PyTree, ScoreFn
+
+_LOG = logging.getLogger(__name__)
+_SPEAK_EVERY = 10.0
 
 LaneFn = Callable[[Any, PyTree, dict[str, Array]], PyTree]
 """``fn(static, operands, lanes {name: [chunk, ...]}) -> pytree of [chunk, ...]``."""
@@ -68,11 +73,18 @@ def run(
     program = _program(fn, static, mesh)
     operands = jax.device_put(operands, NamedSharding(mesh, REPLICATED))
     rounds = []
+    began = spoke = time.monotonic()
     for start in range(0, count, width):
         # Padding repeats the last lane, so that it is as short or long as its neighbours.
         rows = np.minimum(np.arange(start, start + width), count - 1)
         out = program(operands, {name: np.asarray(z)[rows] for name, z in lanes.items()})
         rounds.append(jax.tree.map(np.asarray, out))
+        done, now = min(start + width, count), time.monotonic()
+        if now - spoke > _SPEAK_EVERY and done < count:
+            spoke = now
+            rate = done / (now - began)
+            name = fn.__name__.strip("_")
+            _LOG.info("%s: %d/%d lanes, %.0f lanes/s, ETA %.0f s", name, done, count, rate, (count - done) / rate)
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *rounds)
 
 
