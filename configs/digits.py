@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
                 "perturbation": {"noise": 0.05, "smooth": 0.1, "contrast": 0.1},
             },
             "audit": {
-                "samples": {"careless": 4096, "careful": 20000},
+                "samples": {"careless": 4096, "careful": 30000},
                 "h_levels": 50,
                 "h_draws": 32,
                 "gamma": 0.05,
