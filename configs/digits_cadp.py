@@ -5,8 +5,8 @@
 Trains a conditional flow on a public half, releases the private records at five ε through it, trains classifiers on
 what is released, and attacks the release. Expect, in at most eight minutes on two CPU cores: classifiers about 90 %
 right at every ε, as on images that the flow draws by itself, and 95 % on the originals; an attacker who links private
-images to their originals no better than by guessing up to ε = 2, and a little better above; a measured ε below the
-claimed one.
+images to their originals no better than by guessing at ε = 1, and a little better from somewhere between 2 and 8 on; a
+measured ε below the claimed one.
 """
 
 from ml_collections import ConfigDict

@@ -140,7 +140,7 @@ def _arms(release: Mapping[str, Any]) -> str:
     columns = (
         ("ε of the latent step", ""), ("Private copies", "on real test images"),
         ("Private copies", "on test images made private alike"), ("Private training", "on originals"),
-        ("DP-Pix images", ""), ("Likeness of private copies", "PSNR in dB; SSIM"),
+        ("DP-Pix images", ""), ("Likeness of private copies", "PSNR in dB; SSIM; Fréchet distance"),
     )  # fmt: skip
     rows = []
     for one in release["releases"]:
@@ -156,15 +156,16 @@ def _arms(release: Mapping[str, Any]) -> str:
         ("Trained on", ""),
         ("Right answers", "on real test images"),
         ("Records", ""),
-        ("Likeness", "PSNR in dB; SSIM"),
+        ("Likeness", "PSNR in dB; SSIM; Fréchet distance"),
     )
     compared = [("", [n, _found(a["accuracy"]), count(a["n_train"]), _likeness(a)]) for n, a in yardsticks]
     seeds, level = len(release["arms"][0]["accuracy"]["seeds"]), release["arms"][0]["accuracy"]["level"]
     note = (
         f"In brackets: {percent(level)} interval over {seeds} trainings, each on its own draw of control and DP-Pix "
         f"images. All are scored on the same {count(release['n_test'])} test records, whose choice the interval does "
-        "not cover; a released set is one draw. PSNR and SSIM compare each image with the private original in its "
-        "place; for the control they show what the class alone gives."
+        "not cover; a released set is one draw. PSNR and SSIM (higher = closer) compare each image with the private "
+        "original in its place, the Fréchet distance (lower = closer) the sets in features of a classifier of the "
+        "originals; for the control they show what the class alone gives."
     )
     first = _table("Right answers of classifiers, by what they were trained on", columns, rows)
     return first + _table("For comparison", plain, compared) + f'<p class="small">{_e(note)}</p>'
@@ -172,7 +173,7 @@ def _arms(release: Mapping[str, Any]) -> str:
 
 def _likeness(arm: Mapping[str, Any]) -> str:
     found = arm["likeness"]
-    return "–" if found is None else f"{found['psnr_db']:.1f}; {found['ssim']:.2f}"
+    return "–" if found is None else f"{found['psnr_db']:.1f}; {found['ssim']:.2f}; {found['frechet']:.3g}"
 
 
 _LINK_NAMES = {

@@ -40,10 +40,17 @@ class Accuracy(TypedDict):
 
 
 class Likeness(TypedDict):
-    """Mean likeness of each image to the original in the same place; larger is closer."""
+    """Of each image to the original in its place (psnr_db, ssim; larger is closer), and of the set to the originals.
+
+    frechet is in squared feature units (smaller is closer); precision and recall are shares (larger is closer), all in
+    features of a classifier trained on the originals: not comparable with Inception features.
+    """
 
     psnr_db: float
     ssim: float
+    frechet: NonNegative
+    precision: Probability
+    recall: Probability
 
 
 class Arm(TypedDict):

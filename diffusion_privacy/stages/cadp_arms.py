@@ -106,6 +106,12 @@ def accuracies(task: ArmsTask, params: PyTree, tests: Sequence[Records]) -> np.n
     return np.mean(np.concatenate(parts) == labels[:, :, None], axis=0)
 
 
+def features(task: ArmsTask, params: PyTree, image: np.ndarray) -> np.ndarray:
+    """Last hidden layer of the first arm's first classifier, ``[N, hidden]``: the space in which sets are compared."""
+    first = jax.tree.map(lambda leaf: jnp.asarray(leaf[0, 0]), params)
+    return np.asarray(task.network.apply(first, jnp.asarray(image), method="features"))
+
+
 def pixelised(settings: Cadp, private: Records, epsilon: float, draw: int) -> Records:
     """The private records by DP-Pix; drawn from the run's seed, since this set is never published."""
     key = rng.stream(settings.seed, "pixelise", int(1000 * epsilon), draw)

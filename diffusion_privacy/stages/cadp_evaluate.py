@@ -14,9 +14,11 @@ from diffusion_privacy.settings_cadp import Cadp
 from diffusion_privacy.stages import cadp_arms, cadp_study
 from diffusion_privacy.stages.cadp_arms import Arm
 from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.tasks import ArmsTask
 from diffusion_privacy.training import rng
 from diffusion_privacy.training.checkpoint import restore_ema
 from diffusion_privacy.training.loop import train as run_loop
+from diffusion_privacy.types import PyTree
 
 _SHOWN = 10
 
@@ -64,7 +66,7 @@ def _control(settings: Cadp, flow: cadp_study.TrainedFlow, released: Records, dr
     return released.with_images(images)
 
 
-def _fit(settings: Cadp, workdir: Workdir, arms: list[Arm], classes: int) -> tuple[Any, Any]:
+def _fit(settings: Cadp, workdir: Workdir, arms: list[Arm], classes: int) -> tuple[ArmsTask, PyTree]:
     task, options = cadp_arms.make_task(settings, len(arms), classes), settings.evaluation
     batches = cadp_arms.ArmBatches(arms, options.training.batch_size, settings.seed, options.seeds)
     folder = workdir.path("train", "classifiers")
@@ -73,20 +75,31 @@ def _fit(settings: Cadp, workdir: Workdir, arms: list[Arm], classes: int) -> tup
     return task, restore_ema(folder)[0]
 
 
-def _fidelity(originals: Records, other: Records) -> dict[str, float]:
-    """Likeness of each image to the original in the same place; None of it is published with a release."""
+def _likeness(task: ArmsTask, params: PyTree, originals: Records, other: Records) -> dict[str, float]:
+    """Likeness of each image to the original in its place, and of the set to the originals.
+
+    None of it is published with a release. Features are those of a classifier trained on the originals.
+    """
     window = min(7, *(s - 1 + s % 2 for s in originals.image.shape[1:3]))
     psnr = fidelity.psnr(originals.image, other.image)
     ssim = fidelity.ssim(originals.image, other.image, window=window)
-    return {"psnr_db": float(np.mean(psnr[np.isfinite(psnr)])), "ssim": float(np.mean(ssim))}
+    real, made = (cadp_arms.features(task, params, records.image) for records in (originals, other))
+    inside = fidelity.precision_recall(real, made)
+    return {
+        "psnr_db": float(np.mean(psnr[np.isfinite(psnr)])),
+        "ssim": float(np.mean(ssim)),
+        "frechet": fidelity.frechet_distance(real, made),
+        "precision": inside.precision.value,
+        "recall": inside.recall.value,
+    }
 
 
-def _entries(
-    settings: Cadp, parts: cadp_study.Parts, arms: list[Arm], scores: np.ndarray, private_scores: np.ndarray
-) -> list[dict[str, Any]]:
+def _entries(settings: Cadp, parts: cadp_study.Parts, arms: list[Arm], task: ArmsTask, params: PyTree) -> list[Any]:
     level, entries = settings.evaluation.level, []
+    scores = cadp_arms.accuracies(task, params, [parts.test] * len(arms))
+    private_scores = cadp_arms.accuracies(task, params, [arm.private_test or parts.test for arm in arms])
     for i, arm in enumerate(arms):
-        likeness = _fidelity(parts.private, arm.records) if arm.kind in ("released", "control", "pixels") else None
+        compared = arm.kind in ("released", "control", "pixels")
         entries.append(
             {
                 "name": arm.name,
@@ -95,7 +108,7 @@ def _entries(
                 "n_train": len(arm.records),
                 "accuracy": interval(scores[i], level),
                 "accuracy_private_test": None if arm.private_test is None else interval(private_scores[i], level),
-                "likeness": likeness,
+                "likeness": _likeness(task, params, parts.private, arm.records) if compared else None,
             }
         )
     return entries
@@ -130,10 +143,9 @@ def evaluate(settings: Cadp, workdir: Workdir) -> None:
     with workdir.timed("evaluate arms"):
         arms = make_arms(settings, workdir, parts, flow)
         task, params = _fit(settings, workdir, arms, parts.private.num_classes)
-        scores = cadp_arms.accuracies(task, params, [parts.test] * len(arms))
-        private_scores = cadp_arms.accuracies(task, params, [arm.private_test or parts.test for arm in arms])
+        entries = _entries(settings, parts, arms, task, params)
     with workdir.timed("evaluate DP-SGD"):
-        entries = _entries(settings, parts, arms, scores, private_scores) + _dp_entries(settings, parts)
+        entries += _dp_entries(settings, parts)
     by_name = {arm.name: arm.records.image[:_SHOWN] for arm in arms if arm.kind in ("original", "released", "control")}
     workdir.write_arrays(workdir.path("evaluation_images.npz"), {k.replace(" ", "_"): v for k, v in by_name.items()})
     workdir.write_json(path, {"n_test": len(parts.test), "level": settings.evaluation.level, "arms": entries})
