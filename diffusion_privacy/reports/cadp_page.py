@@ -86,8 +86,9 @@ _METHODS = (
      "to be seen with one as with the other. ε is in nats; smaller protects more."),
     ("Neighbours", "A record is replaced by any other. Two latents may then lie opposite each other on the ball of "
      "radius C, 2C apart; the noise is set for that distance by the exact formula, not the textbook bound."),
-    ("Control", "Images drawn from the network and the class alone. They hold nothing of the private records, so that "
-     "ε = 0 for them. A private copy is worth its noise only for what it does beyond the control."),
+    ("Control", "Images drawn from the network and the class alone. If the network learnt from other records only, "
+     "they hold nothing of the private ones: ε = 0. A private copy is worth its noise only for what it does beyond "
+     "the control."),
     ("Private training", "Gradient descent on the originals with clipped gradients and noise, all records in every "
      "step, at the same ε and δ for replacing a record and its class. It gives a model and no data."),
     ("DP-Pix", "Means of blocks of pixels with Laplace noise for replacing the whole image."),

@@ -91,6 +91,13 @@ def unprotected(manifest: Mapping[str, Any]) -> bool:
     return manifest["flow_training"] == "mechanism-only" or manifest["epsilon"] is None
 
 
+def control_images(release: Mapping[str, Any]) -> str:
+    """What the control is, without claiming more for it than its flow allows."""
+    if release["config"]["flow"]["trained_on"] == "public":
+        return "control images that hold nothing of the records"
+    return "control images drawn by the same flow, which learnt from the records"
+
+
 def answer(release: Mapping[str, Any]) -> str:
     """One sentence or two with their uncertainty: promise, attack, usefulness."""
     chosen = headline(release)
@@ -109,8 +116,7 @@ def answer(release: Mapping[str, Any]) -> str:
     original = _arm(release, "original")["accuracy"]
     use = (
         f"a classifier trained on them is right on {with_interval(mine)} of real test images: "
-        f"{share(original['value'])} with the originals, {share(control['value'])} with control images that hold "
-        "nothing of the records"
+        f"{share(original['value'])} with the originals, {share(control['value'])} with {control_images(release)}"
     )
     return f"{promise} {attack}; {use}."
 
@@ -166,8 +172,8 @@ def _use_card(release: Mapping[str, Any]) -> str:
         names = ", ".join(f"ε = {epsilon(arm['epsilon'])}" for arm in better if arm["epsilon"] is not None)
         return _card("Usefulness", "beyond the control", "clean", f"Better than any control to be expected at {names}.")
     text = (
-        "No set is better than control images, which hold nothing of the private records: what is useful here comes "
-        "from the flow and the classes."
+        f"No set is better than {control_images(release)}: what is useful here comes from the flow and the classes, "
+        "not from the private latents."
     )
     return _card("Usefulness", "as the control", "open", text)
 
@@ -184,18 +190,21 @@ def limits(release: Mapping[str, Any]) -> list[str]:
     chosen = headline(release)["manifest"]
     flow, ledger = release["flow"], release["ledger"]
     public = next((arm["accuracy"] for arm in release["arms"] if arm["kind"] == "public"), None)
+    promise = "latent step’s promise" if unprotected(chosen) else "guarantee"
     sentences = [
-        f"The guarantee is for {relation(chosen)}. What it calls public is not protected: "
-        f"{', '.join(chosen['public'])}.",
+        f"The {promise} is for {relation(chosen)}. What it calls public is not protected: {', '.join(chosen['public'])}.",
         f"Each set was made apart, and whoever holds several knows more: {spent(ledger)}. Give away one.",
         "The numbers and pictures of this report were computed from the originals without noise. They are outside the "
         "guarantee: keep the report with the data.",
-        "The guarantee follows from a proof; the attacks here only failed to contradict it. A better one may.",
+        "What is promised follows from a proof; attacks can refute it and cannot confirm it. Others may find more.",
         "It protects a record, not what the records have in common. What is true of a whole class stays visible, as it "
         "should.",
-        f"The noise is computed as: {chosen['arithmetic']}. The proof is for real numbers; the discrete mechanisms "
-        "close that gap.",
     ]
+    if not chosen["mechanism"].startswith("discrete"):
+        sentences.append(
+            f"The noise is computed as: {chosen['arithmetic']}. The proof is for real numbers; the discrete mechanisms "
+            "close that gap."
+        )
     if flow["membership"]["lower"] > 0.5:
         sentences.append(
             f"The flow gives away which {count(flow['members'])} records it learnt from: it fits them better than "

@@ -351,3 +351,20 @@ def test_two_releases_of_the_same_study_never_share_noise(tmp_path):
             images.append(data["image"])
     assert dataclasses.asdict(settings)["seed"] == 0
     assert not np.array_equal(images[0], images[1])
+
+
+@pytest.mark.slow
+def test_a_flow_of_the_private_records_is_reported_without_a_guarantee(tmp_path):
+    changes = {
+        "flow.trained_on": "private",
+        "release.flow_training": "mechanism-only",
+        "release.mechanism": "discrete_gaussian",
+    }
+    run.run(_study(changes), tmp_path, "study")
+    release = cadp_schema.read(tmp_path / "report" / "release.json")
+    assert release["answer"].startswith("These private copies carry no end-to-end guarantee.")
+    assert "hold nothing of the records" not in release["answer"]
+    assert not release["ledger"]["guarantee"]
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "latent step only" in page
+    assert "<b>Warning.</b> the flow was trained on these records" in page
