@@ -192,7 +192,8 @@ def limits(release: Mapping[str, Any]) -> list[str]:
     public = next((arm["accuracy"] for arm in release["arms"] if arm["kind"] == "public"), None)
     promise = "latent step’s promise" if unprotected(chosen) else "guarantee"
     sentences = [
-        f"The {promise} is for {relation(chosen)}. What it calls public is not protected: {', '.join(chosen['public'])}.",
+        f"The {promise} is for {relation(chosen)}. What it calls public is not protected: "
+        f"{', '.join(chosen['public'])}.",
         f"Each set was made apart, and whoever holds several knows more: {spent(ledger)}. Give away one.",
         "The numbers and pictures of this report were computed from the originals without noise. They are outside the "
         "guarantee: keep the report with the data.",
