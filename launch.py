@@ -49,7 +49,12 @@ def _parse(argv: list[str]) -> list[str]:
         # A config file that cannot be loaded says so only when it is read.
         _CONFIG.value.to_dict()
         return rest
-    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
+    except (AttributeError, KeyError) as error:
+        # ml_collections quotes its message twice over and breaks its line.
+        text = str(error.args[0]).replace("\\n", " ").replace("\\", "").strip("'\"")
+        _stop(f"--config: expected a field of the config file, it has no {' '.join(text.split())}")
+        raise AssertionError from error  # not reached
+    except (flags.Error, OSError, TypeError, ValueError, ImportError) as error:
         _stop(" ".join(str(error).split()))
         raise AssertionError from error  # not reached
 

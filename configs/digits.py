@@ -8,7 +8,7 @@ minutes on two CPU cores: the careless model reproduces the private record about
 at most once in 1,697 (with 95 % confidence), the rate of a model that had memorised all its records.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
         {
             "seed": 0,
             "data": {"source": "digits", "params": {}},
-            "split": {"careless": 64, "controls": 3, "held_out": 97},
+            "split": {"private": config_dict.placeholder(int), "careless": 64, "controls": 3, "held_out": 97},
             # 13 of 64 pixels. The paper's formula gives radius 1 at this size, five pixels that can hide in a stroke.
             "fingerprint": {"name": "disc", "params": {"radius": 2}},
             "score": {
@@ -63,6 +63,8 @@ def get_config() -> ConfigDict:
                 "subspace_draws": 1024,
                 "subspace_max_draws": 8192,
                 "level": 0.95,
+                "chunk": 0,
+                "memory_gb": 2.0,
                 "likelihood_records": 32,
             },
             # The digits are public: their pictures may be shown.

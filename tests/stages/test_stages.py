@@ -162,7 +162,7 @@ def test_sigterm_saves_and_the_next_start_goes_on(tmp_path):
         (["--workdir=x"], ["--config"]),
         (["--config=configs/none.py", "--workdir=x"], ["configs/none.py"]),
         (["--config=configs/digits.py", "--workdir=x", "--mode=dance"], ["mode", "study"]),
-        (["--config=configs/digits.py", "--workdir=x", "--config.score.training.stepz=3"], ["stepz"]),
+        (["--config=configs/digits.py", "--workdir=x", "--config.score.training.stepz=3"], ["stepz", "field"]),
         (["--config=configs/digits.py", "--workdir=x", "--config.seed=soon"], ["seed"]),
         (["--config=configs/digits.py", "--workdir=x", "audit"], ["audit"]),
     ],
