@@ -75,6 +75,7 @@ def decide(
     assumes = [
         "the sampler as it was run (its steps, its clipping); another sampler has another rate",
         "a reproduction is what the detector says it is; its misses are allowed for, its blind spots are not",
+        "the detector errs on this model's images as often as on the images that its error rates were measured on",
     ]
     lower, estimate, upper = direct.estimate.lower, direct.estimate.value, direct.estimate.upper
     if used and subspace is not None:
