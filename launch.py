@@ -86,11 +86,11 @@ def _set_up_devices(network: str) -> None:
 
 
 def _run(workdir: str) -> None:
-    from diffusion_privacy import settings_cadp
+    from diffusion_privacy import settings, settings_cadp
 
     study = settings_cadp.parse(_CONFIG.value.to_dict())
     # A small flow is a chain of thin layers: splitting its batch costs more than it gains.
-    _set_up_devices("mlp" if isinstance(study, settings_cadp.Cadp) else study.score.network.name)
+    _set_up_devices(study.score.network.name if isinstance(study, settings.Study) else "mlp")
     from diffusion_privacy.stages import run
 
     run.run(study, Path(workdir), _MODE.value)

@@ -204,6 +204,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if not isinstance(value, list | tuple):
             raise InputError(f"{path}: expected a list, got {value!r}")
         return tuple(_convert(arguments[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise InputError(f"{path}: expected one of {', '.join(map(repr, arguments))}, got {value!r}")
+        return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -1,7 +1,7 @@
 """Settings of a CADP study: a flow, a release of private records, its utility and its audit.
 
-A config says which study it is by its field ``kind``: ``"cadp"`` for this one, ``"anonymity"`` (or nothing) for
-`settings.Study`.
+A config says which study it is by its field ``kind``: ``"cadp"`` for images, ``"cadp_table"`` for a table,
+``"anonymity"`` (or nothing) for `settings.Study`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_privacy import settings
+from diffusion_privacy.data.tables import Column
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Data, Params, Report, Study
 from diffusion_privacy.training.state import TrainConfig
 
-KINDS = ("anonymity", "cadp")
+KINDS = ("anonymity", "cadp", "cadp_table")
 MECHANISMS = ("gaussian", "laplace", "discrete_gaussian", "discrete_laplace")
 DECLARATIONS = ("public", "mechanism-only")
 
@@ -44,7 +45,7 @@ class Flow:
     Attributes:
       training: by the one loop.
       params: fields of `flows.cinn.FlowConfig`; shape and cond_dim come from the data.
-      preprocess: ``"affine"`` or ``"logit"``, see `flows.preprocess.Preprocess`.
+      preprocess: ``"affine"`` or ``"logit"`` for images, ``"none"`` for tables, see `flows.preprocess.Preprocess`.
       reconstruction, perturbation: see `flows.objective.loss`.
       trained_on: ``"public"`` or ``"private"``: which share it learns from. With ``"private"`` a release must be
         declared ``mechanism-only``.
@@ -141,28 +142,65 @@ class Attack:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cadp:
-    """Everything that decides the numbers of a CADP study, but for the noise of its releases."""
+class Columns:
+    """What is public about a table, and which columns the latent leaves out.
+
+    Attributes:
+      apart: categorical columns that become the flow's condition. With ``release.label_epsilon`` each goes through k-ary
+        randomised response, an even share of it each; without, they are published as they are. All other categorical
+        columns are dequantised one-hots and part of the latent.
+      declared: every column of a CSV file, in its order; empty to infer them from the rows.
+      vouched: the user states that names, kinds, categories and decimals as inferred are public. A release refuses
+        inferred columns without it.
+      ranges: public ``(lower, upper)`` of numbers by column; those not named take theirs from the public share.
+      noise: deviation of normal noise on the standardised numbers, in training and in release alike: a flow of few rows
+        overfits without.
+    """
+
+    apart: tuple[str, ...] = ()
+    declared: tuple[Column, ...] = ()
+    vouched: bool = False
+    ranges: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    noise: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class TableEvaluation:
+    """How the utility of a released table is measured.
+
+    Attributes:
+      target: the column that a model trained on the release predicts on real rows.
+      draws: control tables, at least 2, each drawn anew from the flow.
+      cells: of a number's range, for marginals.
+      level: confidence level of the intervals.
+    """
+
+    target: str
+    draws: int = 5
+    cells: int = 10
+    level: float = 0.95
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrivateStudy:
+    """What the study of a private data set states, whatever its records are, but for the noise of its releases."""
 
     seed: int
     data: Data
     flow: Flow
     release: Release
-    evaluation: Evaluation
     split: Shares = dataclasses.field(default_factory=Shares)
     attack: Attack = dataclasses.field(default_factory=Attack)
     report: Report = dataclasses.field(default_factory=Report)
-    kind: str = "cadp"
 
     def __post_init__(self) -> None:
-        release, evaluation = self.release, self.evaluation
+        release = self.release
         _need(0 <= self.seed < 2**32, "seed", "0 <= seed < 2**32", self.seed)
         shares = dataclasses.astuple(self.split)
         _need(
             all(s > 0 for s in shares) and abs(sum(shares) - 1) < 1e-9, "split", "positive shares that sum to 1", shares
         )
         _choice("flow.trained_on", self.flow.trained_on, ("public", "private"))
-        _choice("flow.preprocess", self.flow.preprocess, ("affine", "logit"))
         _choice("release.mechanism", release.mechanism, MECHANISMS)
         _choice("release.flow_training", release.flow_training, DECLARATIONS)
         for field, values in (
@@ -175,13 +213,54 @@ class Cadp:
         _need(0 < release.coverage < 1, "release.coverage", "a number in (0, 1)", release.coverage)
         _need(release.coarse >= 0, "release.coarse", "0 or more", release.coarse)
         _need(release.label_epsilon >= 0, "release.label_epsilon", "0 or more", release.label_epsilon)
+        _need(self.attack.trials >= 1000, "attack.trials", "at least 1000", self.attack.trials)
+        repeats = self.attack.release_repeats
+        _need(repeats == 0 or repeats >= 100, "attack.release_repeats", "0 or at least 100", repeats)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cadp(PrivateStudy):
+    """A private set of images."""
+
+    evaluation: Evaluation
+    kind: str = "cadp"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        evaluation = self.evaluation
+        _choice("flow.preprocess", self.flow.preprocess, ("affine", "logit"))
         _need(evaluation.seeds >= 2, "evaluation.seeds", "at least 2", evaluation.seeds)
         _need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
         clip = evaluation.training.grad_clip_norm
         _need(clip == 0, "evaluation.training.grad_clip_norm", "0 (it would couple the classifiers)", clip)
-        _need(self.attack.trials >= 1000, "attack.trials", "at least 1000", self.attack.trials)
-        repeats = self.attack.release_repeats
-        _need(repeats == 0 or repeats >= 100, "attack.release_repeats", "0 or at least 100", repeats)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CadpTable(PrivateStudy):
+    """A private table. Each row is taken for another person; see `Columns` for what is public about it."""
+
+    evaluation: TableEvaluation
+    columns: Columns = dataclasses.field(default_factory=Columns)
+    kind: str = "cadp_table"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        columns, evaluation = self.columns, self.evaluation
+        _choice("flow.preprocess", self.flow.preprocess, ("none",))
+        people = self.release.records_per_person
+        _need(people == 1, "release.records_per_person", "1: each row of a table is another person", people)
+        randomised = self.release.label_epsilon > 0
+        _need(
+            not randomised or bool(columns.apart), "columns.apart", "columns to spend label_epsilon on", columns.apart
+        )
+        declared = not columns.declared or self.data.source == "csv"
+        _need(declared, "columns.declared", "none, but for the source csv", self.data.source)
+        for name, ends in columns.ranges.items():
+            _need(len(ends) == 2, f"columns.ranges.{name}", "(lower, upper)", ends)
+        _need(0 <= columns.noise < 1, "columns.noise", "a number in [0, 1)", columns.noise)
+        _need(evaluation.draws >= 2, "evaluation.draws", "at least 2", evaluation.draws)
+        _need(evaluation.cells >= 2, "evaluation.cells", "at least 2", evaluation.cells)
+        _need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
 
 
 def _need(holds: bool, field: str, expected: str, value: object) -> None:
@@ -193,8 +272,8 @@ def _choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     _need(value in choices, field, f"one of {', '.join(choices)}", value)
 
 
-def parse(config: Mapping[str, Any]) -> Study | Cadp:
-    """The settings of either kind of study from a config's nested dictionary.
+def parse(config: Mapping[str, Any]) -> Study | Cadp | CadpTable:
+    """The settings of any kind of study from a config's nested dictionary.
 
     Raises:
       InputError: an unknown kind, or what `settings.parse` refuses.
@@ -203,4 +282,6 @@ def parse(config: Mapping[str, Any]) -> Study | Cadp:
     _choice("kind", kind, KINDS)
     if kind == "cadp":
         return settings.parse(Cadp, config)
+    if kind == "cadp_table":
+        return settings.parse(CadpTable, config)
     return settings.parse(Study, {name: value for name, value in config.items() if name != "kind"})
