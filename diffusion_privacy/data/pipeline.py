@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from diffusion_privacy.data.records import Records, check_seed, random_order
+from diffusion_privacy.data.records import check_seed, random_order
 from diffusion_privacy.errors import InputError
 
 _EPOCH_TAG = 0x4550
@@ -16,6 +16,37 @@ _EPOCH_TAG = 0x4550
 
 _STATE_VERSION = 1
 """Rises when the same (seed, step) would give another batch than before."""
+
+
+class Drawable(Protocol):
+    """What batches are drawn from: `records.Records`, or rows of a table (`table_rows.Rows`)."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """float32 [N, ...]."""
+        ...
+
+    @property
+    def label(self) -> np.ndarray:
+        """int32 [N]."""
+        ...
+
+    @property
+    def identity(self) -> np.ndarray:
+        """int32 [N], equal for records of one person."""
+        ...
+
+    @property
+    def index(self) -> np.ndarray:
+        """int32 [N], positions in the source."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal data."""
+        ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +69,7 @@ class Batches:
       InputError: a batch size below 1 or not divisible by the number of processes, or a seed out of range.
     """
 
-    records: Records
+    records: Drawable
     batch_size: int
     seed: int
     shuffle: bool = True
@@ -128,7 +159,7 @@ class Batches:
 
 
 def eval_batches(
-    records: Records, batch_size: int, *, process_index: int = 0, process_count: int = 1
+    records: Drawable, batch_size: int, *, process_index: int = 0, process_count: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every record once, in order, in batches of one shape.
 
@@ -151,7 +182,7 @@ def eval_batches(
     return _eval_batches(records, batch_size, rows)
 
 
-def _eval_batches(records: Records, batch_size: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+def _eval_batches(records: Drawable, batch_size: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
     for start in range(0, len(records), batch_size):
         positions = start + rows
         batch = _gather(records, np.minimum(positions, len(records) - 1), positions)
@@ -171,7 +202,7 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray
     return np.arange(process_index * local, (process_index + 1) * local)
 
 
-def _gather(records: Records, chosen: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:
+def _gather(records: Drawable, chosen: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:
     return {
         "image": records.image[chosen],
         "label": records.label[chosen],

@@ -161,24 +161,36 @@ def split_records(records: Records, fractions: Sequence[float], seed: int) -> tu
     Raises:
       InputError: fractions that are not shares, a seed out of range, or a part that would be empty.
     """
+    parts = split_positions(records.identity, fractions, seed, records.name)
+    return tuple(records.take(part) for part in parts)
+
+
+def split_positions(
+    identity: np.ndarray, fractions: Sequence[float], seed: int, name: str = "records"
+) -> tuple[np.ndarray, ...]:
+    """`split_records` for anything that has people: the positions of each part, ascending, of ``identity[N]``.
+
+    Raises:
+      InputError: as there; ``name`` says of what.
+    """
     shares = np.asarray(fractions, np.float64)
     if shares.ndim != 1 or not np.all(shares > 0) or abs(shares.sum() - 1) > 1e-9:
         raise InputError(f"fractions is {list(fractions)}; expected positive shares that sum to 1")
     check_seed(seed)
-    _, person, size = np.unique(records.identity, return_inverse=True, return_counts=True)
+    _, person, size = np.unique(identity, return_inverse=True, return_counts=True)
     order = random_order(len(size), seed, _SPLIT_TAG)
     end = np.cumsum(size[order])
-    middle = (end - size[order] / 2) / len(records)
+    middle = (end - size[order] / 2) / len(identity)
     part_of_person = np.empty(len(size), np.int64)
     part_of_person[order] = np.searchsorted(np.cumsum(shares)[:-1], middle, side="right")
     part = part_of_person[person]
     counts = np.bincount(part, minlength=len(shares))
     if counts.min() == 0:
         raise InputError(
-            f"{records.name}: fractions {list(fractions)} leave part {int(counts.argmin())} empty;"
-            f" expected fewer or larger parts for {len(records)} records of {len(size)} people"
+            f"{name}: fractions {list(fractions)} leave part {int(counts.argmin())} empty;"
+            f" expected fewer or larger parts for {len(identity)} records of {len(size)} people"
         )
-    return tuple(records.take(np.flatnonzero(part == k)) for k in range(len(shares)))
+    return tuple(np.flatnonzero(part == k) for k in range(len(shares)))
 
 
 def check_seed(seed: int) -> None:

@@ -112,6 +112,11 @@ class Encoder:
         uniform = np.random.Generator(np.random.Philox(seed)).random(vectors.shape) - 0.5
         return (vectors + self.noise_width * uniform.astype(np.float32)).astype(np.float32)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of categories of each column apart."""
+        return tuple(len(self.schema.column(name).categories) for name in self.apart)
+
     def codes(self, table: Table) -> np.ndarray:
         """Category numbers of the columns apart, int64 [N, len(apart)]."""
         self._check(table)
@@ -151,6 +156,27 @@ class Encoder:
     def _check(self, table: Table) -> None:
         if table.schema != self.schema:
             raise InputError(f"{table.name}: has another schema than the encoding; expected {list(self.schema.header)}")
+
+
+def digits(joint: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """Category numbers, int64 [N, len(sizes)], of combinations ``joint[N]``; the first column is the slowest."""
+    if not sizes:
+        return np.zeros((len(joint), 0), np.int64)
+    return np.stack(np.unravel_index(np.asarray(joint, np.int64), sizes), axis=1).astype(np.int64)
+
+
+def combinations(codes: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """The number of each row of ``codes[N, len(sizes)]``, int64 [N]; all 0 without columns. Undoes `digits`."""
+    if not sizes:
+        return np.zeros(len(codes), np.int64)
+    return np.ravel_multi_index(tuple(codes.T), sizes).astype(np.int64)
+
+
+def one_hots(joint: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """The one-hots of every column side by side, float32 [N, Σ sizes], of combinations ``joint[N]``."""
+    codes = digits(joint, sizes)
+    hot = [np.eye(size, dtype=np.float32)[codes[:, j]] for j, size in enumerate(sizes)]
+    return np.concatenate([np.zeros((len(codes), 0), np.float32), *hot], axis=1)
 
 
 def _ends(column: Column) -> tuple[float, float]:

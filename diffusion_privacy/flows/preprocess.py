@@ -13,6 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_privacy.flows.bijection import Shape, constant_logdet, sum_record
 from diffusion_privacy.types import Array
@@ -27,33 +28,47 @@ class Preprocess:
     Attributes:
       shape: shape of one record.
       kind: ``affine``: y = (u − ½)·√12, unit variance for uniform u; ``logit``: y = logit(α + (1 − 2α)u) (Dinh et al.,
-        arXiv 1605.08803, section 4.1); ``none``: y = x, for columns of a table that are continuous as they are.
+        arXiv 1605.08803, section 4.1); ``none``: y = x + width·(U − ½) + spread·N(0, 1), for rows of a table.
       levels: number of grey levels, >= 2; read only by the first two kinds.
       alpha: α of the logit map, 0 < α < ½.
+      width, spread: noise of kind ``none``: of the uniform part one width a number, empty for none of it.
     """
 
     shape: Shape
     kind: str = "affine"
     levels: int = 256
     alpha: float = 0.05
+    width: tuple[float, ...] = ()
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
         if self.levels < 2 or not 0 < self.alpha < 0.5:
             raise ValueError(f"need levels >= 2 and 0 < alpha < 0.5, got {self.levels}, {self.alpha}")
+        noisy = bool(self.width) or self.spread > 0
+        if self.spread < 0 or (noisy and self.kind != "none") or len(self.width) not in (0, self._count):
+            raise ValueError(f"width and spread are for kind 'none' and {self._count} numbers")
 
     def dequantise(self, key: Array, x: Array) -> Array:
         """ONE record ``x[*shape]`` in [-1, 1] -> v + U in [0, levels), U ~ Uniform[0, 1) from ``key``.
 
-        Values between grey levels go to the nearest one. Kind ``none`` returns ``x`` and draws nothing.
+        Values between grey levels go to the nearest one. Kind ``none`` adds its own noise to any ``x``.
         """
         if self.kind == "none":
-            return x
+            return self._blur(key, x)
         v = jnp.round((x + 1) / 2 * (self.levels - 1))
         # Near `levels` float32 rounds v + U up to v + 1; half a step of U keeps the grey level.
         noise = jnp.minimum(jax.random.uniform(key, x.shape, x.dtype), 1 - self.levels * jnp.finfo(x.dtype).eps)
         return v + noise
+
+    def _blur(self, key: Array, x: Array) -> Array:
+        """``x`` with uniform noise of the widths and normal noise of the spread; draws nothing without either."""
+        uniform, normal = jax.random.split(key)
+        if self.width:
+            width = np.asarray(self.width).reshape(self.shape).astype(x.dtype)
+            x = x + width * (jax.random.uniform(uniform, x.shape, x.dtype) - 0.5)
+        return x + self.spread * jax.random.normal(normal, x.shape, x.dtype) if self.spread else x
 
     def forward(self, v: Array) -> tuple[Array, Array]:
         """``v[..., *shape] -> (y, log|det dy/dv| [...])``, v on the scale of grey levels."""

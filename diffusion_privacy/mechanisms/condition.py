@@ -64,10 +64,10 @@ class PublicCondition:
         return check_labels(labels, self.classes).astype(np.int32)
 
     def event(self, relation: Relation) -> dp_accounting.DpEvent:
-        """Nothing under SAME_CONDITION; not private under ANY_CONDITION."""
+        """Nothing where conditions cannot differ (SAME_CONDITION, or one class only); else not private."""
         import dp_accounting
 
-        if require_relation(relation).neighbours is Neighbours.SAME_CONDITION:
+        if require_relation(relation).neighbours is Neighbours.SAME_CONDITION or self.classes == 1:
             return dp_accounting.NoOpDpEvent()
         return dp_accounting.NonPrivateDpEvent()
 

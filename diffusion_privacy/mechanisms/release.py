@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 FlowTraining = Literal["public", "dp-sgd", "mechanism-only"]
 FLOW_TRAININGS: tuple[FlowTraining, ...] = ("public", "dp-sgd", "mechanism-only")
 
+CLASS_IS_PUBLIC = "the class of every record"
+"""Among what a manifest calls public, where the condition may not differ between neighbours."""
+
 Encode = Callable[[Array, Array], Array]
 Decode = Callable[[Array, Array], Array]
 
@@ -302,7 +305,7 @@ def _manifest(
     public = ["the number of records"]
     public += [] if flow.training == "mechanism-only" else ["the flow's parameters"]
     same = relation.neighbours is Neighbours.SAME_CONDITION
-    public += ["the class of every record"] if same else []
+    public += [CLASS_IS_PUBLIC] if same else []
     public += [] if selection is None else [f"which {len(selection.indices)} of {dim} latent coordinates are used"]
     warnings = _warnings(flow, relation, persons, mechanism)
     return Manifest(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_privacy.data.table_encoding import Encoder
+from diffusion_privacy.data.table_encoding import Encoder, combinations, digits, one_hots
 from diffusion_privacy.data.tables import Table
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms import noise
@@ -30,7 +30,7 @@ from diffusion_privacy.mechanisms.export import publish
 from diffusion_privacy.mechanisms.ledger import Ledger
 from diffusion_privacy.mechanisms.mechanism import Mechanism
 from diffusion_privacy.mechanisms.relation import Neighbours, Relation, require_relation
-from diffusion_privacy.mechanisms.release import FlowProvenance, Privatised, privatise
+from diffusion_privacy.mechanisms.release import CLASS_IS_PUBLIC, FlowProvenance, Privatised, privatise
 from diffusion_privacy.types import Array
 
 if TYPE_CHECKING:
@@ -62,20 +62,6 @@ def row_hashes(table: Table) -> tuple[str, ...]:
     )
 
 
-def _digits(joint: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
-    """Mixed-radix digits, int64 [N, len(sizes)], the first column slowest."""
-    if not sizes:
-        return np.zeros((len(joint), 0), np.int64)
-    return np.stack(np.unravel_index(np.asarray(joint, np.int64), sizes), axis=1).astype(np.int64)
-
-
-def _joint(codes: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
-    """The number of each row of ``codes[N, len(sizes)]``, int64 [N]; all 0 without columns."""
-    if not sizes:
-        return np.zeros(len(codes), np.int64)
-    return np.ravel_multi_index(tuple(codes.T), sizes).astype(np.int64)
-
-
 @dataclasses.dataclass(frozen=True)
 class JointResponse:
     """Several categories of one record, each by randomised response of its own; one class number for all of them.
@@ -105,8 +91,8 @@ class JointResponse:
 
     def many(self, draw: noise.RandomBytes, labels: np.ndarray) -> np.ndarray:
         """Published combinations int32 [B] of private ones [B]; every column and record spends its own bytes."""
-        codes = _digits(check_labels(labels, self.classes), self.sizes)
-        return _joint(
+        codes = digits(check_labels(labels, self.classes), self.sizes)
+        return combinations(
             np.stack([part.many(draw, codes[:, j]) for j, part in enumerate(self.parts)], axis=1), self.sizes
         ).astype(np.int32)
 
@@ -143,6 +129,7 @@ def privatise_table(
     response_epsilon: float | None = None,
     selection: CoarseSelection | None = None,
     match: bool = True,
+    public_latents: np.ndarray | None = None,
     batch_size: int = 256,
 ) -> PrivatisedTable:
     """One private row for each row.
@@ -157,7 +144,7 @@ def privatise_table(
       delta: δ of the statement.
       flow: how the flow was trained; ``trained_on`` are the `row_hashes` of its training table.
       response_epsilon: ε_y in nats, split evenly over the columns apart; None releases them as they are.
-      selection, match, batch_size: see `release.privatise`.
+      selection, match, public_latents, batch_size: see `release.privatise`.
 
     Raises:
       InputError: a schema that was read off these rows, a response without columns apart or without a relation in which
@@ -170,13 +157,11 @@ def privatise_table(
         )
     hashes = row_hashes(table)
     flow.check(hashes)
-    sizes = tuple(len(table.schema.column(name).categories) for name in encoder.apart)
-    condition = _condition(sizes, response_epsilon, relation)
+    sizes = encoder.sizes
+    condition = column_condition(sizes, response_epsilon, relation)
 
     def cond(joint: Array) -> Array:
-        digits = _digits(np.asarray(joint), sizes)
-        hot = [np.eye(size, dtype=np.float32)[digits[:, j]] for j, size in enumerate(sizes)]
-        return jnp.asarray(np.concatenate([np.zeros((len(digits), 0), np.float32), *hot], axis=1))
+        return jnp.asarray(one_hots(np.asarray(joint), sizes))
 
     def to_latent(rows: Array, joint: Array) -> Array:
         return encode(jnp.asarray(encoder.dequantise(np.asarray(rows), None)), cond(joint))
@@ -188,7 +173,7 @@ def privatise_table(
         to_latent,
         to_rows,
         encoder.encode(table),
-        _joint(encoder.codes(table), sizes),
+        combinations(encoder.codes(table), sizes),
         mechanism=mechanism,
         condition=condition,
         relation=relation,
@@ -196,17 +181,30 @@ def privatise_table(
         flow=flow,
         selection=selection,
         match=match,
+        public_latents=public_latents,
         batch_size=batch_size,
     )
-    public = (*release.manifest.public, "the schema: columns, categories, ranges, statistics and decimals")
+    known = [name for name in release.manifest.public if name != CLASS_IS_PUBLIC]
+    if len(known) < len(release.manifest.public) and encoder.apart:
+        known.append(f"{', '.join(encoder.apart)} of every row")
+    public = (*known, "the schema: columns, categories, ranges, statistics and decimals")
     # The vectors' own hashes change with the public statistics: the ledger would take one row for two.
     release = dataclasses.replace(release, manifest=dataclasses.replace(release.manifest, public=public), hashes=hashes)
-    decoded = encoder.decode(release.data, _digits(release.labels, sizes), f"{table.name}, privatised")
+    decoded = encoder.decode(release.data, digits(release.labels, sizes), f"{table.name}, privatised")
     return PrivatisedTable(decoded, release)
 
 
-def _condition(sizes: tuple[int, ...], epsilon: float | None, relation: Relation) -> PublicCondition | JointResponse:
+def column_condition(
+    sizes: tuple[int, ...], epsilon: float | None, relation: Relation
+) -> PublicCondition | JointResponse:
+    """How columns apart with so many categories are released: as they are, or ε in even shares (see `privatise_table`).
+
+    Raises:
+      InputError: a response without columns or without a relation in which they differ.
+    """
     if epsilon is None:
+        if math.prod(sizes) > _MOST_CLASSES:
+            raise InputError(f"columns apart: expected at most {_MOST_CLASSES} combinations, got {math.prod(sizes)}")
         return PublicCondition(math.prod(sizes))
     if not sizes:
         raise InputError("response_epsilon: expected columns apart to randomise, got none")

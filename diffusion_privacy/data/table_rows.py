@@ -1,0 +1,125 @@
+"""Rows of a table as the rest of the program takes records: numbers, a condition, a person, a place in the source."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+
+import numpy as np
+
+from diffusion_privacy.data.pipeline import Batches
+from diffusion_privacy.data.records import split_positions
+from diffusion_privacy.data.table_encoding import Encoder, combinations, one_hots, ranges
+from diffusion_privacy.data.tables import Table
+from diffusion_privacy.errors import InputError
+
+_MOST_CONDITIONS = 2**30
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """N rows and the public map that makes vectors of them; has the fields of `records.Records` that a flow needs.
+
+    Attributes:
+      table: the rows.
+      encoder: of the same schema.
+      index: int32 [N], positions in the source.
+
+    Raises:
+      InputError: too many combinations of the columns apart.
+    """
+
+    table: Table
+    encoder: Encoder
+    index: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.num_classes > _MOST_CONDITIONS:
+            raise InputError(
+                f"{self.name}: columns apart have {self.num_classes} combinations; expected at most {_MOST_CONDITIONS}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def name(self) -> str:
+        """What to call the table in messages."""
+        return self.table.name
+
+    @property
+    def num_classes(self) -> int:
+        """Number of combinations of the columns apart; 1 without any."""
+        return math.prod(self.encoder.sizes)
+
+    @functools.cached_property
+    def image(self) -> np.ndarray:
+        """The vectors, float32 [N, D], read-only; named like the numbers of any record that a flow models."""
+        vectors = self.encoder.encode(self.table)
+        vectors.flags.writeable = False
+        return vectors
+
+    @functools.cached_property
+    def label(self) -> np.ndarray:
+        """Combination of the columns apart, int32 [N], read-only; 0 without any."""
+        joint = combinations(self.encoder.codes(self.table), self.encoder.sizes).astype(np.int32)
+        joint.flags.writeable = False
+        return joint
+
+    @property
+    def identity(self) -> np.ndarray:
+        """Each row is another person."""
+        return self.index
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of what a flow sees of the rows."""
+        digest = hashlib.sha256(repr((self.image.shape, self.encoder.sizes)).encode())
+        for array, kind in ((self.image, "<f4"), (self.label, "<i4"), (self.index, "<i4")):
+            digest.update(np.ascontiguousarray(array, kind).data)
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowBatches(Batches):
+    """Batches with the one-hots of the columns apart, ``attributes`` float32 [B, K]."""
+
+    sizes: tuple[int, ...] = ()
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """As `Batches.batch`, with ``attributes``."""
+        found = super().batch(step)
+        return {**found, "attributes": one_hots(found["label"], self.sizes)}
+
+
+def split_rows(
+    table: Table,
+    same: np.ndarray,
+    fractions: tuple[float, ...],
+    seed: int,
+    *,
+    apart: tuple[str, ...] = (),
+    bounds: dict[str, tuple[float, float]] | None = None,
+    vouched: bool = False,
+) -> tuple[Rows, ...]:
+    """Divides a table; ranges and statistics that nobody stated come from the FIRST part, which is given up as public.
+
+    Args:
+      table: all rows.
+      same: int [N]; rows with one number stay together, so that no part holds a copy of another's row.
+      fractions: see `records.split_records`.
+      seed: of the split.
+      apart: see `Encoder`.
+      bounds: public ranges, see `table_encoding.ranges`.
+      vouched: see `Schema.vouched`.
+
+    Raises:
+      InputError: as these.
+    """
+    schema = ranges(table.schema, {} if bounds is None else bounds)
+    positions = split_positions(same, fractions, seed, table.name)
+    schema = schema.standardised_by(table.take(positions[0]))
+    encoder = Encoder(schema.vouched() if vouched else schema, apart)
+    return tuple(Rows(table.take(p).with_schema(encoder.schema), encoder, p.astype(np.int32)) for p in positions)
