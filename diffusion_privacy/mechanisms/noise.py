@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_privacy.training.rng import add as add
+from diffusion_privacy.training.rng import signs_and_uniforms, unit_gaussian
 from diffusion_privacy.types import Array
 
 RandomBytes = Callable[[int], bytes]
@@ -67,41 +69,10 @@ def keyed_bytes(key: bytes) -> RandomBytes:
     return draw
 
 
-def _signs_and_uniforms(key: Array, dim: int) -> tuple[Array, Array]:
-    """Random signs and uniforms in (0, 1], float32 [dim], the uniforms made of 63 bits and fine near 0.
-
-    `jax.random.uniform` has 23 bits, which cuts a Laplace tail at 16 scales and a normal one at 5.4 deviations: what
-    falls beyond would be impossible under one of two neighbours, and a probability of 1e-7 per coordinate is not small
-    beside δ.
-    """
-    words = jax.random.bits(key, (2, dim), jnp.uint32)
-    sign = jnp.where(words[1] & 1, -1.0, 1.0)
-    high, low = words[0].astype(jnp.float32), (words[1] | 1).astype(jnp.float32)
-    return sign, high * 2.0**-32 + low * 2.0**-64
-
-
-def unit_gaussian(key: Array, dim: int) -> Array:
-    """N(0, I), float32 [dim], with tails to 9 standard deviations (2^-63 each side is lost)."""
-    sign, u = _signs_and_uniforms(key, dim)
-    return -sign * jax.scipy.special.ndtri(0.5 * u)
-
-
 def unit_laplace(key: Array, dim: int) -> Array:
     """Independent Laplace with scale 1 (density ½e^{−|x|}), float32 [dim], with tails to 44 scales."""
-    sign, u = _signs_and_uniforms(key, dim)
+    sign, u = signs_and_uniforms(key, dim)
     return -sign * jnp.log(u)
-
-
-def add(clipped: Array, unit: Array, scale: Array | float) -> Array:
-    """``clipped + scale·unit``, rounded to multiples of 2^-8 of the power of two at or below ``scale``: float32 [D].
-
-    Rounding the sum is post-processing, so it costs nothing. A cell of the grid holds about 2^16 values of the noise
-    (fewer in the far tail), which makes its probability that of the continuous law to about 1e-4 under every latent.
-    """
-    # Half an ulp may be lost in the float32 value of the scale; it must not end below what was asked for.
-    scale = jnp.asarray(scale, jnp.float32) * jnp.float32(1.0 + 2.0**-22)
-    step = jnp.ldexp(jnp.float32(1.0), jnp.frexp(scale)[1] - 9)
-    return jnp.round((clipped + scale * unit) / step) * step
 
 
 def unit_metric_l2(key: Array, dim: int) -> Array:

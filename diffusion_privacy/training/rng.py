@@ -1,7 +1,8 @@
 """Randomness as a function of (seed, stream, indices).
 
-No key is ever stored: a resumed run, another batch size or another number of devices draws the same numbers. Noise of
-a private release is the one exception and does not come from here (see `mechanisms.noise`).
+No key is ever stored: a resumed run, another batch size or another number of devices draws the same numbers. Keys of
+private releases and of private training are the exception: they come from the operating system (see `mechanisms.noise`
+and `training.secret`). The laws that both draw from stand here, since both rooms may import this one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import zlib
 
 import jax
+import jax.numpy as jnp
 
 from diffusion_privacy.types import Array
 
@@ -33,3 +35,37 @@ def stream(seed: int, name: str, *indices: int | Array) -> Array:
 def per_record(key: Array, indices: Array) -> Array:
     """One key for each index: ``fold_in(key, indices[i])``; shape ``[B]``."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+
+
+# --- noise of private releases and private training: pure functions, whose keys come from the operating system -------
+
+
+def signs_and_uniforms(key: Array, dim: int) -> tuple[Array, Array]:
+    """Random signs and uniforms in (0, 1], float32 [dim], the uniforms made of 63 bits and fine near 0.
+
+    `jax.random.uniform` has 23 bits, which cuts a Laplace tail at 16 scales and a normal one at 5.4 deviations: what
+    falls beyond would be impossible under one of two neighbours, and a probability of 1e-7 per coordinate is not small
+    beside δ.
+    """
+    words = jax.random.bits(key, (2, dim), jnp.uint32)
+    sign = jnp.where(words[1] & 1, -1.0, 1.0)
+    high, low = words[0].astype(jnp.float32), (words[1] | 1).astype(jnp.float32)
+    return sign, high * 2.0**-32 + low * 2.0**-64
+
+
+def unit_gaussian(key: Array, dim: int) -> Array:
+    """N(0, I), float32 [dim], with tails to 9 standard deviations (2^-63 each side is lost)."""
+    sign, u = signs_and_uniforms(key, dim)
+    return -sign * jax.scipy.special.ndtri(0.5 * u)
+
+
+def add(clipped: Array, unit: Array, scale: Array | float) -> Array:
+    """``clipped + scale·unit``, rounded to multiples of 2^-8 of the power of two at or below ``scale``: float32 [D].
+
+    Rounding the sum is post-processing, so it costs nothing. A cell of the grid holds about 2^16 values of the noise
+    (fewer in the far tail), which makes its probability that of the continuous law to about 1e-4 under every latent.
+    """
+    # Half an ulp may be lost in the float32 value of the scale; it must not end below what was asked for.
+    scale = jnp.asarray(scale, jnp.float32) * jnp.float32(1.0 + 2.0**-22)
+    step = jnp.ldexp(jnp.float32(1.0), jnp.frexp(scale)[1] - 9)
+    return jnp.round((clipped + scale * unit) / step) * step
