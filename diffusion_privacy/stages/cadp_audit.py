@@ -16,11 +16,12 @@ from diffusion_privacy.audits import membership
 from diffusion_privacy.audits.linkage import linkage
 from diffusion_privacy.audits.release import audit_release
 from diffusion_privacy.data.records import Records
+from diffusion_privacy.data.table_rows import Rows
 from diffusion_privacy.flows.objective import bits_per_dim
 from diffusion_privacy.mechanisms.discrete import DiscreteGaussian, DiscreteLaplace
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, Mechanism
 from diffusion_privacy.mechanisms.release import noised
-from diffusion_privacy.settings_cadp import Cadp
+from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
 from diffusion_privacy.stages.cadp_study import Parts, TrainedFlow
 from diffusion_privacy.stages.workdir import Workdir
@@ -41,7 +42,7 @@ def _attackable(mechanism: Mechanism) -> Mechanism:
     return mechanism
 
 
-def epsilon_bound(settings: Cadp, epsilon: float, dims: int, records: int) -> dict[str, Any]:
+def epsilon_bound(settings: PrivateStudy, epsilon: float, dims: int, records: int) -> dict[str, Any]:
     """Lower confidence bound on the latent step's ε, through the very mechanism that releases."""
     mechanism, attack = common.make_mechanism(settings, epsilon, dims, records), settings.attack
     gaussian = mechanism.norm == "l2"
@@ -66,7 +67,7 @@ def epsilon_bound(settings: Cadp, epsilon: float, dims: int, records: int) -> di
     }
 
 
-def release_faults(settings: Cadp, epsilon: float, dims: int, records: int) -> dict[str, Any]:
+def release_faults(settings: PrivateStudy, epsilon: float, dims: int, records: int) -> dict[str, Any]:
     """Faults between records and between runs of a whole release, with its own fresh noise."""
     mechanism = common.make_mechanism(settings, epsilon, dims, records)
     found = audit_release(
@@ -90,6 +91,11 @@ def _groups(labels: np.ndarray, candidates: np.ndarray, by_class: bool) -> list[
     if not by_class:
         return [(np.arange(len(labels)), np.arange(len(candidates)))]
     return [(np.flatnonzero(labels == c), np.flatnonzero(candidates == c)) for c in np.unique(labels)]
+
+
+def _by_class(settings: PrivateStudy, parts: Parts[Any]) -> bool:
+    """Whether the condition is published, so that an attacker looks among candidates that share it."""
+    return bool(parts.private.num_classes > 1) and settings.release.label_epsilon == 0
 
 
 def link(
@@ -119,10 +125,10 @@ def link(
     return entry
 
 
-def _linkage(settings: Cadp, workdir: Workdir, parts: Parts, flow: TrainedFlow) -> list[dict[str, Any]]:
+def _linkage(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any], flow: TrainedFlow) -> list[dict[str, Any]]:
     """One entry a set: the releases, sets noised less than one would dare (never published), and two yardsticks."""
     private, level, seed = parts.private, settings.attack.level, settings.seed
-    by_class = settings.release.label_epsilon == 0
+    by_class = _by_class(settings, parts)
     gallery, _ = flow.encode(private.image, private.label, rng.stream(seed, "gallery"))
 
     def entry(name: str, kind: str, epsilon: float | None, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -147,7 +153,7 @@ def _linkage(settings: Cadp, workdir: Workdir, parts: Parts, flow: TrainedFlow) 
 # --- the flow ---------------------------------------------------------------------------------------------------------
 
 
-def _flow(settings: Cadp, parts: Parts, flow: TrainedFlow) -> dict[str, Any]:
+def _flow(settings: PrivateStudy, parts: Parts[Any], flow: TrainedFlow) -> dict[str, Any]:
     """Fit on members and others, what an attacker makes of the difference, and how well the flow inverts itself."""
     members, others = (
         (parts.public, parts.test) if settings.flow.trained_on == "public" else (parts.private, parts.test)
@@ -163,7 +169,7 @@ def _flow(settings: Cadp, parts: Parts, flow: TrainedFlow) -> dict[str, Any]:
             "trained_on": float(np.mean(bits_per_dim(jnp.asarray(member_logp), dims))),
             "held_out": float(np.mean(bits_per_dim(jnp.asarray(other_logp), dims))),
         },
-        "grey_levels": members.levels,
+        "grey_levels": members.levels if isinstance(members, Records) else None,
         "membership": {"value": auc.value, "lower": auc.lower, "upper": auc.upper, "level": level},
         "members": len(members),
         "others": len(others),
@@ -171,20 +177,21 @@ def _flow(settings: Cadp, parts: Parts, flow: TrainedFlow) -> dict[str, Any]:
     }
 
 
-def inversion_error(flow: TrainedFlow, records: Records, key: jax.Array) -> float:
+def inversion_error(flow: TrainedFlow, records: Records | Rows, key: jax.Array) -> float:
     """max |f(f⁻¹(z'; c); c) − z'| over latents as the decoder gets them, z' ~ N(0, I), in float32."""
-    cond = jnp.asarray(flow.one_hot(records.label))
+    given = flow.condition(records.label)
+    cond = None if given is None else jnp.asarray(given)
     z = jax.random.normal(key, (len(records), flow.model.dims))
 
     @jax.jit
-    def there_and_back(params: Any, z: jax.Array, cond: jax.Array) -> jax.Array:
+    def there_and_back(params: Any, z: jax.Array, cond: jax.Array | None) -> jax.Array:
         y, _ = flow.model.bijection.inverse(params, z, cond)
         return flow.model.bijection.forward(params, y, cond)[0]
 
     return float(jnp.max(jnp.abs(there_and_back(flow.params, z, cond) - z)))
 
 
-def audit(settings: Cadp, workdir: Workdir) -> None:
+def audit(settings: PrivateStudy, workdir: Workdir) -> None:
     """Attacks everything that the study made; writes audit.json."""
     path = workdir.root / "audit.json"
     if path.exists():
@@ -202,5 +209,5 @@ def audit(settings: Cadp, workdir: Workdir) -> None:
             if settings.attack.release_repeats
             else None
         )
-    result = {"by_class": settings.release.label_epsilon == 0, "linkage": links, "flow": of_flow}
+    result = {"by_class": _by_class(settings, parts), "linkage": links, "flow": of_flow}
     workdir.write_json(path, {**result, "epsilon_bounds": bounds, "release_faults": faults})

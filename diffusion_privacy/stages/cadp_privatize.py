@@ -1,6 +1,6 @@
 """Stage `privatize`: the private records through the mechanism, once for each ε, paid for in the ledger.
 
-Every release draws its own noise from the operating system: two runs of this stage give different images.
+Every release draws its own noise from the operating system: two runs of this stage give different records.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_privacy.data.records import Records
+from diffusion_privacy.data.table_rows import Rows
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.accounting import record_spend
 from diffusion_privacy.mechanisms.export import publish
-from diffusion_privacy.mechanisms.ledger import Entry, Ledger, record_hashes, total
+from diffusion_privacy.mechanisms.ledger import Entry, Ledger, total
 from diffusion_privacy.mechanisms.release import FlowProvenance, Privatised, privatise
-from diffusion_privacy.settings_cadp import Cadp
+from diffusion_privacy.mechanisms.table import PrivatisedTable, privatise_table, publish_table
+from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
@@ -23,17 +25,17 @@ from diffusion_privacy.training import rng
 _LOG = logging.getLogger(__name__)
 
 
-def provenance(settings: Cadp, workdir: Workdir) -> FlowProvenance:
+def provenance(settings: PrivateStudy, workdir: Workdir) -> FlowProvenance:
     """What the release may say of the flow; `privatise` holds it against the records, one by one."""
     found = workdir.read_json(workdir.root / "train" / "trained_on.json")
     return FlowProvenance(settings.release.flow_training, frozenset(found["hashes"]))  # type: ignore[arg-type]
 
 
 def _check_budget(
-    settings: Cadp, ledger: Ledger, epsilons: Sequence[float], private: Records, hashes: tuple[str, ...]
+    settings: PrivateStudy, ledger: Ledger, epsilons: Sequence[float], private: Records | Rows, hashes: tuple[str, ...]
 ) -> None:
     """`InputError` when these releases together would exceed what the ledger allows."""
-    relation, condition = common.make_relation(settings), common.make_condition(settings, private.num_classes)
+    relation, condition = common.make_relation(settings), common.make_condition(settings, private)
     dims, entries = int(private.image[0].size), ledger.entries()
     for epsilon in epsilons:
         mechanism = common.make_mechanism(settings, epsilon, dims, len(private))
@@ -48,34 +50,34 @@ def _check_budget(
 
 
 def _release(
-    settings: Cadp,
+    settings: PrivateStudy,
     epsilon: float,
     flow: common.TrainedFlow,
     source: FlowProvenance,
-    private: Records,
-    public: Records,
-) -> Privatised:
-    dims = flow.model.dims
+    private: Records | Rows,
+    public: Records | Rows,
+) -> Privatised | PrivatisedTable:
+    dims, release = flow.model.dims, settings.release
+    mechanism = common.make_mechanism(settings, epsilon, dims, len(private))
+    relation, selection = common.make_relation(settings), common.make_selection(settings, dims)
     public_z, _ = flow.encode(public.image, public.label, rng.stream(settings.seed, "clip_share"))
+    if isinstance(private, Rows):
+        return privatise_table(
+            private.table, private.encoder, flow.release_encode, flow.release_decode,
+            mechanism=mechanism, relation=relation, delta=release.delta, flow=source,
+            response_epsilon=common.response_epsilon(settings), selection=selection, match=release.prior_matched,
+            public_latents=public_z,
+        )  # fmt: skip
     return privatise(
-        flow.release_encode,
-        flow.release_decode,
-        private.image,
-        private.label,
-        mechanism=common.make_mechanism(settings, epsilon, dims, len(private)),
-        condition=common.make_condition(settings, private.num_classes),
-        relation=common.make_relation(settings),
-        delta=settings.release.delta,
-        flow=source,
-        selection=common.make_selection(settings, dims),
-        match=settings.release.prior_matched,
-        person=private.identity,
-        public_latents=public_z,
-    )
+        flow.release_encode, flow.release_decode, private.image, private.label,
+        mechanism=mechanism, condition=common.make_condition(settings, private), relation=relation,
+        delta=release.delta, flow=source, selection=selection, match=release.prior_matched,
+        person=private.identity, public_latents=public_z,
+    )  # fmt: skip
 
 
-def privatize(settings: Cadp, workdir: Workdir) -> None:
-    """Writes ``releases/eps_E`` for each ε that is not there yet: PNG by class, data.npz, manifest.json.
+def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
+    """Writes ``releases/eps_E`` for each ε that is not there yet: images and data.npz, or data.csv; manifest.json.
 
     Raises:
       InputError: the flow learned from these records and is not declared ``mechanism-only``; the ledger is exhausted;
@@ -87,7 +89,7 @@ def privatize(settings: Cadp, workdir: Workdir) -> None:
     parts = common.load_parts(settings, workdir)
     private = parts.private
     # Everything that can be refused is refused before the flow is read, and before the first of several releases.
-    hashes = record_hashes(private.image)
+    hashes = common.hashes(private)
     source = provenance(settings, workdir)
     source.check(hashes)
     ledger = Ledger(
@@ -97,6 +99,10 @@ def privatize(settings: Cadp, workdir: Workdir) -> None:
     flow = common.load_flow(settings, workdir, private)
     with workdir.timed("privatize"):
         for epsilon in missing:
-            release = _release(settings, epsilon, flow, source, private, parts.public)
-            folder = publish(release, common.release_path(workdir, epsilon), ledger=ledger)
-            _LOG.info("privatize: %s, %s", folder, release.manifest.guarantee)
+            made = _release(settings, epsilon, flow, source, private, parts.public)
+            path = common.release_path(workdir, epsilon)
+            if isinstance(made, PrivatisedTable):
+                promise, folder = made.release.manifest, publish_table(made, path, ledger=ledger)
+            else:
+                promise, folder = made.manifest, publish(made, path, ledger=ledger)
+            _LOG.info("privatize: %s, %s", folder, promise.guarantee)

@@ -5,130 +5,139 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy.data import sources
+from diffusion_privacy.data.pipeline import Batches
 from diffusion_privacy.data.records import Records, split_records
+from diffusion_privacy.data.table_rows import RowBatches, Rows
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.flows import objective
-from diffusion_privacy.flows.cinn import FlowConfig
-from diffusion_privacy.flows.objective import FlowModel, flow_model
-from diffusion_privacy.mechanisms import clipping, decoding, noise, study
+from diffusion_privacy.flows.objective import FlowModel
+from diffusion_privacy.mechanisms import clipping, decoding, study
 from diffusion_privacy.mechanisms.condition import ConditionMechanism, PublicCondition, RandomizedResponse
 from diffusion_privacy.mechanisms.decoding import CoarseSelection
 from diffusion_privacy.mechanisms.discrete import DiscreteGaussian, DiscreteLaplace
+from diffusion_privacy.mechanisms.ledger import record_hashes
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, Mechanism
 from diffusion_privacy.mechanisms.relation import Neighbours, Relation, parse_relation
-from diffusion_privacy.settings_cadp import Cadp
+from diffusion_privacy.mechanisms.table import column_condition, row_hashes
+from diffusion_privacy.settings_cadp import Cadp, CadpTable, PrivateStudy
+from diffusion_privacy.stages import cadp_flow, cadp_table_study
+from diffusion_privacy.stages.cadp_flow import TableFlow, TrainedFlow
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.tasks import FlowTask
 from diffusion_privacy.training.checkpoint import restore_ema
-from diffusion_privacy.types import Array, PyTree
+from diffusion_privacy.types import Array
+
+R = TypeVar("R", Records, Rows)
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """The records by share; no person is in two."""
+class Parts(Generic[R]):
+    """The records by share, images or rows; no person is in two."""
 
-    public: Records
-    private: Records
-    test: Records
+    public: R
+    private: R
+    test: R
 
 
-def load_parts(study_settings: Cadp, workdir: Workdir) -> Parts:
+@overload
+def load_parts(settings: Cadp, workdir: Workdir) -> Parts[Records]: ...
+@overload
+def load_parts(settings: CadpTable, workdir: Workdir) -> Parts[Rows]: ...
+@overload
+def load_parts(settings: PrivateStudy, workdir: Workdir) -> Parts[Any]: ...
+def load_parts(settings: PrivateStudy, workdir: Workdir) -> Parts[Any]:
     """Loads the source and divides it; writes split.json once."""
-    source = sources.load(study_settings.data.source, **study_settings.data.params)
-    wanted = study_settings.split
-    parts = Parts(*split_records(source, (wanted.public, wanted.private, wanted.test), study_settings.seed))
+    parts: Parts[Any]
+    if isinstance(settings, CadpTable):
+        parts = Parts(*cadp_table_study.load_parts(settings))
+    else:
+        source = sources.load(settings.data.source, **settings.data.params)
+        wanted = settings.split
+        parts = Parts(*split_records(source, (wanted.public, wanted.private, wanted.test), settings.seed))
     path = workdir.path("split.json")
     if not path.exists():
         workdir.write_json(path, {f.name: getattr(parts, f.name).index.tolist() for f in dataclasses.fields(parts)})
     return parts
 
 
-def make_model(settings: Cadp, records: Records) -> FlowModel:
+def hashes(records: Records | Rows) -> tuple[str, ...]:
+    """One hash a record, for the ledger and for the flow's provenance."""
+    return row_hashes(records.table) if isinstance(records, Rows) else record_hashes(records.image)
+
+
+def batches(records: Records | Rows, batch_size: int, seed: int) -> Batches:
+    """What a flow is trained on: batches with the fields of its condition."""
+    if isinstance(records, Rows):
+        return RowBatches(records, batch_size, seed, sizes=records.encoder.sizes)
+    return Batches(records, batch_size, seed)
+
+
+def make_model(settings: PrivateStudy, records: Records | Rows) -> FlowModel:
     """The flow of the config for records of this shape; InputError on an unknown field."""
-    known = {f.name for f in dataclasses.fields(FlowConfig)} - {"shape", "cond_dim"}
-    for name in settings.flow.params:
-        if name not in known:
-            raise InputError(f"config.flow.params.{name}: unknown field; expected one of {', '.join(sorted(known))}")
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.flow.params.items()}
-    shape = tuple(int(v) for v in records.image.shape[1:])
-    config = FlowConfig(shape=shape, cond_dim=records.num_classes, **given)
-    return flow_model(config, "label", settings.flow.preprocess, records.levels)
+    if isinstance(settings, CadpTable) and isinstance(records, Rows):
+        return cadp_flow.row_model(settings.flow, records, settings.columns.noise)
+    if isinstance(records, Rows):
+        raise TypeError("rows belong to the study of a table")
+    return cadp_flow.image_model(settings.flow, records)
 
 
-def flow_task(settings: Cadp, records: Records) -> FlowTask:
+def flow_task(settings: PrivateStudy, records: Records | Rows) -> FlowTask:
     """What the loop learns."""
     return FlowTask(make_model(settings, records), settings.flow.reconstruction, settings.flow.perturbation)
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainedFlow:
-    """The averaged flow and the ways through it; conditions are class numbers."""
-
-    model: FlowModel
-    params: PyTree
-
-    def one_hot(self, labels: np.ndarray) -> np.ndarray:
-        """``int [N] -> float32 [N, K]``; InputError names the record with a class outside the declared ones."""
-        return objective.one_hot(labels, self.model.cond_dim, "labels")
-
-    def encode(self, images: np.ndarray, labels: np.ndarray, key: Array) -> tuple[np.ndarray, np.ndarray]:
-        """``(z[N, D], log p in nats [N])``; the dequantisation noise comes from ``key``."""
-        return objective.encode(self.model, self.params, images, self.one_hot(labels), key)
-
-    def decode(self, z: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """``z[N, D] -> images[N, H, W, C]`` in [-1, 1]."""
-        return objective.decode(self.model, self.params, z, self.one_hot(labels))
-
-    def sample(self, labels: np.ndarray, key: Array) -> np.ndarray:
-        """Class-conditional draws: what a release is held against, since they hold nothing of a private record."""
-        return objective.sample(self.model, self.params, key, self.one_hot(labels), len(labels))
-
-    def release_encode(self, x: Array, classes: Array) -> Array:
-        """The encoder of a release: dequantised with fresh entropy, never with a key of the run."""
-        return jnp.asarray(self.encode(np.asarray(x), np.asarray(classes), noise.fresh_key())[0])
-
-    def release_decode(self, z: Array, classes: Array) -> Array:
-        """The decoder of a release."""
-        return jnp.asarray(self.decode(np.asarray(z), np.asarray(classes)))
-
-
-def load_flow(settings: Cadp, workdir: Workdir, records: Records) -> TrainedFlow:
+@overload
+def load_flow(settings: PrivateStudy, workdir: Workdir, records: Records) -> TrainedFlow: ...
+@overload
+def load_flow(settings: PrivateStudy, workdir: Workdir, records: Rows) -> TableFlow: ...
+def load_flow(settings: PrivateStudy, workdir: Workdir, records: Records | Rows) -> TrainedFlow:
     """The trained flow; InputError when it was not trained yet."""
-    params, _ = restore_ema(workdir.root / "train" / "flow")
-    return TrainedFlow(make_model(settings, records), jax.tree.map(jnp.asarray, params))
+    model = make_model(settings, records)
+    params = jax.tree.map(jnp.asarray, restore_ema(workdir.root / "train" / "flow")[0])
+    if isinstance(records, Rows):
+        return TableFlow(model, params, records.encoder)
+    return TrainedFlow(model, params)
 
 
 # --- the mechanism ----------------------------------------------------------------------------------------------------
 
 
-def make_relation(settings: Cadp) -> Relation:
+def make_relation(settings: PrivateStudy) -> Relation:
     """The neighbouring relation; InputError when it does not go with how the class is released."""
     relation = parse_relation(settings.release.relation, settings.release.records_per_person)
-    randomised = settings.release.label_epsilon > 0
+    # A table without columns apart has no condition: any row may take the place of any other.
+    whole = isinstance(settings, CadpTable) and not settings.columns.apart
+    randomised = settings.release.label_epsilon > 0 or whole
     if randomised != (relation.neighbours is Neighbours.ANY_CONDITION):
         raise InputError(
             f"config.release.relation: {relation.neighbours.value!r} with label_epsilon = "
             f"{settings.release.label_epsilon:g}; expected {Neighbours.ANY_CONDITION.value!r} exactly where the class "
-            "is randomised"
+            "is randomised, or a table has no columns apart"
         )
     return relation
 
 
-def make_condition(settings: Cadp, classes: int) -> ConditionMechanism:
-    """How the class is released."""
+def make_condition(settings: PrivateStudy, records: Records | Rows) -> ConditionMechanism:
+    """How the class, or the columns apart, are released."""
+    if isinstance(records, Rows):
+        return column_condition(records.encoder.sizes, response_epsilon(settings), make_relation(settings))
     if settings.release.label_epsilon > 0:
-        return RandomizedResponse(settings.release.label_epsilon, classes)
-    return PublicCondition(classes)
+        return RandomizedResponse(settings.release.label_epsilon, records.num_classes)
+    return PublicCondition(records.num_classes)
 
 
-def make_selection(settings: Cadp, dims: int) -> CoarseSelection | None:
+def response_epsilon(settings: PrivateStudy) -> float | None:
+    """ε of randomised response; None where the condition is published as it is."""
+    return settings.release.label_epsilon or None
+
+
+def make_selection(settings: PrivateStudy, dims: int) -> CoarseSelection | None:
     """The coarse latents that carry the record; None for all."""
     coarse = settings.release.coarse
     if coarse > dims:
@@ -136,13 +145,13 @@ def make_selection(settings: Cadp, dims: int) -> CoarseSelection | None:
     return CoarseSelection(tuple(range(coarse)), dims) if 0 < coarse < dims else None
 
 
-def clip_norm(settings: Cadp, dims: int) -> float:
+def clip_norm(settings: PrivateStudy, dims: int) -> float:
     """The clip radius: a quantile of the prior's norm, the same for every data set."""
     norm: clipping.Norm = "l1" if settings.release.mechanism.endswith("laplace") else "l2"
     return clipping.clip_radius(settings.release.coarse or dims, norm, settings.release.coverage)
 
 
-def make_mechanism(settings: Cadp, epsilon: float, dims: int, records: int) -> Mechanism:
+def make_mechanism(settings: PrivateStudy, epsilon: float, dims: int, records: int) -> Mechanism:
     """The latent mechanism calibrated to ``epsilon``: the one that releases, and the one that the audit attacks."""
     release, relation, radius = settings.release, make_relation(settings), clip_norm(settings, dims)
     if release.mechanism == "gaussian":
@@ -155,9 +164,9 @@ def make_mechanism(settings: Cadp, epsilon: float, dims: int, records: int) -> M
 
 
 def study_images(
-    settings: Cadp, flow: TrainedFlow, records: Records, epsilons: tuple[float, ...], key: Array
+    settings: PrivateStudy, flow: TrainedFlow, records: Records | Rows, epsilons: tuple[float, ...], key: Array
 ) -> np.ndarray:
-    """Privatised images ``[E, N, H, W, C]`` at many ε from one unit noise a record: never to leave the workdir.
+    """Privatised records ``[E, N, ...]`` at many ε from one unit noise a record: never to leave the workdir.
 
     A discrete mechanism is stood in for by the continuous one with its noise scale.
     """
@@ -210,16 +219,16 @@ def release_path(workdir: Workdir, epsilon: float) -> Path:
 
 
 @dataclasses.dataclass(frozen=True)
-class Released:
+class Released(Generic[R]):
     """A released data set as anybody would read it."""
 
     epsilon: float
-    records: Records
+    records: R
     manifest: dict[str, Any]
 
 
-def load_release(workdir: Workdir, epsilon: float, like: Records) -> Released:
-    """Reads ``data.npz`` and the manifest of a release.
+def load_release(workdir: Workdir, epsilon: float, like: R) -> Released[R]:
+    """Reads ``data.npz`` or ``data.csv``, and the manifest of a release.
 
     Args:
       like: the private records, whose order and source numbers a release shares.
@@ -227,9 +236,14 @@ def load_release(workdir: Workdir, epsilon: float, like: Records) -> Released:
     folder = release_path(workdir, epsilon)
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a released data set, found none; run --mode=privatize first")
+    manifest = workdir.read_json(folder / "manifest.json")
+    records: Any
+    if isinstance(like, Rows):
+        records = cadp_table_study.read_release(folder, like)
+        return Released(epsilon, records, manifest)
     arrays = workdir.read_arrays(folder / "data.npz")
     if set(arrays) != {"image", "label"} or len(arrays["image"]) != len(like):
         raise InputError(f"{folder / 'data.npz'}: expected image and label of {len(like)} records")
     images = (arrays["image"].astype(np.float32) / 127.5 - 1).clip(-1, 1)
     records = dataclasses.replace(like.with_images(images), label=arrays["label"].astype(np.int32))
-    return Released(epsilon, records, workdir.read_json(folder / "manifest.json"))
+    return Released(epsilon, records, manifest)

@@ -1,0 +1,118 @@
+"""The trained flow of a CADP study and the ways through it, for images and for rows of a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_privacy.data.records import Records
+from diffusion_privacy.data.table_encoding import Encoder, digits, one_hots
+from diffusion_privacy.data.table_rows import Rows
+from diffusion_privacy.data.tables import Table
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.flows import objective
+from diffusion_privacy.flows.cinn import FlowConfig, build
+from diffusion_privacy.flows.objective import FlowModel, flow_model
+from diffusion_privacy.flows.preprocess import Preprocess
+from diffusion_privacy.mechanisms import noise
+from diffusion_privacy.settings_cadp import Flow
+from diffusion_privacy.types import Array, PyTree
+
+
+def flow_config(settings: Flow, shape: tuple[int, ...], cond_dim: int) -> FlowConfig:
+    """The network of a config for records of this shape; InputError on an unknown field."""
+    known = {f.name for f in dataclasses.fields(FlowConfig)} - {"shape", "cond_dim"}
+    for name in settings.params:
+        if name not in known:
+            raise InputError(f"config.flow.params.{name}: unknown field; expected one of {', '.join(sorted(known))}")
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.params.items()}
+    return FlowConfig(shape=shape, cond_dim=cond_dim, **given)
+
+
+def image_model(settings: Flow, records: Records) -> FlowModel:
+    """The flow of images like these, given their class."""
+    config = flow_config(settings, tuple(int(v) for v in records.image.shape[1:]), records.num_classes)
+    return flow_model(config, "label", settings.preprocess, records.levels)
+
+
+def row_model(settings: Flow, rows: Rows, spread: float) -> FlowModel:
+    """The flow of rows like these, given their columns apart; ``spread`` is the deviation of the noise on numbers."""
+    encoder = rows.encoder
+    config = flow_config(settings, (encoder.dim,), sum(encoder.sizes))
+    width = tuple(float(w) for w in encoder.noise_width)
+    blurred = Preprocess((encoder.dim,), "none", width=width, spread=spread)
+    return FlowModel(build(config), blurred, config.cond_dim, "attributes" if config.cond_dim else "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedFlow:
+    """The averaged flow and the ways through it; conditions are class numbers."""
+
+    model: FlowModel
+    params: PyTree
+
+    def condition(self, labels: np.ndarray) -> np.ndarray | None:
+        """``int [N] -> float32 [N, K]``; InputError names the record with a class outside the declared ones."""
+        return objective.one_hot(labels, self.model.cond_dim, "labels")
+
+    def encode(self, images: np.ndarray, labels: np.ndarray, key: Array) -> tuple[np.ndarray, np.ndarray]:
+        """``(z[N, D], log p in nats [N])``; the dequantisation noise comes from ``key``."""
+        return objective.encode(self.model, self.params, images, self.condition(labels), key)
+
+    def decode(self, z: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """``z[N, D] -> records [N, ...]`` as a release writes them: images in [-1, 1], vectors of rows of the table."""
+        return objective.decode(self.model, self.params, z, self.condition(labels))
+
+    def sample(self, labels: np.ndarray, key: Array) -> np.ndarray:
+        """Draws for these conditions: what a release is held against, since they hold nothing of a private record."""
+        return objective.sample(self.model, self.params, key, self.condition(labels), len(labels))
+
+    def release_encode(self, x: Array, classes: Array) -> Array:
+        """The encoder of a release: dequantised with fresh entropy, never with a key of the run."""
+        return jnp.asarray(self.encode(np.asarray(x), np.asarray(classes), noise.fresh_key())[0])
+
+    def release_decode(self, z: Array, classes: Array) -> Array:
+        """The decoder of a release."""
+        return jnp.asarray(self.decode(np.asarray(z), np.asarray(classes)))
+
+
+@dataclasses.dataclass(frozen=True)
+class TableFlow(TrainedFlow):
+    """A flow of vectors that stand for rows; conditions are combinations of the columns apart.
+
+    What it decodes is rounded to rows of the table, as a CSV file holds them, and given as their vectors.
+    """
+
+    encoder: Encoder
+
+    def condition(self, labels: np.ndarray) -> np.ndarray | None:
+        """``int [N] -> float32 [N, K]``; None without columns apart."""
+        return one_hots(labels, self.encoder.sizes) if self.model.cond_dim else None
+
+    def table(self, vectors: np.ndarray, labels: np.ndarray, name: str) -> Table:
+        """The rows that ``vectors[N, D]`` and ``labels[N]`` stand for."""
+        return self.encoder.decode(vectors, digits(labels, self.encoder.sizes), name)
+
+    def decode(self, z: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return self._rounded(super().decode(z, labels), labels)
+
+    def sample(self, labels: np.ndarray, key: Array) -> np.ndarray:
+        return self._rounded(super().sample(labels, key), labels)
+
+    def _rounded(self, vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return self.encoder.encode(self.table(vectors, labels, "decoded"))
+
+    def release_encode(self, x: Array, classes: Array) -> Array:
+        """``x[B, D]`` that `mechanisms.table` dequantised, with ``classes[B, K]``; the rest of the noise is fresh."""
+        blurred = dataclasses.replace(self.model.preprocess, width=())
+        model = dataclasses.replace(self.model, preprocess=blurred)
+        cond = np.asarray(classes) if self.model.cond_dim else None
+        return jnp.asarray(objective.encode(model, self.params, np.asarray(x), cond, noise.fresh_key())[0])
+
+    def release_decode(self, z: Array, classes: Array) -> Array:
+        """Vectors that `mechanisms.table` rounds to rows; ``classes[B, K]``."""
+        cond = np.asarray(classes) if self.model.cond_dim else None
+        return jnp.asarray(objective.decode(self.model, self.params, np.asarray(z), cond))
