@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from diffusion_privacy.audits.table_utility import cells, compare, train_and_test
+from diffusion_privacy.audits.table_utility import cells, compare, distance, train_and_test
 from diffusion_privacy.data.table_encoding import public_split
 from diffusion_privacy.data.table_sources import load_table
 from diffusion_privacy.data.tables import Column, Schema, Table
@@ -50,25 +50,47 @@ def test_a_table_is_at_no_distance_from_itself_and_shuffling_hits_pairs_only(can
 
 def test_models_learn_from_real_rows_and_not_from_shuffled_ones(cancer):
     train, test = cancer
-    real = train_and_test(train, test, "diagnosis")
-    assert real.accuracy.lower > 0.9 > real.majority
-    assert train_and_test(shuffled(train), test, "diagnosis").accuracy.value < 0.8
-    assert train_and_test(train, test, "mean area").r2 > 0.95
+    real = train_and_test([train], test, "diagnosis")
+    assert real.measure == "accuracy"
+    assert real.score.lower > 0.9 > real.baseline
+    assert train_and_test([shuffled(train)], test, "diagnosis").score.value < 0.8
+    number = train_and_test([train], test, "mean area")
+    assert number.measure == "r2"
+    assert 0.9 < number.score.lower < number.score.value < number.score.upper < 1
     # Thirty features that all measure size: a chance coefficient may point along them, so the mean of some draws.
-    assert np.mean([train_and_test(shuffled(train, seed), test, "mean area").r2 for seed in range(8)]) < 0.3
+    mixed = train_and_test([shuffled(train, seed) for seed in range(8)], test, "mean area")
+    assert mixed.score.value == pytest.approx(np.mean(mixed.draws))
+    assert mixed.score.value < 0.3
 
 
 def test_a_collapsed_release_names_one_category(cancer):
     train, test = cancer
     one = train.take(np.flatnonzero(train.data["diagnosis"] == 1))
-    assert train_and_test(one, test, "diagnosis").accuracy.value == np.mean(test.data["diagnosis"] == 1)
+    assert train_and_test([one], test, "diagnosis").score.value == np.mean(test.data["diagnosis"] == 1)
+
+
+def test_distances_are_zero_to_itself_and_cover_those_of_another_sample(cancer):
+    """The jackknife against the spread over disjoint halves: both estimate one deviation, within a factor of 3."""
+    kept = cancer[0].schema.columns[:5]
+    table, other = (Table(Schema(kept), {c.name: t.data[c.name] for c in kept}, t.name) for t in cancer)
+    assert distance(table, [table]).two_way.upper == 0
+    found = distance(table, [other])
+    assert 0 < found.one_way.lower < found.one_way.value < found.one_way.upper
+    assert distance(table, [shuffled(table)]).correlation.lower > found.correlation.upper
+    spread = []
+    for seed in range(12):
+        order = np.random.default_rng(seed).permutation(len(table))
+        half = table.take(order[: len(order) // 2])
+        spread.append(distance(half, [other]).one_way.value)
+    half_width = (found.one_way.upper - found.one_way.lower) / 2 / 1.96
+    assert 1 / 3 < half_width / np.std(spread, ddof=1) < 3
 
 
 def test_bad_requests_are_refused(cancer):
     train, test = cancer
     with pytest.raises(InputError, match="'outcome' does not exist"):
-        train_and_test(train, test, "outcome")
+        train_and_test([train], test, "outcome")
     with pytest.raises(InputError, match="another schema"):
         compare(train, load_table("diabetes"))
     with pytest.raises(InputError, match="is constant"):
-        train_and_test(train, test.take([0]), "mean area")
+        train_and_test([train], test.take([0]), "mean area")
