@@ -103,8 +103,22 @@ class Batches:
         pieces = []
         for epoch in range(first // n, (end - 1) // n + 1):
             pieces.append(self._order(epoch)[max(first - epoch * n, 0) : end - epoch * n])
-        chosen = np.concatenate(pieces)
-        return _gather(self.records, chosen, rows)
+        return self.gather(np.concatenate(pieces), rows)
+
+    @property
+    def num_records(self) -> int:
+        """n."""
+        return len(self.records)
+
+    def gather(self, chosen: np.ndarray, positions: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The fields of single records, those of `batch`.
+
+        Args:
+          chosen: numbers of records, int [R] in 0 … n − 1.
+          positions: what ``position`` says, int [R]; by default each record's own number, so that what a task draws for
+            a record does not depend on which others come with it.
+        """
+        return _gather(self.records, chosen, chosen if positions is None else positions)
 
     def _order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:

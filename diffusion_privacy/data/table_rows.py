@@ -88,9 +88,9 @@ class RowBatches(Batches):
 
     sizes: tuple[int, ...] = ()
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """As `Batches.batch`, with ``attributes``."""
-        found = super().batch(step)
+    def gather(self, chosen: np.ndarray, positions: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """As `Batches.gather`, with ``attributes``."""
+        found = super().gather(chosen, positions)
         return {**found, "attributes": one_hots(found["label"], self.sizes)}
 
 

@@ -163,6 +163,24 @@ def restore_ema(
         return _read(manager, step, place, "ema", template, meta), step
 
 
+def read_progress(workdir: Path) -> dict[str, Any]:
+    """The JSON that was saved with the latest checkpoint (see `Checkpoints.save`).
+
+    Args:
+      workdir: the folder that was given to training.
+
+    Raises:
+      InputError: there is no checkpoint, or it is damaged.
+    """
+    folder = Path(workdir).absolute() / FOLDER
+    manager = _manager(folder, read_only=True) if folder.is_dir() else None
+    step = None if manager is None else manager.latest_step()
+    if manager is None or step is None:
+        raise InputError(f"{folder}: expected a checkpoint, found none; train first")
+    with manager:
+        return dict(_read_meta(manager, step, folder / str(step))["progress"])
+
+
 def identity_hash(identity: Mapping[str, object]) -> str:
     """Hexadecimal SHA-256 of the canonical JSON of these fields."""
     return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,8 @@ task owns only its mathematics.
 
 The step: each device computes Σᵢ lossᵢ maskᵢ / N over its rows, N being the real examples of the whole batch;
 gradients are summed over devices, clipped by their global norm, and every device makes the same update. How many
-devices there are changes the result by rounding only.
+devices there are changes the result by rounding only. With ``config.privacy`` on the step is another one, that of
+`private_step`; everything else is the same.
 """
 
 from __future__ import annotations
@@ -15,51 +16,31 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from diffusion_privacy.errors import DivergenceError, InputError
-from diffusion_privacy.training import rng, sharding
+from diffusion_privacy.training import private_step, rng, sharding
+from diffusion_privacy.training import secret as secrets
 from diffusion_privacy.training import state as states
 from diffusion_privacy.training.checkpoint import Checkpoints
 from diffusion_privacy.training.metrics import MetricsWriter, Progress
-from diffusion_privacy.training.sharding import REPLICATED, SHARDED
+from diffusion_privacy.training.private_step import PrivateSteps
 from diffusion_privacy.training.state import TrainConfig, TrainState
+from diffusion_privacy.training.steps import BatchSource, Engine, PlainSteps, metric_names
 from diffusion_privacy.types import Array, PyTree, Task
 
-__all__ = ["BatchSource", "Preempted", "TrainConfig", "TrainState", "make_step", "train"]
+__all__ = ["BatchSource", "Preempted", "TrainConfig", "TrainState", "train"]
 
 _LOG = logging.getLogger(__name__)
 
 Batch = Mapping[str, np.ndarray]
 OnLog = Callable[[int, dict[str, float]], None]
 EvalFn = Callable[[TrainState], Mapping[str, float]]
-
-
-class BatchSource(Protocol):
-    """Where batches come from: a function of the step alone, the same on every process (`data.pipeline.Batches`)."""
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of every batch, over all devices."""
-        ...
-
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Arrays with ``batch_size`` rows for step 0, 1, …; an optional ``mask`` float32[B] is 0 for padding."""
-        ...
-
-    def state(self, step: int) -> dict[str, Any]:
-        """JSON for a checkpoint: where the stream stands before ``step``, and what it is a stream of."""
-        ...
-
-    def check(self, state: Mapping[str, Any]) -> int:
-        """The step of a saved `state`; raises InputError where it is of another stream."""
-        ...
 
 
 class Preempted(RuntimeError):
@@ -75,63 +56,6 @@ class Preempted(RuntimeError):
         super().__init__(f"training {name!r} stopped by {cause} after step {step} and saved; start it again to go on")
         self.step = step
         self.signal_number = signal_number
-
-
-def make_step(task: Task, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
-    """The compiled update.
-
-    Returns:
-      ``step(state, totals, key_data, batch, mask, stop) -> (state, totals, signals)``. ``totals`` are running sums of
-      the metrics; ``key_data`` is the run's step stream before the step is folded in; ``stop`` int32[B] is non-zero on
-      the rows of a process that wants to stop; ``signals`` int32[2] says whether any does and whether this step's loss
-      or gradient was not finite. ``state`` and ``totals`` are donated.
-    """
-    optimizer = states.make_optimizer(config)
-
-    def step(
-        state: TrainState, totals: dict[str, Array], key_data: Array, batch: PyTree, mask: Array, stop: Array
-    ) -> tuple[TrainState, dict[str, Array], Array]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
-        count = jax.lax.psum(jnp.sum(mask), sharding.DATA)
-        share = _sum_gradients(task, state.params, batch, mask, key, count, config.micro_batches)
-        (loss, metrics), grads = jax.lax.psum(share, sharding.DATA)
-        grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = states.update_ema(state.ema_params, params, states.ema_decay(config, state.step))
-        bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
-        signals = jnp.stack([jax.lax.psum(jnp.sum(stop), sharding.DATA), bad.astype(jnp.int32)])
-        row = {"loss": loss, "grad_norm": grad_norm, **metrics}
-        totals = {name: totals[name] + row[name] for name in totals}
-        return TrainState(state.step + 1, params, ema, opt_state), totals, signals
-
-    specs = (REPLICATED, REPLICATED, REPLICATED, SHARDED, SHARDED, SHARDED)
-    return sharding.data_parallel(step, mesh, in_specs=specs, out_specs=REPLICATED, donate=(0, 1))
-
-
-def _sum_gradients(
-    task: Task, params: PyTree, batch: PyTree, mask: Array, key: Array, count: Array, pieces: int
-) -> tuple[tuple[Array, dict[str, Array]], PyTree]:
-    """This device's share of ``((loss, metrics), gradient)``; shares of all devices add up to the means."""
-
-    def mean(values: Array, mask: Array) -> Array:
-        # `where` and not only a product: 0 times a non-finite loss of padding would not be 0.
-        return jnp.sum(jnp.where(mask > 0, values.astype(jnp.float32) * mask, 0.0)) / count
-
-    def share(params: PyTree, batch: PyTree, mask: Array) -> tuple[Array, dict[str, Array]]:
-        losses, metrics = task.loss(params, batch, key)
-        return mean(losses, mask), {name: mean(value, mask) for name, value in metrics.items()}
-
-    gradient = jax.value_and_grad(share, has_aux=True)
-    if pieces == 1:
-        return gradient(params, batch, mask)
-    split = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), (batch, mask))
-    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], split)))
-
-    def add(total: PyTree, piece: PyTree) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, *piece)), None
-
-    return jax.lax.scan(add, zero, split)[0]
 
 
 def train(
@@ -180,8 +104,11 @@ def train(
     with Checkpoints(workdir, fields, keep=config.keep) as checkpoints:
         run = _Run(task, batches, config, seed, name, mesh, checkpoints)
         if run.step < config.steps:
+            engine = run.engine(Path(workdir), fields)
             with _Stop() as stop, _Log(run, Path(workdir), on_log) as log:
-                run.go(stop, log, eval_fn)
+                run.go(engine, stop, log, eval_fn)
+        if config.privacy.on:
+            secrets.erase(Path(workdir))
         return run.state
 
 
@@ -201,19 +128,24 @@ class _Run:
         self.task, self.batches, self.config, self.name, self.mesh = task, batches, config, name, mesh
         self.checkpoints = checkpoints
         self.key_data = np.asarray(jax.random.key_data(rng.stream(seed, f"{name}.step")))
+        self.spent: Mapping[str, Any] | None = None
         optimizer = states.make_optimizer(config)
         first = {key: np.asarray(value) for key, value in batches.batch(0).items() if key != "mask"}
         for field, value in first.items():
             if value.shape[:1] != (config.batch_size,):
                 # Every process gives the whole batch; its devices take their rows.
                 raise InputError(f"batch field {field!r} has shape {value.shape}, expected {config.batch_size} rows")
+        if config.privacy.on:
+            # Initialisation may look at shapes, not at a private record.
+            first = {key: np.zeros_like(value) for key, value in first.items()}
         key = rng.stream(seed, f"{name}.init")
 
         def create(key: Array, batch: PyTree) -> TrainState:
             return states.create(task, optimizer, key, batch)
 
         template = jax.eval_shape(create, key, first)
-        sums = dict.fromkeys(_metric_names(task, template.params, first, key, config.batch_size), 0.0)
+        names = metric_names(task, template.params, first, key, config.batch_size)
+        sums = dict.fromkeys([*names, *private_step.EXTRA] if config.privacy.on else names, 0.0)
         restored = checkpoints.restore(template)
         if restored is None:
             self.step, self.window = 0, 0
@@ -224,6 +156,7 @@ class _Run:
             if self.step != int(state.step):
                 raise InputError(f"{checkpoints.folder}: data at step {self.step}, parameters at step {state.step}")
             sums = _same_names(restored.progress["window_sums"], sums, checkpoints.folder)
+            self.spent = restored.progress["privacy"] if config.privacy.on else None
             _LOG.info("%s: going on after step %d", name, self.step)
         self.state: TrainState = sharding.put_replicated(state, mesh)
         self.totals = self._device_totals(sums)
@@ -231,15 +164,28 @@ class _Run:
     def _device_totals(self, sums: Mapping[str, float]) -> dict[str, Array]:
         return sharding.put_replicated({name: np.float32(value) for name, value in sums.items()}, self.mesh)
 
-    def go(self, stop: _Stop, log: _Log, eval_fn: EvalFn | None) -> None:
+    def engine(self, workdir: Path, fields: Mapping[str, object]) -> Engine:
+        """What makes the steps; a private run gets its secret here."""
+        if not self.config.privacy.on:
+            return PlainSteps(self.task, self.batches, self.config, self.mesh, self.key_data)
+        source = private_step.require_source(self.batches)
+        plan = private_step.make_plan(self.config, source, self.spent)
+        # Other settings or other records must never meet the same noise.
+        context = {"fields": dict(fields), "data": self.batches.state(0)}
+        fingerprint = None if self.spent is None else self.spent["secret_fingerprint"]
+        secret = secrets.obtain(workdir, context, fingerprint)
+        _LOG.info("%s: private, noise multiplier %.4g, %s", self.name, plan.noise_multiplier, plan.describe())
+        return PrivateSteps(
+            self.task, source, self.config, self.mesh, self.key_data, plan, secret, self.state.params, list(self.totals)
+        )
+
+    def go(self, engine: Engine, stop: _Stop, log: _Log, eval_fn: EvalFn | None) -> None:
         """Makes the remaining steps."""
-        config, update = self.config, make_step(self.task, self.config, self.mesh)
-        key_data = sharding.put_replicated(self.key_data, self.mesh)
+        config = self.config
         pending: collections.deque[tuple[int, Array]] = collections.deque()
         stopping, first = False, self.step
         while self.step < config.steps:
-            rows = self._rows(self.batches.batch(self.step), stop.received)
-            self.state, self.totals, signals = update(self.state, self.totals, key_data, *rows)
+            self.state, self.totals, signals = engine.advance(self.state, self.totals, self.step, stop.received)
             pending.append((self.step, signals))
             self.step, self.window = self.step + 1, self.window + 1
             due_log = self.step % config.log_every == 0 or self.step == config.steps
@@ -251,22 +197,17 @@ class _Run:
                 log.progress.started(self.step)
             log.progress.tick(self.step)
             if due_log:
-                log.row(self.step, self._averages())
+                log.row(self.step, {**self._averages(), **engine.describe(self.step)})
             if due_eval and eval_fn is not None:
                 log.evaluation(self.step, eval_fn(self.state))
             if stopping and self.step < config.steps:
                 self._read(pending, 0)
-                self._save()
+                self._save(engine)
                 self.checkpoints.wait()
                 raise Preempted(self.name, self.step, stop.received)
             if due_save:
-                self._save()
+                self._save(engine)
         self.checkpoints.wait()
-
-    def _rows(self, batch: Batch, stop: int) -> tuple[PyTree, ...]:
-        padded, mask = sharding.pad_batch(batch, self.mesh.size * self.config.micro_batches)
-        asked = np.full(mask.shape, int(stop != 0), np.int32)
-        return sharding.put_batch((padded, mask, asked), self.mesh)
 
     def _read(self, pending: collections.deque[tuple[int, Array]], ahead: int) -> bool:
         """Waits until at most ``ahead`` steps are under way; returns whether a process wants to stop.
@@ -291,26 +232,16 @@ class _Run:
         schedule = states.learning_rate_schedule(self.config)
         return {**row, "learning_rate": float(schedule(jnp.asarray(self.step - 1)))}
 
-    def _save(self) -> None:
+    def _save(self, engine: Engine) -> None:
         sums = {name: float(total) for name, total in self.totals.items()}
-        data = self.batches.state(self.step)
-        self.checkpoints.save(self.state, {"data": data, "window_steps": self.window, "window_sums": sums})
+        progress = {"data": self.batches.state(self.step), "window_steps": self.window, "window_sums": sums}
+        self.checkpoints.save(self.state, {**progress, **engine.progress(self.step)})
 
 
 def _same_names(found: dict[str, float], wanted: Mapping[str, float], folder: Path) -> dict[str, float]:
     if set(found) != set(wanted):
         raise InputError(f"{folder}: logs {sorted(found)}, this task logs {sorted(wanted)}; use another workdir")
     return found
-
-
-def _metric_names(task: Task, params: PyTree, batch: PyTree, key: Array, size: int) -> list[str]:
-    """Names of the logged sums; also checks what the task's loss returns, before anything is compiled."""
-    losses, metrics = jax.eval_shape(task.loss, params, batch, key)
-    rows = (size,)
-    for name, value in {"loss": losses, **metrics}.items():
-        if value.shape != rows:
-            raise ValueError(f"task.loss must return per-example values of shape {rows}, {name!r} has {value.shape}")
-    return ["loss", "grad_norm", *sorted(metrics)]
 
 
 def _steps_ahead(mesh: Mesh) -> int:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.training.privacy import Privacy
 from diffusion_privacy.types import Array, PyTree, Task
 
 SCHEDULES = ("constant", "cosine")
@@ -54,6 +55,7 @@ class TrainConfig:
       checkpoint_every: steps between checkpoints; the last step is always saved.
       keep: number of latest checkpoints kept.
       tensorboard: write TensorBoard files besides the CSV.
+      privacy: DP-SGD, off by default. ``batch_size`` is then the number of records that a step draws on average.
 
     Raises:
       InputError: a field is out of range.
@@ -76,6 +78,7 @@ class TrainConfig:
     checkpoint_every: int = 1000
     keep: int = 2
     tensorboard: bool = True
+    privacy: Privacy = dataclasses.field(default_factory=Privacy)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "micro_batches", "log_every", "checkpoint_every", "keep"):
@@ -90,6 +93,8 @@ class TrainConfig:
         _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "a finite positive number")
         _require(self, "schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         _require(self, "warmup_steps", self.warmup_steps <= self.steps, f"at most training.steps = {self.steps}")
+        whole = self.micro_batches == 1 or not self.privacy.on
+        _require(self, "micro_batches", whole, "1 in private training, where privacy.micro_batch says it")
 
 
 def _require(config: TrainConfig, name: str, holds: bool, expected: str) -> None:
@@ -103,7 +108,9 @@ _BOOKKEEPING = ("log_every", "eval_every", "checkpoint_every", "keep", "tensorbo
 
 def identity(config: TrainConfig, seed: int, name: str) -> dict[str, object]:
     """The fields that decide what a run computes, as flat JSON values; a checkpoint of others is refused."""
-    fields = {f"training.{k}": v for k, v in dataclasses.asdict(config).items() if k not in _BOOKKEEPING}
+    fields = {f"training.{k}": v for k, v in dataclasses.asdict(config).items() if k not in (*_BOOKKEEPING, "privacy")}
+    if config.privacy.on:
+        fields |= {f"training.privacy.{k}": v for k, v in dataclasses.asdict(config.privacy).items()}
     return {**fields, "seed": seed, "name": name}
 
 
