@@ -1,0 +1,115 @@
+"""E4 never proves a leak that is not there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffusion_privacy.anonymity import lower_bounds
+from diffusion_privacy.anonymity.lower_bounds import LOWER_BOUNDS, best, jensen, markov, thinned
+from diffusion_privacy.errors import InputError
+
+RUNS, N = 400, 80
+
+
+def draws(rng, sigma: float, rate: float, n: int = N) -> tuple[np.ndarray, np.ndarray]:
+    """q = rate: log-normal weights of mean 1, detected by chance."""
+    return sigma * rng.standard_normal(n) - sigma**2 / 2, rng.random(n) < rate
+
+
+def errors(method, rng, sigma: float, rate: float, level: float) -> int:
+    return sum(method(*draws(rng, sigma, rate), level).lower > rate for _ in range(RUNS))
+
+
+CASES = [(m, s, r) for m in (*LOWER_BOUNDS, "best") for s, r in ((0.0, 0.5), (0.3, 0.95), (2.5, 0.6), (0.1, 0.04))]
+cases = [pytest.param(*c, marks=[] if c[0] in ("markov", "jensen") else pytest.mark.slow) for c in CASES]
+
+
+@pytest.mark.parametrize(("method", "sigma", "rate"), cases)
+def test_limits_err_at_most_at_their_rate(method, sigma, rate) -> None:
+    """Level .8, so 1 in 10 on this side. Over 16 cases: more than 62 of 400 (4.5 standard deviations from 40) by chance
+    in one case once in 20,000."""
+    function = LOWER_BOUNDS.get(method, best)
+    assert errors(function, np.random.default_rng(0), sigma, rate, 0.8) <= 62
+
+
+def jensen_with(rate, mean, price):
+    """Jensen's limit with one of its parts exchanged."""
+
+    def faulty(log_weights, hit, level):
+        k, part = hit.sum(), (1 - level) / 4
+        lower = rate(k, hit.size, part) * np.exp(mean(log_weights[hit]) - price(part) / k)
+        return lower_bounds.Estimate("faulty", 0.0, 0.0, lower, 1.0, level, k, k, True, 0)
+
+    return faulty
+
+
+def exact_rate(k, n, error):
+    return stats.beta.ppf(error, k, n - k + 1)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "fault"),
+    [
+        (0.0, (lambda k, n, error: k / n, np.mean, lambda error: 0.0)),
+        (1.5, (exact_rate, lambda log_w: np.log(np.mean(np.exp(log_w))) + 1.0, lambda error: -np.log(error))),
+        (0.5, (lambda k, n, error: 1.0, np.mean, lambda error: -np.log(error))),
+    ],
+    ids=["no limits at all", "mean of weights by a wrong σ", "h forgotten"],
+)
+def test_planted_faults_break_the_coverage(sigma, fault) -> None:
+    assert errors(jensen_with(*fault), np.random.default_rng(1), sigma, 0.5, 0.8) > 62
+    right = jensen_with(exact_rate, np.mean, lambda error: -np.log(error))
+    log_weights, hit = draws(np.random.default_rng(2), sigma, 0.5)
+    assert right(log_weights, hit, 0.8).lower == pytest.approx(jensen(log_weights, hit, 0.8).lower)
+
+
+def test_jensen_is_the_formula_and_lies_below_q() -> None:
+    rng = np.random.default_rng(2)
+    log_weights, hit = draws(rng, 1.5, 0.9, 5000)
+    found = jensen(log_weights, hit)
+    assert found.log_value == pytest.approx(np.log(hit.mean()) + log_weights[hit].mean())
+    # E[log w | hit] = −σ²/2: the price of the inequality on log-normal weights.
+    assert found.log_value == pytest.approx(np.log(0.9) - 1.125, abs=0.1)
+    low = stats.beta.ppf(0.0125, hit.sum(), 5001 - hit.sum())
+    assert found.lower == pytest.approx(low * np.exp(log_weights[hit].mean() - np.log(80) / hit.sum()), rel=1e-9)
+    assert (found.upper, found.network_calls) == (1.0, 0)
+    assert markov(log_weights, hit).lower == pytest.approx(0.025 * np.mean(np.exp(log_weights) * hit))
+
+
+def test_betting_is_the_largest_on_ordinary_weights() -> None:
+    log_weights, hit = draws(np.random.default_rng(3), 0.5, 0.9, 1000)
+    lower = {name: method(log_weights, hit).lower for name, method in LOWER_BOUNDS.items()}
+    assert lower["markov"] < lower["jensen"] < lower["betting"] < 0.9
+    assert lower["betting"] > 0.8
+    found = best(log_weights, hit)
+    assert found.method == "lower bound (betting)"
+    assert lower["jensen"] < found.lower < lower["betting"]
+
+
+def test_thinned_strata_are_a_sample_of_the_mixture() -> None:
+    """A tenth of 10,000 drawn from the first stratum, give or take 5 standard deviations (once in 2 million)."""
+    counts = np.array([1400, 12_600])
+    rows = thinned(counts, 10_000, seed=4)
+    assert rows is not None
+    assert len(np.unique(rows)) == 10_000
+    assert abs(np.sum(rows < 1400) - 1000) < 5 * 30
+    assert thinned(np.array([50, 50]), 100, seed=0) is None
+
+
+def test_no_hit_proves_nothing_and_nonsense_is_refused() -> None:
+    for method in (*LOWER_BOUNDS.values(), best):
+        found = method(np.zeros(20), np.zeros(20, bool))
+        assert (found.value, found.lower, found.upper) == (0.0, 0.0, 1.0)
+        assert found.reasons == ("no hit: nothing is proved",)
+        for weights, hit, level in (
+            (np.full(3, np.nan), np.ones(3, bool), 0.95),
+            (np.zeros(3), np.ones(2, bool), 0.95),
+            (np.zeros(3), np.ones(3), 0.95),
+            (np.zeros(3), np.ones(3, bool), 1.0),
+        ):
+            with pytest.raises(InputError):
+                method(weights, hit, level)
+    with pytest.raises(InputError, match="methods"):
+        best(np.zeros(3), np.ones(3, bool), methods=("chebyshev",))
