@@ -1,13 +1,15 @@
-"""Figures of a CADP report: usefulness against ε, linkage against ε, and, where allowed, pictures."""
+"""Figures of a CADP report: usefulness against ε, linkage against ε; pictures where allowed, distances of tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffusion_privacy.reports.cadp_wording import words
 from diffusion_privacy.reports.figures import DPI, SMALL, STYLES, WIDTH, Picture, _dress, _new
 
 if TYPE_CHECKING:
@@ -40,36 +42,80 @@ def _curve(axes: Axes, x: Sequence[float], entries: Sequence[Mapping[str, Any]],
     axes.errorbar(x, value, yerr=errors, elinewidth=0.8, capsize=2, linewidth=1.4, markersize=4.5, **look)
 
 
-def utility(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
-    """Accuracy of classifiers against the ε at which their training set was made."""
-    figure, (axes,) = _new(3.6)
-    words = []
+def _against_epsilon(
+    axes: Axes, release: Mapping[str, Any], measured: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
+) -> list[str]:
+    """A curve for each kind of set that has an ε, a level line for each that has none; what was drawn, in words."""
+    found = []
     for style, (kind, label) in zip(STYLES, CURVES.items(), strict=False):
         arms = [a for a in release["arms"] if a["kind"] == kind and a["epsilon"] is not None]
-        if arms:
-            _curve(axes, [a["epsilon"] for a in arms], [a["accuracy"] for a in arms], label=label, **style)
-            words.append(f"{label} {arms[0]['accuracy']['value']:.3f} to {arms[-1]['accuracy']['value']:.3f}")
+        entries = [e for e in map(measured, arms) if e is not None]
+        if entries:
+            _curve(axes, [a["epsilon"] for a in arms], entries, label=label, **style)
+            found.append(f"{label} {entries[0]['value']:.3f} to {entries[-1]['value']:.3f}")
     for kind, (label, line) in LEVELS.items():
-        for arm in (a for a in release["arms"] if a["kind"] == kind):
-            axes.axhline(arm["accuracy"]["value"], color="black", linewidth=1.0, linestyle=line, label=label)
-            words.append(f"{label} {arm['accuracy']['value']:.3f}")
+        for entry in map(measured, (a for a in release["arms"] if a["kind"] == kind)):
+            if entry is not None:
+                axes.axhline(entry["value"], color="black", linewidth=1.0, linestyle=line, label=label)
+                found.append(f"{label} {entry['value']:.3f}")
     _log_axis(axes, [r["manifest"]["epsilon"] or r["latent_epsilon"] for r in release["releases"]])
-    axes.set_ylim(0, 1.02)
-    _dress(axes, "", "ε of the training set (smaller protects more)", "right answers on real test images")
+    return found
+
+
+def utility(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
+    """Score of models against the ε at which their training set was made."""
+    figure, (axes,) = _new(3.6)
+    plain = words(release)
+    key = "score" if plain.table else "accuracy"
+    said = _against_epsilon(axes, release, lambda arm: arm[key])
+    right = not plain.table or release["table"]["measure"] == "accuracy"
+    if right:
+        axes.set_ylim(0, 1.02)
+    measure = "right answers" if right else "R²"
+    _dress(axes, "", "ε of the training set (smaller protects more)", f"{measure} on real test {plain.records}")
     axes.legend(fontsize=SMALL, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-    seeds, level = len(release["arms"][0]["accuracy"]["seeds"]), release["arms"][0]["accuracy"]["level"]
+    first = release["arms"][0][key]
+    over = "the choice of test rows" if plain.table else f"{len(first['seeds'])} trainings"
+    given = "the published categories" if plain.table else "class"
     caption = (
-        f"Bars: {level:.0%} interval over {seeds} trainings. The control was drawn from flow and class alone: "
+        f"Bars: {first['level']:.0%} interval over {over}. The control was drawn from flow and {given} alone: "
         "what the private copies do beyond it comes from the records."
     )
-    return figure, "How useful", "Accuracy against ε: " + "; ".join(words) + ".", caption
+    return figure, "How useful", f"{measure.capitalize()} against ε: " + "; ".join(said) + ".", caption
+
+
+_DISTANCES = {"one_way": "single columns", "two_way": "pairs of columns", "correlation": "correlations"}
+
+
+def _apart(key: str, arm: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return None if arm["distance"] is None else arm["distance"][key]
+
+
+def distance(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
+    """Distance of each table from the private rows, against its ε."""
+    figure, axes_of = _new(2.6, columns=len(_DISTANCES))
+    said = []
+    for axes, (key, title) in zip(axes_of, _DISTANCES.items(), strict=True):
+        drawn = _against_epsilon(axes, release, functools.partial(_apart, key))
+        said.append(f"{title}: {', '.join(drawn) or 'not defined'}")
+        axes.set_ylim(bottom=0)
+        _dress(axes, title, "ε of the table", "distance (lower is closer)" if key == "one_way" else "")
+        axes.tick_params(axis="x", labelrotation=45)
+    figure.legend(
+        *axes_of[0].get_legend_handles_labels(), fontsize=SMALL, loc="outside upper center", ncols=3, frameon=False
+    )
+    caption = (
+        "Bars: interval by a jackknife over rows. Finite tables are at a distance even when nothing is lost; the "
+        "public rows, another sample of the same population, show how far."
+    )
+    return figure, "How far from the private rows", "; ".join(said) + ".", caption
 
 
 def linkage(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
     """Share of originals found, against the ε of the latent step."""
     figure, (axes,) = _new(3.6)
     sets = [e for e in release["linkage"] if e["epsilon"] is not None]
-    words = []
+    said = []
     guess: str | None = "by guessing"
     for style, (rank, label) in zip(
         STYLES, (("rank1", "original found first"), ("rank10", "original among first 10")), strict=False
@@ -77,7 +123,7 @@ def linkage(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
         _curve(axes, [e["epsilon"] for e in sets], [e[rank] for e in sets], label=label, **style)
         axes.axhline(sets[0][rank]["chance"], color=style["color"], linewidth=0.9, linestyle=":", label=guess)
         guess = None
-        words.append(f"{label} {sets[0][rank]['value']:.3f} at ε = {sets[0]['epsilon']:g}")
+        said.append(f"{label} {sets[0][rank]['value']:.3f} at ε = {sets[0]['epsilon']:g}")
     published = [e["epsilon"] for e in sets if e["kind"] == "released"]
     if len(published) < len(sets):
         edge = published[-1] * 1.4
@@ -87,13 +133,18 @@ def linkage(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
     _log_axis(axes, [e["epsilon"] for e in sets])
     axes.tick_params(axis="x", labelrotation=45)
     axes.set_ylim(0, 1.02)
-    _dress(axes, "", "ε of the latent step (smaller protects more)", "share of released images")
+    _dress(axes, "", "ε of the latent step (smaller protects more)", f"share of released {words(release).records}")
     axes.legend(fontsize=SMALL, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     caption = (
         f"Bars: {sets[0]['rank1']['level']:.0%} exact intervals. The grey part was noised less, for the attack only: "
         "it shows that the attack succeeds where the noise is small."
     )
-    return figure, "Can a released image be linked to its original", "Linkage: " + "; ".join(words) + ".", caption
+    return (
+        figure,
+        f"Can a released {words(release).record} be linked to its original",
+        "Linkage: " + "; ".join(said) + ".",
+        caption,
+    )
 
 
 def pictures(release: Mapping[str, Any], images: Mapping[str, np.ndarray]) -> tuple[Figure, str, str, str]:
@@ -124,9 +175,11 @@ def write_figures(
 ) -> dict[str, Picture]:
     """Draws to ``folder`` what may be shown: pictures of records only with ``images``; older ones are removed."""
     drawn = {"utility": utility(release), "linkage": linkage(release)}
-    if images is not None:
+    if words(release).table:
+        drawn["distance"] = distance(release)
+    elif images is not None:
         drawn["pictures"] = pictures(release, images)
-    for name in ("utility", "linkage", "pictures"):
+    for name in ("utility", "linkage", "pictures", "distance"):
         (folder / f"{name}.png").unlink(missing_ok=True)
     found = {}
     for name, (figure, title, alt, caption) in drawn.items():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import cadp_figures, cadp_schema, tables
+from diffusion_privacy.reports import cadp_figures, cadp_schema, cadp_table_page, tables
 from diffusion_privacy.reports.cadp_wording import (
     NAMES,
     cards,
@@ -24,6 +24,7 @@ from diffusion_privacy.reports.cadp_wording import (
     spent,
     unprotected,
     with_interval,
+    words,
 )
 from diffusion_privacy.reports.figures import Picture
 from diffusion_privacy.reports.html import PAGE_NAME, _figure
@@ -63,8 +64,7 @@ $linkage
 $links
 $bounds
 $faults
-<h2>Pictures</h2>
-$pictures
+$extra
 <h2>The flow</h2>
 $flow
 <h2>How it was measured</h2>
@@ -86,18 +86,21 @@ _METHODS = (
      "to be seen with one as with the other. ε is in nats; smaller protects more."),
     ("Neighbours", "A record is replaced by any other. Two latents may then lie opposite each other on the ball of "
      "radius C, 2C apart; the noise is set for that distance by the exact formula, not the textbook bound."),
+    ("Linkage", "The attacker holds the network, the private copies and all originals, encodes both, and looks for the "
+     "original whose latent points most nearly the same way. What is published as it is narrows the search."),
+    ("Measured ε", "The mechanism is run on the two latents that are hardest to hide from each other; how well its "
+     "outputs are told apart gives a lower limit of ε at the stated confidence. Above the claim it would refute it."),
+    ("Membership", "Whether the network fits the records that it learnt from better than others, as the probability "
+     "that a random member looks more likely than a random other record; one half is chance."),
+)  # fmt: skip
+
+_IMAGE_METHODS = (
     ("Control", "Images drawn from the network and the class alone. If the network learnt from other records only, "
      "they hold nothing of the private ones: ε = 0. A private copy is worth its noise only for what it does beyond "
      "the control."),
     ("Private training", "Gradient descent on the originals with clipped gradients and noise, all records in every "
      "step, at the same ε and δ for replacing a record and its class. It gives a model and no data."),
     ("DP-Pix", "Means of blocks of pixels with Laplace noise for replacing the whole image."),
-    ("Linkage", "The attacker holds the network, the private copies and all originals, encodes both, and looks for the "
-     "original whose latent points most nearly the same way. Where classes are public, among that class only."),
-    ("Measured ε", "The mechanism is run on the two latents that are hardest to hide from each other; how well its "
-     "outputs are told apart gives a lower limit of ε at the stated confidence. Above the claim it would refute it."),
-    ("Membership", "Whether the network fits the records that it learnt from better than others, as the probability "
-     "that a random member looks more likely than a random other record; one half is chance."),
 )  # fmt: skip
 
 
@@ -121,8 +124,8 @@ def _releases(release: Mapping[str, Any]) -> str:
     first, ledger = release["releases"][0]["manifest"], release["ledger"]
     promise = "none end to end; the latent step alone is private" if unprotected(first) else "end to end"
     lines = [
-        f"Promise: {promise}, for {relation(first)}.",
-        f"Mechanism: {first['mechanism']} on {first['selected_latents']} of {first['latent_dim']} latents; class: "
+        f"Promise: {promise}, for {relation(release, first)}.",
+        f"Mechanism: {first['mechanism']} on {first['selected_latents']} of {first['latent_dim']} latents; condition: "
         f"{first['condition']}; flow trained: {first['flow_training']}; {first['arithmetic']}.",
         f"Public by assumption: {', '.join(first['public'])}.",
         f"Each data set spends its own ε; {spent(ledger)}. The ledger refuses more than ε = "
@@ -187,7 +190,7 @@ _LINK_NAMES = {
 
 def _links(release: Mapping[str, Any]) -> str:
     columns = (
-        ("Set", ""), ("Original first", "of released images"), ("by guessing", ""),
+        ("Set", ""), ("Original first", f"of released {words(release).records}"), ("by guessing", ""),
         ("p", "of so many by guessing"), ("Original in first 10", ""), ("by guessing", "first 10"), ("p", "first 10"),
     )  # fmt: skip
     rows = []
@@ -198,7 +201,7 @@ def _links(release: Mapping[str, Any]) -> str:
             found = entry[rank]
             cells += [with_interval(found), share(found["chance"]), small(found["p_value"])]
         rows.append(("", cells))
-    where = "among originals of its class" if release["by_class"] else "among all originals"
+    where = f"among originals of its {words(release).condition}" if release["by_class"] else "among all originals"
     return _table(f"Looking for the original {where}", columns, rows)
 
 
@@ -240,8 +243,10 @@ def _faults(release: Mapping[str, Any]) -> str:
 def _flow(release: Mapping[str, Any]) -> str:
     flow = release["flow"]
     bits, member = flow["bits_per_dim"], flow["membership"]
+    levels = flow["grey_levels"]
+    scale = "numbers in units of their deviation, noise included" if levels is None else f"{levels} grey levels"
     lines = [
-        f"Bits per dimension ({flow['grey_levels']} grey levels; lower is a closer fit): {bits['trained_on']:.2f} on "
+        f"Bits per dimension ({scale}; lower is a closer fit): {bits['trained_on']:.2f} on "
         f"the {count(flow['members'])} records that it learnt from, {bits['held_out']:.2f} on {count(flow['others'])} "
         "held out.",
         f"Membership: a record that it learnt from looks more likely than another in {with_interval(member)} of pairs "
@@ -252,6 +257,12 @@ def _flow(release: Mapping[str, Any]) -> str:
         f"Running the network backwards and forwards changes a latent by at most {flow['inversion_error']:.1e}.",
     ]
     return tables.bullets(lines)
+
+
+def _sections(release: Mapping[str, Any], drawn: Mapping[str, Picture]) -> dict[str, str]:
+    """What is said of images only."""
+    pictures = f"<h2>Pictures</h2>\n{_pictures(drawn)}"
+    return {"utility": _figure(drawn["utility"]), "arms": _arms(release), "extra": pictures}
 
 
 def _pictures(drawn: Mapping[str, Picture]) -> str:
@@ -266,7 +277,9 @@ def _pictures(drawn: Mapping[str, Picture]) -> str:
 def render(release: Mapping[str, Any], drawn: Mapping[str, Picture], digest: str) -> str:
     """The page as text; ``digest`` is the SHA-256 of release.json in hex."""
     program = release["program"]
-    methods = "".join(f"<dt>{_e(term)}</dt><dd>{_e(text)}</dd>" for term, text in _METHODS)
+    table = words(release).table
+    own = cadp_table_page.METHODS if table else _IMAGE_METHODS
+    methods = "".join(f"<dt>{_e(term)}</dt><dd>{_e(text)}</dd>" for term, text in (*_METHODS, *own))
     return _PAGE.substitute(
         css=CSS,
         program=_e(f"{program['name']} {program['version']}"),
@@ -277,18 +290,16 @@ def render(release: Mapping[str, Any], drawn: Mapping[str, Picture], digest: str
         cards=cards(release),
         limits=tables.bullets(release["limits"]),
         releases=_releases(release),
-        utility=_figure(drawn["utility"]),
-        arms=_arms(release),
         linkage=_figure(drawn["linkage"]),
         links=_links(release),
         bounds=_bounds(release),
         faults=_faults(release),
-        pictures=_pictures(drawn),
         flow=_flow(release),
         methods=f"<dl>{methods}</dl>",
         facts=tables.facts(release, digest),
         timings=tables.timings(release),
         config=tables.bullets(tables.flat("", release["config"]), "config"),
+        **(cadp_table_page.sections if table else _sections)(release, drawn),
     )
 
 

@@ -1,4 +1,6 @@
-"""release.json of a CADP study, schema version cadp-1.0: what was released, what it is good for, what attacks found.
+"""release.json of a CADP study: what was released, what it is good for, what attacks found.
+
+Schema version cadp-1.0 for images, cadp-table-1.0 for tables, which differ in how usefulness is measured.
 
 As in `schema`: every field is required, null means "not defined", an interval is lower <= value <= upper at ``level``,
 probabilities are in [0, 1], ε is in nats. Larger accuracy is more useful; larger linkage, membership and measured ε
@@ -17,9 +19,10 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import structure
 from diffusion_privacy.reports.schema import FILE_NAME, Count, Data, Device, NonNegative, Positive, Probability, Program
 
-__all__ = ["FILE_NAME", "SCHEMA_VERSION", "read", "validate", "write"]
+__all__ = ["FILE_NAME", "SCHEMA_VERSION", "TABLE_VERSION", "read", "validate", "write"]
 
 SCHEMA_VERSION = "cadp-1.0"
+TABLE_VERSION = "cadp-table-1.0"
 
 
 class Interval(TypedDict):
@@ -63,6 +66,55 @@ class Arm(TypedDict):
     accuracy: Accuracy
     accuracy_private_test: Accuracy | None
     likeness: Likeness | None
+
+
+class Number(TypedDict):
+    """A measured number that is no probability."""
+
+    value: float
+    lower: float
+    upper: float
+    level: Probability
+
+
+class Score(TypedDict):
+    """Of a model on real test rows: accuracy or R² (`TableFacts.measure`); interval over the choice of test rows."""
+
+    value: float
+    lower: float
+    upper: float
+    level: Probability
+    seeds: list[float]  # one a drawn table
+
+
+class TableDistance(TypedDict):
+    """Of a table to the private rows, see `audits.table_utility.Distance`; smaller is closer."""
+
+    one_way: Number
+    two_way: Number | None
+    correlation: Number | None
+
+
+class TableArm(TypedDict):
+    """A model trained on one table and tested on real rows."""
+
+    name: str
+    kind: Literal["original", "public", "released", "control"]
+    epsilon: NonNegative | None  # of the whole table; null where none is claimed
+    n_train: Positive
+    score: Score
+    distance: TableDistance | None  # null for the private rows themselves
+
+
+class TableFacts(TypedDict):
+    """What usefulness of a table means here."""
+
+    target: str
+    measure: Literal["accuracy", "r2"]
+    baseline: float  # what a constant scores
+    cells: Positive  # of a number's range, in marginals
+    outside_range: Count  # private rows with a number beyond its public range, moved to its end
+    dropped: Count  # rows of the source left out for missing values, on request
 
 
 class LinkRate(TypedDict):
@@ -111,7 +163,7 @@ class FlowFacts(TypedDict):
     """The flow: fit (lower is closer), membership AUC (one half is chance), largest error of inverting itself."""
 
     bits_per_dim: dict[str, float]
-    grey_levels: Positive
+    grey_levels: Positive | None  # null for tables: bits are per number, each in units of its standard deviation
     membership: Interval
     members: Positive
     others: Positive
@@ -124,7 +176,9 @@ class ReleasedSet(TypedDict):
     manifest: dict[str, Any]  # as published, see `mechanisms.release.Manifest`
 
 
-class CadpRelease(TypedDict):
+class AnyRelease(TypedDict):
+    """What a study states whatever its records are."""
+
     schema_version: str
     program: Program
     versions: dict[str, str]
@@ -139,7 +193,6 @@ class CadpRelease(TypedDict):
     releases: list[ReleasedSet]
     ledger: dict[str, Any]
     n_test: Positive
-    arms: list[Arm]
     by_class: bool  # the attacker knows the class and looks among candidates of that class
     linkage: list[Linkage]
     epsilon_bounds: list[Bound]
@@ -148,14 +201,28 @@ class CadpRelease(TypedDict):
     timings: dict[str, dict[str, NonNegative]]
 
 
+class CadpRelease(AnyRelease):
+    """Schema cadp-1.0."""
+
+    arms: list[Arm]
+
+
+class TableRelease(AnyRelease):
+    """Schema cadp-table-1.0."""
+
+    arms: list[TableArm]
+    table: TableFacts
+
+
+SCHEMAS: dict[str, type] = {SCHEMA_VERSION: CadpRelease, TABLE_VERSION: TableRelease}
+
+
 def _ordered(entry: Mapping[str, Any], path: str) -> None:
     if not entry["lower"] - 1e-9 <= entry["value"] <= entry["upper"] + 1e-9:
         raise InputError(f"{path}: expected lower <= value <= upper, got {entry['lower']}, {entry['value']}")
 
 
 def _release_rule(entry: Mapping[str, Any], path: str) -> None:
-    if entry["schema_version"] != SCHEMA_VERSION:
-        raise InputError(f"{path}.schema_version: expected {SCHEMA_VERSION!r}, got {entry['schema_version']!r}")
     if not entry["releases"]:
         raise InputError(f"{path}.releases: expected at least one released data set")
     kinds = [arm["kind"] for arm in entry["arms"]]
@@ -169,13 +236,19 @@ RULES: dict[type, Callable[[Mapping[str, Any], str], None]] = {
     Interval: _ordered,
     Accuracy: _ordered,
     LinkRate: _ordered,
+    Number: _ordered,
+    Score: _ordered,
     CadpRelease: _release_rule,
+    TableRelease: _release_rule,
 }
 
 
 def validate(release: object) -> None:
-    """Raise `InputError` with the JSON path of the first fault; None when ``release`` follows schema cadp-1.0."""
-    structure.check(release, CadpRelease, "release", OPEN, RULES)
+    """Raise `InputError` with the JSON path of the first fault; None when ``release`` follows the schema it names."""
+    version = release.get("schema_version") if isinstance(release, Mapping) else None
+    if version not in SCHEMAS:
+        raise InputError(f"release.schema_version: expected one of {', '.join(SCHEMAS)}, got {version!r}")
+    structure.check(release, SCHEMAS[version], "release", OPEN, RULES)
 
 
 def write(path: Path, release: Mapping[str, Any]) -> None:

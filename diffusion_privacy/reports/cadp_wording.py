@@ -1,13 +1,18 @@
-"""Sentences of a CADP report: the answer, its three parts, and what it does not say."""
+"""Sentences of a CADP report: the answer, its three parts, and what it does not say.
+
+Those about promise and attacks serve images and tables; what a table is good for is said in `cadp_table_wording`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from diffusion_privacy.reports.cadp_schema import TABLE_VERSION
 from diffusion_privacy.reports.tables import escape
 from diffusion_privacy.reports.wording import count, percent, significant
 
@@ -42,12 +47,38 @@ def with_interval(entry: Mapping[str, Any]) -> str:
     return text.replace(" ", "\u00a0")
 
 
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """What a study calls its records, and what conditions its flow.
+
+    Attributes:
+      record, records: ``image`` or ``row``.
+      condition: the class, or the columns apart.
+      any_other: the relation in which the condition may differ too.
+      table: whether the records are rows.
+    """
+
+    record: str
+    records: str
+    condition: str
+    any_other: str
+    table: bool = False
+
+
+def words(release: Mapping[str, Any]) -> Words:
+    """The words for this study."""
+    if release["schema_version"] != TABLE_VERSION:
+        return Words("image", "images", "class", "replacing a record and its class by any others")
+    apart = ", ".join(release["config"]["columns"]["apart"])
+    return Words("row", "rows", apart or "row", "replacing a row by any other", table=True)
+
+
 def headline(release: Mapping[str, Any]) -> Mapping[str, Any]:
     """The release that the answer speaks of: the one nearest to ε = 1."""
     return min(release["releases"], key=lambda r: abs(r["latent_epsilon"] - 1.0))
 
 
-def _arm(release: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def arm_named(release: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return next(arm for arm in release["arms"] if arm["name"] == name)
 
 
@@ -74,16 +105,14 @@ def power(delta: float) -> str:
     return text.removeprefix("1×") if "×" in text else f"{delta:g}"
 
 
-_RELATIONS = {
-    "replace-record-same-public-condition": "replacing a record by any other of the same class, which is public",
-    "replace-record-and-condition": "replacing a record and its class by any others",
-}
-
-
-def relation(manifest: Mapping[str, Any]) -> str:
+def relation(release: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     """The neighbouring relation in plain words."""
     name, _, people = manifest["relation"].partition(", ")
-    return f"{_RELATIONS[name]}{f' (up to {people})' if people else ''}"
+    plain, said = words(release), "replace-record-and-condition"
+    same = (
+        f"replacing a {'row' if plain.table else 'record'} by any other of the same {plain.condition}, which is public"
+    )
+    return f"{plain.any_other if name == said else same}{f' (up to {people})' if people else ''}"
 
 
 def unprotected(manifest: Mapping[str, Any]) -> bool:
@@ -91,15 +120,15 @@ def unprotected(manifest: Mapping[str, Any]) -> bool:
     return manifest["flow_training"] == "mechanism-only" or manifest["epsilon"] is None
 
 
-def control_images(release: Mapping[str, Any]) -> str:
+def control_records(release: Mapping[str, Any]) -> str:
     """What the control is, without claiming more for it than its flow allows."""
     if release["config"]["flow"]["trained_on"] == "public":
-        return "control images that hold nothing of the records"
-    return "control images drawn by the same flow, which learnt from the records"
+        return f"control {words(release).records} that hold nothing of the records"
+    return f"control {words(release).records} drawn by the same flow, which learnt from the records"
 
 
-def answer(release: Mapping[str, Any]) -> str:
-    """One sentence or two with their uncertainty: promise, attack, usefulness."""
+def promise_and_attack(release: Mapping[str, Any]) -> str:
+    """Half a sentence with its uncertainty, for the release nearest to ε = 1."""
     chosen = headline(release)
     name = f"released {chosen['latent_epsilon']:g}"
     manifest, link = chosen["manifest"], _link(release, name)["rank1"]
@@ -107,21 +136,27 @@ def answer(release: Mapping[str, Any]) -> str:
     if unprotected(manifest):
         promise = f"These private copies carry no end-to-end guarantee. {promise} of the latent step"
     found = "no better than by guessing" if name not in linked(release) else "better than by guessing"
-    attack = (
-        f"an attacker picks the right original for {share(link['value'])} of the private images, {found} "
+    return (
+        f"{promise} an attacker picks the right original for {share(link['value'])} of the private "
+        f"{words(release).records}, {found} "
         f"({percent(link['level'])} interval {100 * link['lower']:.1f} to {100 * link['upper']:.1f}, guessing "
         f"{share(link['chance'])})"
     )
-    mine, control = _arm(release, name)["accuracy"], _arm(release, "control")["accuracy"]
-    original = _arm(release, "original")["accuracy"]
+
+
+def answer(release: Mapping[str, Any]) -> str:
+    """One sentence or two with their uncertainty: promise, attack, usefulness."""
+    name = f"released {headline(release)['latent_epsilon']:g}"
+    mine, control = arm_named(release, name)["accuracy"], arm_named(release, "control")["accuracy"]
+    original = arm_named(release, "original")["accuracy"]
     use = (
         f"a classifier trained on them is right on {with_interval(mine)} of real test images: "
-        f"{share(original['value'])} with the originals, {share(control['value'])} with {control_images(release)}"
+        f"{share(original['value'])} with the originals, {share(control['value'])} with {control_records(release)}"
     )
-    return f"{promise} {attack}; {use}."
+    return f"{promise_and_attack(release)}; {use}."
 
 
-def _card(title: str, status: str, kind: str, text: str) -> str:
+def card(title: str, status: str, kind: str, text: str) -> str:
     return f'<div><b>{escape(title)}</b> <span class="status {kind}">{escape(status)}</span><p>{escape(text)}</p></div>'
 
 
@@ -131,22 +166,22 @@ def cards(release: Mapping[str, Any]) -> str:
     bounds = release["epsilon_bounds"]
     close = next(b for b in bounds if b["claimed"] == headline(release)["latent_epsilon"])
     measured = f"Measured on the worst case: at least {close['lower']:.2f}, claimed {epsilon(close['claimed'])}."
-    terms = f"δ = {power(manifest['delta'])}, for {relation(manifest)}. {measured}"
+    terms = f"δ = {power(manifest['delta'])}, for {relation(release, manifest)}. {measured}"
     if not sound(release):
-        promise = _card(
+        promise = card(
             "Promise", "refuted", "leaks", measured + " Do not publish: a measurement contradicts the claim."
         )
     elif unprotected(manifest):
-        promise = _card("Promise", "latent step only", "open", f"No end-to-end guarantee. Latent step: {terms}")
+        promise = card("Promise", "latent step only", "open", f"No end-to-end guarantee. Latent step: {terms}")
     else:
-        promise = _card("Promise", "not contradicted", "clean", f"ε = {epsilon(manifest['epsilon'])}, {terms}")
+        promise = card("Promise", "not contradicted", "clean", f"ε = {epsilon(manifest['epsilon'])}, {terms}")
     names = [name.replace("released ", "ε = ") for name in linked(release)]
     if names:
-        attack = _card(
+        attack = card(
             "Linkage", "found", "leaks", f"Originals are found more often than by guessing at {', '.join(names)}."
         )
     else:
-        attack = _card("Linkage", "at chance", "clean", "No released set was linked to its originals beyond guessing.")
+        attack = card("Linkage", "at chance", "clean", "No released set was linked to its originals beyond guessing.")
     return f'<div class="verdicts">{promise}{attack}{_use_card(release)}</div>'
 
 
@@ -164,18 +199,21 @@ def control_limit(control: Mapping[str, Any], comparisons: int) -> float:
 
 
 def _use_card(release: Mapping[str, Any]) -> str:
-    control = _arm(release, "control")["accuracy"]
+    """Whether any release is worth more than the control, by the score of its models."""
+    key = "score" if words(release).table else "accuracy"
+    control = arm_named(release, "control")[key]
     released = [arm for arm in release["arms"] if arm["kind"] == "released"]
     limit = control_limit(control, len(released))
-    better = [arm for arm in released if arm["accuracy"]["value"] > limit]
+    better = [arm for arm in released if arm[key]["value"] > limit]
     if better:
         names = ", ".join(f"ε = {epsilon(arm['epsilon'])}" for arm in better if arm["epsilon"] is not None)
-        return _card("Usefulness", "beyond the control", "clean", f"Better than any control to be expected at {names}.")
+        return card("Usefulness", "beyond the control", "clean", f"Better than any control to be expected at {names}.")
+    source = "the flow" if words(release).table else "the flow and the classes"
     text = (
-        f"No set is better than {control_images(release)}: what is useful here comes from the flow and the classes, "
-        "not from the private latents."
+        f"No set is better than {control_records(release)}: what is useful here comes from {source}, not from the "
+        "private latents."
     )
-    return _card("Usefulness", "as the control", "open", text)
+    return card("Usefulness", "as the control", "open", text)
 
 
 def spent(ledger: Mapping[str, Any]) -> str:
@@ -187,18 +225,35 @@ def spent(ledger: Mapping[str, Any]) -> str:
 
 def limits(release: Mapping[str, Any]) -> list[str]:
     """What no report of this kind says, with this run's numbers."""
+    return [
+        *common_limits(release, public_alone),
+        "Accuracy says what these copies are good for in one task. It says nothing of rare findings, which noise "
+        "erases first.",
+    ]
+
+
+def public_alone(public: Mapping[str, Any]) -> str:
+    """What a classifier of the public images does without any private one."""
+    return (
+        f"a classifier trained on those {count(public['n_train'])} alone is right on "
+        f"{with_interval(public['accuracy'])} of test images"
+    )
+
+
+def common_limits(release: Mapping[str, Any], alone: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """What no private data set promises; ``alone`` says what the public arm does without private records."""
     chosen = headline(release)["manifest"]
     flow, ledger = release["flow"], release["ledger"]
-    public = next((arm["accuracy"] for arm in release["arms"] if arm["kind"] == "public"), None)
+    public = next((arm for arm in release["arms"] if arm["kind"] == "public"), None)
     promise = "latent step’s promise" if unprotected(chosen) else "guarantee"
     sentences = [
-        f"The {promise} is for {relation(chosen)}. What it calls public is not protected: "
+        f"The {promise} is for {relation(release, chosen)}. What it calls public is not protected: "
         f"{', '.join(chosen['public'])}.",
         f"Each set was made apart, and whoever holds several knows more: {spent(ledger)}. Give away one.",
         "The numbers and pictures of this report were computed from the originals without noise. They are outside the "
         "guarantee: keep the report with the data.",
         "What is promised follows from a proof; attacks can refute it and cannot confirm it. Others may find more.",
-        "It protects a record, not what the records have in common. What is true of a whole class stays visible, as it "
+        "It protects a record, not what the records have in common. What is true of all of them stays visible, as it "
         "should.",
     ]
     if not chosen["mechanism"].startswith("discrete"):
@@ -215,13 +270,5 @@ def limits(release: Mapping[str, Any]) -> list[str]:
             f"{with_interval(flow['membership'])}. Publishing the flow publishes that."
         )
     if public is not None:
-        sentences.append(
-            f"Who holds the public records may not need the private copies: a classifier trained on those "
-            f"{count(next(a['n_train'] for a in release['arms'] if a['kind'] == 'public'))} alone is right on "
-            f"{with_interval(public)} of test images."
-        )
-    sentences.append(
-        "Accuracy says what these copies are good for in one task. It says nothing of rare findings, which noise "
-        "erases first."
-    )
+        sentences.append(f"Who holds the public records may not need the private copies: {alone(public)}.")
     return sentences

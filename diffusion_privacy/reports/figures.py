@@ -56,13 +56,13 @@ class _Drawn:
     caption: str
 
 
-def _new(height: float, rows: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
+def _new(height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    return figure, list(np.ravel(figure.subplots(rows, 1, **grid)))
+    return figure, list(np.ravel(figure.subplots(rows, columns, **grid)))
 
 
 def _dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:

@@ -11,9 +11,9 @@ import jax
 import diffusion_privacy
 from diffusion_privacy import settings as settings_module
 from diffusion_privacy.mechanisms.ledger import Ledger
-from diffusion_privacy.reports import cadp_page, cadp_wording
-from diffusion_privacy.reports.cadp_schema import SCHEMA_VERSION
-from diffusion_privacy.settings_cadp import Cadp
+from diffusion_privacy.reports import cadp_page, cadp_table_wording, cadp_wording
+from diffusion_privacy.reports.cadp_schema import SCHEMA_VERSION, TABLE_VERSION, TableFacts
+from diffusion_privacy.settings_cadp import CadpTable, PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training.checkpoint import versions
@@ -24,7 +24,7 @@ _QUESTION = (
 )
 
 
-def _ledger(settings: Cadp, workdir: Workdir) -> dict[str, Any]:
+def _ledger(settings: PrivateStudy, workdir: Workdir) -> dict[str, Any]:
     ledger = Ledger(
         workdir.root / Path(settings.release.ledger), settings.release.total_epsilon, settings.release.delta
     )
@@ -39,12 +39,12 @@ def _ledger(settings: Cadp, workdir: Workdir) -> dict[str, Any]:
     }
 
 
-def _facts(settings: Cadp, workdir: Workdir, parts: common.Parts) -> dict[str, Any]:
+def _facts(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[Any]) -> dict[str, Any]:
     device = jax.devices()[0]
     timings = workdir.root / "timings.json"
     sizes = {"public": len(parts.public), "private": len(parts.private), "test": len(parts.test)}
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": TABLE_VERSION if isinstance(settings, CadpTable) else SCHEMA_VERSION,
         "program": {"name": "diffusion_privacy", "version": diffusion_privacy.__version__},
         "versions": versions(),
         "device": {
@@ -66,7 +66,7 @@ def _facts(settings: Cadp, workdir: Workdir, parts: common.Parts) -> dict[str, A
     }
 
 
-def report(settings: Cadp, workdir: Workdir) -> None:
+def report(settings: PrivateStudy, workdir: Workdir) -> None:
     """Writes ``report/``; made anew each time, since it costs seconds and its settings may change."""
     parts = common.load_parts(settings, workdir)
     evaluation = workdir.read_json(workdir.root / "evaluation.json")
@@ -87,8 +87,12 @@ def report(settings: Cadp, workdir: Workdir) -> None:
         "arms": evaluation["arms"],
         **audit,
     }
-    release["answer"] = cadp_wording.answer(release)
-    release["limits"] = cadp_wording.limits(release)
-    shown = workdir.root / "evaluation_images.npz"
-    images = workdir.read_arrays(shown) if settings.report.show_private else None
+    images = None
+    if isinstance(settings, CadpTable):
+        release["table"] = {name: evaluation[name] for name in TableFacts.__annotations__}
+        release["answer"], release["limits"] = cadp_table_wording.answer(release), cadp_table_wording.limits(release)
+    else:
+        release["answer"], release["limits"] = cadp_wording.answer(release), cadp_wording.limits(release)
+        if settings.report.show_private:
+            images = workdir.read_arrays(workdir.root / "evaluation_images.npz")
     cadp_page.write_report(workdir.root / "report", release, images)

@@ -8,8 +8,15 @@ from typing import Any
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Study
-from diffusion_privacy.settings_cadp import Cadp
-from diffusion_privacy.stages import cadp_audit, cadp_evaluate, cadp_privatize, cadp_report, cadp_train
+from diffusion_privacy.settings_cadp import Cadp, CadpTable
+from diffusion_privacy.stages import (
+    cadp_audit,
+    cadp_evaluate,
+    cadp_privatize,
+    cadp_report,
+    cadp_table_evaluate,
+    cadp_train,
+)
 from diffusion_privacy.stages.audit import audit
 from diffusion_privacy.stages.likelihood import likelihood
 from diffusion_privacy.stages.report import report
@@ -34,16 +41,31 @@ CADP_STAGES: dict[str, Callable[[Cadp, Workdir], None]] = {
     "audit": cadp_audit.audit,
     "report": cadp_report.report,
 }
-"""The stages of a private data set, in their order."""
+"""The stages of a private set of images, in their order."""
+
+TABLE_STAGES: dict[str, Callable[[CadpTable, Workdir], None]] = {
+    "train": cadp_train.train,
+    "privatize": cadp_privatize.privatize,
+    "evaluate": cadp_table_evaluate.evaluate,
+    "audit": cadp_audit.audit,
+    "report": cadp_report.report,
+}
+"""The stages of a private table, in their order."""
+
+_BY_KIND: dict[type, Mapping[str, Callable[[Any, Workdir], None]]] = {
+    Study: STAGES,
+    Cadp: CADP_STAGES,
+    CadpTable: TABLE_STAGES,
+}
 
 
-def run(study: Study | Cadp, workdir: Path, mode: str = "study") -> None:
-    """Runs one stage of a study of either kind, or all for ``mode = "study"``.
+def run(study: Study | Cadp | CadpTable, workdir: Path, mode: str = "study") -> None:
+    """Runs one stage of a study of any kind, or all for ``mode = "study"``.
 
     Raises:
       InputError: an unknown mode, or anything that is wrong with the data, the settings or the workdir.
     """
-    stages: Mapping[str, Callable[[Any, Workdir], None]] = CADP_STAGES if isinstance(study, Cadp) else STAGES
+    stages = _BY_KIND[type(study)]
     if mode != "study" and mode not in stages:
         raise InputError(f"mode: expected study or one of {', '.join(stages)}, got {mode!r}")
     place = Workdir(workdir, study)
