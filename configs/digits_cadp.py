@@ -83,7 +83,8 @@ def get_config() -> ConfigDict:
             },
             "attack": {
                 "study_epsilons": (16.0, 64.0, 256.0, 1024.0),
-                "trials": 1_000_000,
+                "trials": 64_000_000,
+                "tightness": 0.8,
                 "trial_dim": 2,
                 "confidence": 0.99,
                 "level": 0.95,

@@ -126,7 +126,8 @@ class Attack:
     Attributes:
       study_epsilons: ε at which private records are noised for the attack alone; nothing of it is published. Far above
         what one would release, they show from where on the attack would succeed.
-      trials: draws of each worst-case latent for the lower bound on ε.
+      trials: most draws of each worst-case latent for the lower bound on ε; fewer are made where fewer suffice.
+      tightness: share of the claimed ε, in (0, 1), that the draws are planned to show.
       trial_dim: number of latents of the worst-case pair.
       confidence: of the lower bound on ε.
       level: confidence level of the linkage and membership intervals.
@@ -134,7 +135,8 @@ class Attack:
     """
 
     study_epsilons: tuple[float, ...] = (16.0, 64.0, 256.0, 1024.0)
-    trials: int = 1_000_000
+    trials: int = 64_000_000
+    tightness: float = 0.8
     trial_dim: int = 2
     confidence: float = 0.99
     level: float = 0.95
@@ -213,7 +215,10 @@ class PrivateStudy:
         _need(0 < release.coverage < 1, "release.coverage", "a number in (0, 1)", release.coverage)
         _need(release.coarse >= 0, "release.coarse", "0 or more", release.coarse)
         _need(release.label_epsilon >= 0, "release.label_epsilon", "0 or more", release.label_epsilon)
-        _need(self.attack.trials >= 1000, "attack.trials", "at least 1000", self.attack.trials)
+        trials = self.attack.trials
+        _need(1000 <= trials <= 2**30, "attack.trials", "within 1000 and 2^30", trials)
+        share = self.attack.tightness
+        _need(0 < share < 1, "attack.tightness", "a number in (0, 1)", share)
         repeats = self.attack.release_repeats
         _need(repeats == 0 or repeats >= 100, "attack.release_repeats", "0 or at least 100", repeats)
 

@@ -2,9 +2,9 @@
 
 A mechanism is (ε, δ)-private when P(S | z) <= e^ε P(S | z') + δ for every event S and every pair of neighbours. So
 any event gives ε >= log((P(S | z) − δ)/P(S | z')), and with Clopper-Pearson limits in place of the two probabilities a
-lower bound at a stated confidence. Here the pair is the worst one, antipodal latents of the clipping ball, and S is
-"the score exceeds a threshold", with score, side and threshold all chosen on one half of the trials and used once on
-the other (after Nasr et al., arXiv 2302.07956).
+lower bound at a stated confidence. S is "the score exceeds a threshold", with score, side and threshold all chosen
+on trials of their own (after Nasr et al., arXiv 2302.07956). `worst_case` makes the scores for the pair of latents that
+is hardest to hide.
 
 A bound above the claim refutes it. A bound far below it refutes that the noise is what it should be (too much noise,
 or an input that never reaches the edge of the ball). Passing proves neither: it says that this attack found nothing.
@@ -13,26 +13,11 @@ or an input that never reaches the edge of the ball). Passing proves neither: it
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.types import Array
-
-BatchMechanism = Callable[[Array, Array], Array]
-"""``(keys[B], z[B, D]) -> z̃[B, D]``, one key a record."""
-
-ScoreSampler = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
-"""``(part, n) -> (scores under z, scores under z')``, n each; different parts are independent."""
-
-
-PILOT = 2**14
-"""Outputs from which the two mean latents are measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +28,7 @@ class EpsilonBound:
       lower: the bound in nats, >= 0.
       delta: δ at which it is read.
       confidence: probability with which the bound is below the true ε.
-      trials: draws of each of the two latents on which it was evaluated (as many again chose the event).
+      trials: trials behind each of the two limits, none of which had a part in choosing the event.
       ceiling: the largest bound that so many trials can give; a claim above it cannot be refuted by them.
       hit, false_alarm: limits used: lower for P(S | z), upper for P(S | z').
       direction: which pair of latents it is from.
@@ -70,7 +55,8 @@ def clopper_pearson(successes: np.ndarray | int, trials: int, error: float) -> t
     return lower, upper
 
 
-def _log_ratio(hit: np.ndarray | float, false_alarm: np.ndarray | float, delta: float) -> np.ndarray:
+def log_ratio(hit: np.ndarray | float, false_alarm: np.ndarray | float, delta: float) -> np.ndarray:
+    """log((hit − δ)/false_alarm), −inf where hit <= δ: the ε that an event of these probabilities shows."""
     with np.errstate(divide="ignore"):
         return np.log(np.maximum(hit - delta, 0.0)) - np.log(false_alarm)
 
@@ -80,7 +66,7 @@ CHOOSING_ERROR = 1e-4
 limits keep the choice away from events seen only a few times. It has no part in the confidence of the bound."""
 
 
-def _choose_event(positive: np.ndarray, negative: np.ndarray, delta: float) -> tuple[float, int, float]:
+def choose_event(positive: np.ndarray, negative: np.ndarray, delta: float) -> tuple[float, int, float]:
     """``(threshold, side, value)``: the event of the largest bound on these scores. Side +1 is "score >= threshold"
     under the positive latent, −1 is "score <= threshold" under the negative one.
     """
@@ -101,7 +87,7 @@ def _choose_event(positive: np.ndarray, negative: np.ndarray, delta: float) -> t
             other_count = np.searchsorted(other, thresholds, side="right")
         hit, _ = clopper_pearson(own_count, n, CHOOSING_ERROR)
         _, false_alarm = clopper_pearson(other_count, n, CHOOSING_ERROR)
-        values = _log_ratio(hit, false_alarm, delta)
+        values = log_ratio(hit, false_alarm, delta)
         k = int(np.argmax(values))
         if values[k] > best[2]:
             best = (float(thresholds[k]), side, float(values[k]))
@@ -136,7 +122,7 @@ def epsilon_from_scores(
         if np.isnan(half[0]).any() or np.isnan(half[1]).any():
             raise InputError("audit: a score is NaN; expected numbers")
     error = (1.0 - confidence) / 2.0
-    threshold, side, _ = _choose_event(*choose, delta)
+    threshold, side, _ = choose_event(*choose, delta)
     positive, negative = judge
     n = positive.size
     if side == 1:
@@ -145,111 +131,9 @@ def epsilon_from_scores(
         own, other = int(np.sum(negative <= threshold)), int(np.sum(positive <= threshold))
     hit = float(clopper_pearson(own, n, error)[0])
     false_alarm = float(clopper_pearson(other, n, error)[1])
-    value = float(_log_ratio(hit, false_alarm, delta))
-    ceiling = float(_log_ratio(clopper_pearson(n, n, error)[0], clopper_pearson(0, n, error)[1], delta))
+    value = float(log_ratio(hit, false_alarm, delta))
+    ceiling = float(log_ratio(clopper_pearson(n, n, error)[0], clopper_pearson(0, n, error)[1], delta))
     return EpsilonBound(max(value, 0.0), delta, confidence, n, ceiling, hit, false_alarm, direction)
-
-
-def directions(dim: int) -> dict[str, np.ndarray]:
-    """Unit-free directions [D] along which antipodal latents are tried.
-
-    ``axis`` is the worst for a correct L1 or L2 mechanism; ``ends`` and ``spread`` reach several parts of a latent that
-    is clipped in pieces.
-    """
-    axis, ends = np.zeros(dim, np.float32), np.zeros(dim, np.float32)
-    axis[0] = 1.0
-    ends[[0, -1]] = 1.0
-    return {"axis": axis, "ends": ends, "spread": np.ones(dim, np.float32)}
-
-
-def worst_case_bound(
-    mechanism: BatchMechanism,
-    key: Array,
-    *,
-    dim: int,
-    clip_norm: float,
-    delta: float,
-    trials: int,
-    tails: str,
-    confidence: float = 0.99,
-    overshoot: float = 16.0,
-    chunk: int = 2**18,
-) -> EpsilonBound:
-    """ε lower bound on antipodal latents ±overshoot·C·u, which a correct mechanism clips to norm C.
-
-    The score is the log-likelihood ratio of the noise around the two mean outputs, which are measured on a pilot. The
-    pair (one of `directions`) is chosen together with the event on the first half of the trials.
-
-    Args:
-      mechanism: batched, one key a record; compiled once here.
-      key: seeds the audit. An audit is no release, so a fixed key is right.
-      dim: length D of the latents to try; 2 to 16 is enough for a mechanism that treats coordinates alike.
-      clip_norm: C that the mechanism states.
-      trials: draws of each latent in the judging half; the choosing half has a quarter as many for each direction.
-      tails: ``"gaussian"`` or ``"laplace"``: which likelihood ratio.
-      overshoot: how far outside the ball the latents lie.
-      chunk: trials computed at once.
-
-    Raises:
-      InputError: unknown ``tails``, fewer than 1,000 trials, or NaN from the mechanism.
-    """
-    if tails not in ("gaussian", "laplace"):
-        raise InputError(f"tails: expected 'gaussian' or 'laplace', got {tails!r}")
-    if trials < 1000:
-        raise InputError(f"trials: expected at least 1,000, got {trials!r}")
-    outputs, scores = _compiled(mechanism, tails, min(chunk, trials))
-    found: dict[str, tuple[ScoreSampler, tuple[np.ndarray, np.ndarray], float]] = {}
-    for i, (name, direction) in enumerate(directions(dim).items()):
-        latent = jnp.asarray(overshoot * clip_norm * direction)
-        latents = jnp.stack([latent, -latent])
-        pair_key = jax.random.fold_in(key, i)
-        centres = jnp.median(outputs(jax.random.fold_in(pair_key, 2), latents)[:, :PILOT], axis=1)
-        sampler: ScoreSampler = functools.partial(_sample_scores, outputs, scores, pair_key, latents, centres)
-        half = sampler(0, max(trials // 4, 1000))
-        found[name] = (sampler, half, _choose_event(*half, delta)[2])
-    name = max(found, key=lambda k: found[k][2])
-    sampler, half, _ = found[name]
-    return epsilon_from_scores(half, sampler(1, trials), delta, confidence, name)
-
-
-def _compiled(
-    mechanism: BatchMechanism, tails: str, chunk: int
-) -> tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array]]:
-    """``outputs(key, latents[2, D]) -> [2, chunk, D]`` and ``scores(out, centres[2, D]) -> [2, chunk]``."""
-
-    # The latents are arguments, not constants: the compiler would spend seconds on clipping a constant batch.
-    @jax.jit
-    def outputs(key: Array, latents: Array) -> Array:
-        keys = jax.random.split(key, (2, chunk))
-        batch = jnp.broadcast_to(latents[:, None], (2, chunk, latents.shape[1]))
-        return jnp.stack([mechanism(keys[0], batch[0]), mechanism(keys[1], batch[1])])
-
-    @jax.jit
-    def scores(out: Array, centres: Array) -> Array:
-        if tails == "gaussian":
-            return out @ (centres[0] - centres[1])
-        return jnp.sum(jnp.abs(out - centres[1]) - jnp.abs(out - centres[0]), axis=-1)
-
-    return outputs, scores
-
-
-def _sample_scores(
-    outputs: Callable[[Array, Array], Array],
-    scores: Callable[[Array, Array], Array],
-    key: Array,
-    latents: Array,
-    centres: Array,
-    part: int,
-    n: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """n scores under each of the two latents; ``part`` (0 choose, 1 judge) makes them independent."""
-    part_key = jax.random.fold_in(key, part)
-    pieces: list[np.ndarray] = []
-    while sum(piece.shape[1] for piece in pieces) < n:
-        out = outputs(jax.random.fold_in(part_key, len(pieces)), latents)
-        pieces.append(np.asarray(scores(out, centres)))
-    joined = np.concatenate(pieces, axis=1)[:, :n]
-    return joined[0], joined[1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,11 @@ The proofs are for real numbers. The float32 noise of these classes approximates
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import jax
 import jax.numpy as jnp
 
 from diffusion_privacy.errors import InputError
@@ -56,6 +58,28 @@ class Mechanism(Protocol):
     def event(self, relation: Relation) -> dp_accounting.DpEvent:
         """The privacy event of one release under ``relation``; read under ADD_OR_REMOVE_ONE (see the module)."""
         ...
+
+
+class Scalable(Protocol):
+    """A mechanism whose noise scale may be an argument of a compiled program, so that one serves every ε.
+
+    ``m(key, z)`` is ``m.unscaled().at_scale(key, z, m.noise_scale)``, and mechanisms that differ in their noise alone
+    have equal ``unscaled()``. The scale is not checked here: take it from `Mechanism.noise_scale`.
+    """
+
+    def at_scale(self, key: Array, z: Array, scale: Array | float) -> Array:
+        """One record, ``z[D] -> z̃[D]`` float32, with this noise scale."""
+        ...
+
+    def unscaled(self) -> Scalable:
+        """What all scales have in common; hashable."""
+        ...
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def many_at_scale(mechanism: Scalable, scale: Array | float, keys: Array, z: Array) -> Array:
+    """``z[B, D] -> z̃[B, D]``, one key a record; compiled once for equal ``mechanism``, which should be `unscaled`."""
+    return jax.vmap(lambda key, row: mechanism.at_scale(key, row, scale))(keys, z)
 
 
 def positive(value: float, field: str) -> float:
@@ -107,8 +131,16 @@ class GaussianMechanism:
 
     def __call__(self, key: Array, z: Array) -> Array:
         """One record: ``z[D] -> z̃[D]``, float32."""
+        return self.at_scale(key, z, self.sigma)
+
+    def at_scale(self, key: Array, z: Array, scale: Array | float) -> Array:
+        """The same with σ = ``scale``, see `Scalable`."""
         clipped = clipping.clip(z, self.clip_norm, self.norm)
-        return noise.add(clipped, noise.unit_gaussian(key, z.shape[0]), self.sigma)
+        return noise.add(clipped, noise.unit_gaussian(key, z.shape[0]), scale)
+
+    def unscaled(self) -> GaussianMechanism:
+        """The same with σ = 1."""
+        return dataclasses.replace(self, sigma=1.0)
 
     def sensitivity(self, relation: Relation) -> float:
         """2C√k in L2."""
@@ -159,8 +191,16 @@ class LaplaceMechanism:
 
     def __call__(self, key: Array, z: Array) -> Array:
         """One record: ``z[D] -> z̃[D]``, float32."""
+        return self.at_scale(key, z, self.scale)
+
+    def at_scale(self, key: Array, z: Array, scale: Array | float) -> Array:
+        """The same with b = ``scale``, see `Scalable`."""
         clipped = clipping.clip(z, self.clip_norm, self.norm)
-        return noise.add(clipped, noise.unit_laplace(key, z.shape[0]), self.scale)
+        return noise.add(clipped, noise.unit_laplace(key, z.shape[0]), scale)
+
+    def unscaled(self) -> LaplaceMechanism:
+        """The same with b = 1."""
+        return dataclasses.replace(self, scale=1.0)
 
     def sensitivity(self, relation: Relation) -> float:
         """2Ck in L1."""
@@ -212,11 +252,19 @@ class MetricMechanism:
 
     def __call__(self, key: Array, z: Array) -> Array:
         """One record: ``z[D] -> z̃[D]``, float32."""
+        return self.at_scale(key, z, self.noise_scale)
+
+    def at_scale(self, key: Array, z: Array, scale: Array | float) -> Array:
+        """The same with 1/rate = ``scale``, see `Scalable`."""
         if z.ndim != 1:
             raise ValueError(f"a mechanism takes the latent of one record, shape [D]; got {z.shape}; use jax.vmap")
         bounded = jnp.clip(clipping.sanitise(z), -self.limit, self.limit)
         unit = noise.unit_laplace if self.metric == "l1" else noise.unit_metric_l2
-        return noise.add(bounded, unit(key, z.shape[0]), self.noise_scale)
+        return noise.add(bounded, unit(key, z.shape[0]), scale)
+
+    def unscaled(self) -> MetricMechanism:
+        """The same with a rate of 1."""
+        return dataclasses.replace(self, rate=1.0)
 
     def sensitivity(self, relation: Relation) -> float:
         """Infinite for every relation: nothing is clipped in the metric's sense."""

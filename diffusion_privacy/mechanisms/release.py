@@ -15,14 +15,12 @@ The end-to-end guarantee covers what f⁻¹ publishes only if the flow does not 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.metadata
 import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,7 +32,13 @@ from diffusion_privacy.mechanisms.condition import ConditionMechanism
 from diffusion_privacy.mechanisms.decoding import CoarseSelection, match_prior
 from diffusion_privacy.mechanisms.discrete import DiscreteGaussian, DiscreteLaplace
 from diffusion_privacy.mechanisms.ledger import record_hashes
-from diffusion_privacy.mechanisms.mechanism import Mechanism, MetricMechanism
+from diffusion_privacy.mechanisms.mechanism import (
+    GaussianMechanism,
+    LaplaceMechanism,
+    Mechanism,
+    MetricMechanism,
+    many_at_scale,
+)
 from diffusion_privacy.mechanisms.relation import REPLACE_RECORD, Neighbours, Relation, require_relation
 from diffusion_privacy.types import Array
 
@@ -166,16 +170,14 @@ def versions() -> dict[str, str]:
     return {"diffusion-privacy": __version__} | {name: importlib.metadata.version(name) for name in names}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _vmapped(mechanism: Mechanism, keys: Array, z: Array) -> Array:
-    return jax.vmap(mechanism)(keys, z)
-
-
 def noised(mechanism: Mechanism, z: Array) -> np.ndarray:
     """Fresh private latents: ``z[B, D] -> z̃[B, D]`` float32, each record by itself with its own entropy."""
     if isinstance(mechanism, DiscreteGaussian | DiscreteLaplace):
         return np.asarray(mechanism.many(noise.os_bytes, np.asarray(z)), np.float32)
-    return np.asarray(_vmapped(mechanism, noise.fresh_keys(z.shape[0]), jnp.asarray(z)), np.float32)
+    if not isinstance(mechanism, GaussianMechanism | LaplaceMechanism | MetricMechanism):
+        raise InputError(f"mechanism: expected one that this program knows how to run, got {mechanism!r}")
+    keys = noise.fresh_keys(z.shape[0])
+    return np.asarray(many_at_scale(mechanism.unscaled(), mechanism.noise_scale, keys, jnp.asarray(z)), np.float32)
 
 
 def privatise(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,21 +13,30 @@ import numpy as np
 from scipy import stats
 
 from diffusion_privacy.anonymity.intervals import rate
-from diffusion_privacy.audits import epsilon as epsilon_audit
-from diffusion_privacy.audits import membership
+from diffusion_privacy.audits import membership, worst_case
 from diffusion_privacy.audits.linkage import linkage
 from diffusion_privacy.audits.release import audit_release
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.data.table_rows import Rows
+from diffusion_privacy.errors import InputError
 from diffusion_privacy.flows.objective import bits_per_dim
+from diffusion_privacy.mechanisms.calibration import gaussian_epsilon
 from diffusion_privacy.mechanisms.discrete import DiscreteGaussian, DiscreteLaplace
-from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, Mechanism
+from diffusion_privacy.mechanisms.mechanism import (
+    GaussianMechanism,
+    LaplaceMechanism,
+    Mechanism,
+    Scalable,
+    many_at_scale,
+)
+from diffusion_privacy.mechanisms.relation import REPLACE_RECORD
 from diffusion_privacy.mechanisms.release import noised
 from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
 from diffusion_privacy.stages.cadp_study import Parts, TrainedFlow
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
+from diffusion_privacy.types import Array
 
 KS = (1, 10)
 
@@ -33,28 +44,45 @@ KS = (1, 10)
 # --- the mechanism ----------------------------------------------------------------------------------------------------
 
 
-def _attackable(mechanism: Mechanism) -> Mechanism:
+def _attackable(mechanism: Mechanism) -> GaussianMechanism | LaplaceMechanism:
     """The mechanism itself, or for exact integer noise, which no compiled program draws, its continuous counterpart."""
+    if isinstance(mechanism, GaussianMechanism | LaplaceMechanism):
+        return mechanism
     if isinstance(mechanism, DiscreteGaussian):
         return GaussianMechanism(mechanism.clip_norm, mechanism.noise_scale)
     if isinstance(mechanism, DiscreteLaplace):
         return LaplaceMechanism(mechanism.clip_norm, mechanism.noise_scale)
-    return mechanism
+    raise InputError(f"audit: expected a mechanism with a worst-case pair, got {mechanism!r}")
+
+
+@functools.lru_cache
+def _at_scale(mechanism: Scalable) -> Callable[[Array, Array, Array], Array]:
+    """``(scale, keys, z) -> z̃``: one function object a mechanism, so that every ε runs the same compiled program."""
+    return functools.partial(many_at_scale, mechanism)
 
 
 def epsilon_bound(settings: PrivateStudy, epsilon: float, dims: int, records: int) -> dict[str, Any]:
     """Lower confidence bound on the latent step's ε, through the very mechanism that releases."""
-    mechanism, attack = common.make_mechanism(settings, epsilon, dims, records), settings.attack
-    gaussian = mechanism.norm == "l2"
-    found = epsilon_audit.worst_case_bound(
-        jax.vmap(_attackable(mechanism)),
+    attack, delta = settings.attack, settings.release.delta
+    mechanism = _attackable(common.make_mechanism(settings, epsilon, dims, records))
+    separation = mechanism.sensitivity(REPLACE_RECORD) / mechanism.noise_scale
+    if mechanism.norm == "l2":
+        # What the pair can show at all: less than the claim at person level, or where a discrete law rounds up.
+        tails, shown = "gaussian", gaussian_epsilon(1.0 / separation, delta)
+    else:
+        tails, shown, delta = "laplace", separation, 0.0
+    most, confidence = attack.trials, attack.confidence
+    found = worst_case.worst_case_bound(
+        jax.tree_util.Partial(_at_scale(mechanism.unscaled()), mechanism.noise_scale),
         rng.stream(settings.seed, "epsilon", int(1000 * epsilon)),
         dim=attack.trial_dim,
-        clip_norm=common.clip_norm(settings, dims),
-        delta=settings.release.delta if gaussian else 0.0,
-        trials=attack.trials,
-        tails="gaussian" if gaussian else "laplace",
-        confidence=attack.confidence,
+        clip_norm=mechanism.clip_norm,
+        delta=delta,
+        trials=worst_case.planned_trials(
+            separation, min(epsilon, shown), delta, tails, most=most, share=attack.tightness, confidence=confidence
+        ),
+        tails=tails,
+        confidence=confidence,
     )
     return {
         "claimed": epsilon,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -12,7 +13,12 @@ from scipy import stats
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms import noise
-from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, MetricMechanism
+from diffusion_privacy.mechanisms.mechanism import (
+    GaussianMechanism,
+    LaplaceMechanism,
+    MetricMechanism,
+    many_at_scale,
+)
 from diffusion_privacy.mechanisms.relation import (
     REPLACE_RECORD,
     Neighbours,
@@ -173,3 +179,29 @@ def test_whole_curve_equals_point_by_point(kind):
     np.testing.assert_allclose(curve[0] - unit, jax.jit(jax.vmap(kind(2.0, 1e-30)))(keys, z), atol=5e-3)
     with pytest.raises(InputError, match="mechanism"):
         latent_curve_for_internal_study(MetricMechanism, 2.0, jnp.ones(1), keys, z)
+
+
+def test_one_compiled_program_serves_every_noise_scale():
+    traced = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Counting(GaussianMechanism):
+        def at_scale(self, key, z, scale):
+            traced.append(scale)
+            return super().at_scale(key, z, scale)
+
+    keys, z = jax.random.split(jax.random.key(0), 4), jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
+    for sigma in (0.5, 2.0, 7.0):
+        mechanism = Counting(1.5, sigma)
+        assert mechanism.unscaled() == Counting(1.5, 1.0)
+        found = many_at_scale(mechanism.unscaled(), mechanism.noise_scale, keys, z)
+        assert len(traced) == 1
+        step = 2.0 ** (math.floor(math.log2(sigma)) - 8)
+        # The same draws as one record at a time; a sum at the edge of a rounding cell may fall to either side.
+        for key, row, noised in zip(keys, z, found, strict=True):
+            np.testing.assert_allclose(GaussianMechanism(1.5, sigma)(key, row), noised, atol=1.01 * step)
+    metric = MetricMechanism(0.25, "l1")
+    np.testing.assert_allclose(
+        metric.unscaled().at_scale(keys[0], z[0], metric.noise_scale), metric(keys[0], z[0]), atol=0.02
+    )
+    assert LaplaceMechanism(1.5, 3.0).unscaled() == LaplaceMechanism(1.5, 1.0)
