@@ -106,7 +106,7 @@ def bits_per_dim(nats: Array, dim: int, levels: int) -> Array:
     return -(nats / dim + math.log(2 / (levels - 1))) / math.log(2)
 
 
-def _probes(config: LikelihoodConfig, keys: Array, x: Array) -> Array:
+def probe_vectors(config: LikelihoodConfig, keys: Array, x: Array) -> Array:
     """Probe vectors ``[probes, B, ...]``, fixed along the path, keyed by image and probe."""
     size = math.prod(x.shape[1:])
 
@@ -121,7 +121,7 @@ def _probes(config: LikelihoodConfig, keys: Array, x: Array) -> Array:
     return jax.vmap(probe)(jnp.arange(config.probes))
 
 
-def _hutchinson(field: Callable[[Array, Array], Array], probes: Array) -> Field:
+def hutchinson_slope(field: Callable[[Array, Array], Array], probes: Array) -> Field:
     """Slope of (z, divergence per dimension of each probe [B, P]): drift and vᵀJv in one pass (arXiv 1810.01367)."""
 
     def slope(log_snr: Array, y: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -137,7 +137,7 @@ def _hutchinson(field: Callable[[Array, Array], Array], probes: Array) -> Field:
     return slope
 
 
-def _exact(field: Callable[[Array, Array], Array], chunk: int) -> Field:
+def exact_slope(field: Callable[[Array, Array], Array], chunk: int) -> Field:
     """Slope of (z, divergence per dimension [B, 1]) by D unit tangents of one linearisation, ``chunk`` at a time."""
 
     def slope(log_snr: Array, y: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -201,7 +201,7 @@ def log_likelihood(
     flow = ProbabilityFlow(sde)
     field = flow.field(score_fn)
     exact = config.divergence == "exact"
-    slope = _exact(field, config.chunk) if exact else _hutchinson(field, _probes(config, probe_keys, x))
+    slope = exact_slope(field, config.chunk) if exact else hutchinson_slope(field, probe_vectors(config, probe_keys, x))
     y = (x / expand(flow.norm(start), x), jnp.zeros((x.shape[0], 1 if exact else config.probes), x.dtype))
     (z, div), calls = _integrate(config, slope, y, flow.log_snr(start), flow.log_snr(end))
     scale = jnp.log(flow.norm(end)) - jnp.log(flow.norm(start))
