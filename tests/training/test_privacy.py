@@ -1,0 +1,136 @@
+"""Settings and accounting of private training: the literature's numbers, and replace-one as the worst pair."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import stats
+from training_toys import toy_config
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.training import privacy
+from diffusion_privacy.training import state as states
+from diffusion_privacy.training.privacy import Plan, Privacy
+
+pytest.importorskip("dp_accounting")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epsilon", -1.0),
+        ("epsilon", float("inf")),
+        ("noise_multiplier", float("nan")),
+        ("delta", 0.0),
+        ("delta", 1.0),
+        ("clip_norm", 0.0),
+        ("relation", "replace"),
+        ("augmentations", 0),
+        ("micro_batch", 0),
+    ],
+)
+def test_faults_are_named_in_one_line(field, value):
+    with pytest.raises(InputError, match=rf"training\.privacy\.{field}: expected") as caught:
+        Privacy(**{field: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_one_way_to_say_how_much_noise():
+    assert not Privacy().on
+    with pytest.raises(InputError, match="not both"):
+        Privacy(epsilon=1.0, noise_multiplier=1.0)
+    with pytest.raises(InputError, match=r"micro_batches must be 1"):
+        toy_config(micro_batches=2, privacy=Privacy(noise_multiplier=1.0))
+
+
+def test_a_run_is_another_one_with_other_privacy():
+    plain, private = toy_config(), toy_config(privacy=Privacy(noise_multiplier=1.0))
+    assert not any("privacy" in name for name in states.identity(plain, 0, "x"))
+    fields = states.identity(private, 0, "x")
+    assert fields["training.privacy.noise_multiplier"] == 1.0
+    assert all(isinstance(value, int | float | str) for value in fields.values())
+
+
+@pytest.mark.parametrize(
+    ("records", "batch_size", "delta", "words"),
+    [(10, 11, 1e-5, "at most the 10 records"), (10, 5, 0.1, r"delta: expected less than 1/n = 0\.1")],
+)
+def test_a_plan_that_promises_nothing_is_refused(records, batch_size, delta, words):
+    with pytest.raises(InputError, match=words):
+        privacy.make_plan(Privacy(noise_multiplier=1.0, delta=delta), records=records, batch_size=batch_size, steps=1)
+
+
+def test_the_reference_numbers():
+    """σ = 1.1, q = 256/60000, 14,062 steps, δ = 1e-5: 2.382 by PLD and 2.597 by RDP, under add-or-remove-one."""
+    run = (256 / 60000, 1.1, 14062, 1e-5)
+    assert privacy.pld_epsilon(*run, "add-or-remove-one") == pytest.approx(2.382, abs=2e-3)
+    assert privacy.rdp_epsilon(*run) == pytest.approx(2.597, abs=2e-3)
+    replaced = privacy.pld_epsilon(*run, "replace-one")
+    assert 2.382 < replaced < 2 * 2.382 + 0.5
+
+
+def test_events_are_dp_accountings_and_grow_with_the_steps():
+    import dp_accounting
+
+    plan = Plan(100, 0.25, 2.0, 1.0, 40, 1e-5, "add-or-remove-one")
+    accountant = dp_accounting.pld.PLDAccountant()
+    assert plan.epsilon() == pytest.approx(accountant.compose(plan.event()).get_epsilon(1e-5), rel=1e-6)
+    assert plan.epsilon(0) == 0.0
+    assert 0 < plan.epsilon(10) < plan.epsilon(20) < plan.epsilon()
+    assert isinstance(dataclasses.replace(plan, sampling_probability=1.0).event().event, dp_accounting.GaussianDpEvent)
+    assert privacy.from_json({**plan.to_json(), "more": 1}) == plan
+    with pytest.raises(InputError, match="lacks steps"):
+        privacy.from_json({k: v for k, v in plan.to_json().items() if k != "steps"})
+
+
+def test_full_batches_of_one_step_are_the_gaussian_mechanism():
+    """Closed form: Δ = 2C under replace-one, C under add-or-remove-one (Balle & Wang 2018)."""
+    from diffusion_privacy.mechanisms.calibration import gaussian_epsilon
+
+    for relation, factor in (("replace-one", 2.0), ("add-or-remove-one", 1.0)):
+        truth = gaussian_epsilon(4.0 / factor, 1e-5)
+        assert truth <= privacy.pld_epsilon(1.0, 4.0, 1, 1e-5, relation) * (1 + 1e-9) <= 1.001 * truth
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("relation", privacy.RELATIONS)
+@pytest.mark.parametrize(("epsilon", "q", "steps"), [(1.0, 0.2, 50), (8.0, 0.05, 300)])
+def test_calibration_meets_its_target_and_wastes_little(relation, epsilon, q, steps):
+    sigma = privacy.calibrate(epsilon, 1e-5, q, steps, relation)
+    assert 0.995 * epsilon < privacy.pld_epsilon(q, sigma, steps, 1e-5, relation) <= epsilon
+    assert privacy.pld_epsilon(q, 0.99 * sigma, steps, 1e-5, relation) > epsilon
+
+
+def _hockey_stick(u, v, q, sigma, alphas):
+    """sup_S P(S) − α Q(S), P = (1−q) N(0) + q N(u), Q = (1−q) N(0) + q N(v), in the plane, by quadrature."""
+    axis = np.linspace(-9 * sigma, 9 * sigma, 361)
+    x, y = np.meshgrid(axis, axis)
+
+    def density(center):
+        return stats.norm.pdf(x, center[0], sigma) * stats.norm.pdf(y, center[1], sigma)
+
+    still = (1 - q) * density((0, 0))
+    p, other = still + q * density(u), still + q * density(v)
+    cell = (axis[1] - axis[0]) ** 2
+    return np.array([np.sum(np.maximum(p - a * other, 0)) * cell for a in alphas])
+
+
+@pytest.mark.parametrize(("q", "sigma"), [(0.1, 0.7), (0.5, 1.5)])
+def test_opposite_gradients_are_the_worst_that_replacing_a_record_can_do(q, sigma):
+    alphas = np.exp([0.0, 0.1, 0.3, 1.0, 2.0])
+    line = np.linspace(-9 * sigma, 9 * sigma, 400_001)
+    p, other = ((1 - q) * stats.norm.pdf(line, 0, sigma) + q * stats.norm.pdf(line, c, sigma) for c in (1, -1))
+    worst = np.array([np.sum(np.maximum(p - a * other, 0)) * (line[1] - line[0]) for a in alphas])
+    for angle in (0.5, 1.5, 2.5, 3.0):
+        for length in (1.0, 0.5):
+            other = length * np.cos(angle), length * np.sin(angle)
+            for pair in (((1, 0), other), (other, (1, 0)), ((0, 0), other)):
+                # The grid errs by up to 2e-6.
+                assert np.all(_hockey_stick(*pair, q, sigma, alphas) <= worst + 2e-6)
+    # dp-accounting's pair is this one.
+    one = privacy._one_step(q, sigma, "replace-one")
+    deltas = np.array([one.get_delta_for_epsilon(float(np.log(a))) for a in alphas])
+    np.testing.assert_allclose(deltas, worst, atol=2e-5)
+    assert np.all(deltas >= worst - 1e-8)
