@@ -46,10 +46,12 @@ _BACKTRACK = (1.0, 0.5, 0.25, 0.125, 0.03, 0.008)
 
 
 class Inverse(NamedTuple):
-    """``x[B, ...]`` one level up, whether it was found ``[B]``, and network calls (tangents included) ``[B]``."""
+    """``x[B, ...]`` one level up; whether it was found and whether the score broke (was not finite), bool ``[B]``;
+    network calls ``[B]``, tangents included."""
 
     x: Array
     found: Array
+    broken: Array
     calls: Array
 
 
@@ -207,8 +209,9 @@ class Discrete:
         first = self._guess(score_fn, x, level).reshape(goal.shape)
         error = jnp.linalg.norm(residual(first), axis=1)
         calls = jnp.full(x.shape[0], 2)
+        broken = ~jnp.isfinite(error)
         y, error, _, calls = jax.lax.while_loop(unfinished, body, (first, error, jnp.zeros((), int), calls))
-        return Inverse(y.reshape(x.shape), error <= self.tolerance * scale, calls)
+        return Inverse(y.reshape(x.shape), error <= self.tolerance * scale, broken, calls)
 
     def _guess(self, score_fn: ScoreFn, x: Array, level: Array) -> Array:
         """The flow's step upwards with the slope at the lower end ("DDIM inversion")."""
@@ -281,7 +284,8 @@ class Continuous:
 
     def up(self, score_fn: ScoreFn, x: Array, level: Array) -> Inverse:
         new = _flow_step(self.chain, score_fn, x, level - 1, level, fourth=True)
-        return Inverse(new, jnp.ones(x.shape[0], bool), jnp.full(x.shape[0], 4))
+        broken = jnp.any(~jnp.isfinite(new.reshape(x.shape[0], -1)), axis=1)
+        return Inverse(new, jnp.ones(x.shape[0], bool), broken, jnp.full(x.shape[0], 4))
 
     def step_calls(self, level: int) -> int:
         return 4 if level > 1 else 1

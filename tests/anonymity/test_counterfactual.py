@@ -63,6 +63,7 @@ def test_detectors_that_tell_nothing_are_named() -> None:
             paired(a, b)
 
 
+@pytest.mark.slow
 def test_a_memorised_atom_makes_the_difference() -> None:
     """8 atoms against the same with the first replaced by the second: Δq is 1/8 for the first, 0 for the others' cells
     that lie far; each interval at level 1 − 1e-6."""

@@ -76,6 +76,7 @@ def test_tails_down_to_one_in_a_hundred_million(path, rates) -> None:
         assert q > 1e-5 or found.network_calls < 10 * 8 / q / 50
 
 
+@pytest.mark.slow
 def test_the_path_is_the_sampler() -> None:
     """Moments of 4,000 images from normal noise against the sampler's own; 5 standard errors."""
     noise = jax.random.normal(KEY, (4000, 8, 2))
@@ -131,6 +132,7 @@ def test_a_ball_in_a_mixture() -> None:
     assert 0.5 < result.estimate.value / q < 2
 
 
+@pytest.mark.slow
 def test_detectors_that_give_nothing_to_climb() -> None:
     """Never, always, and a clean no of a detector without a margin; then one that breaks on its way."""
     flat = detector([0.0, 0.0, 1e-9], [-1.0, 1.0, -1.0])

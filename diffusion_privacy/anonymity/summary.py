@@ -1,0 +1,188 @@
+"""All estimators of q in one table: lower limit, estimate, upper limit, level, cost, what it assumes, when to doubt it.
+
+A row has the limits that its estimator really gives: E4 claims nothing from above and E6 nothing from below, and local
+estimators (E2, E3) are marked, because no local method rules out that the record comes from elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from diffusion_privacy.anonymity import change_of_variables, counterfactual, inherited, splitting
+from diffusion_privacy.anonymity.counterfactual import Counterfactual
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.types import Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What an estimator is.
+
+    Attributes:
+      name: E1 … E7 of the design, with a short title.
+      gives: ``"both"`` limits, ``"lower"`` or ``"upper"``; ``"difference"`` for a difference of rates.
+      exact: its limits hold for every model and every number of draws; otherwise they rest on diagnostics.
+      local: looks only at images reachable from the noised record.
+      assumes: what it takes for granted.
+      distrust: when its number is not to be trusted.
+    """
+
+    name: str
+    gives: str
+    exact: bool
+    local: bool
+    assumes: tuple[str, ...]
+    distrust: str
+
+
+ESTIMATORS: dict[str, Kind] = {
+    "direct": Kind(
+        "E1 direct samples",
+        "both",
+        True,
+        False,
+        ("the detector sees at least its measured share of true reproductions",),
+        "never, but it is wide: about 3/q samples are needed to see q at all",
+    ),
+    "subspace": Kind(
+        "E2 guided paths",
+        "both",
+        False,
+        True,
+        ("weights whose tail was sampled (effective sample size, Pareto k, largest share)",),
+        "when marked unreliable; as an upper limit, never by itself",
+    ),
+    "change of variables": Kind(
+        "E3 deterministic sampler",
+        "both",
+        False,
+        True,
+        change_of_variables.ASSUMES,
+        "when marked unreliable: climbs that fail, folds, probe noise, a heavy tail",
+    ),
+    "markov": Kind(
+        "E4 Markov",
+        "lower",
+        True,
+        True,
+        ("independent draws, weights exact",),
+        "never, but it is 40 times below the estimate at 95 %",
+    ),
+    "jensen": Kind(
+        "E4 Jensen",
+        "lower",
+        True,
+        True,
+        ("independent draws of one distribution, weights exact",),
+        "never, but it is below q by about half the variance of the log-weights, in nats",
+    ),
+    "betting": Kind("E4 betting", "lower", True, True, ("independent draws, weights exact",), "never"),
+    "splitting": Kind(
+        "E5 splitting",
+        "both",
+        False,
+        False,
+        splitting.ASSUMES,
+        "when replicas disagree or die out; replicas that agree may all have missed the same part",
+    ),
+    "inherited": Kind(
+        "E6 inherited from training",
+        "upper",
+        True,
+        False,
+        inherited.ASSUMES,
+        "when the training guarantee does not hold; it says nothing of one released model",
+    ),
+    "counterfactual": Kind(
+        "E7 with and without the record",
+        "difference",
+        True,
+        False,
+        counterfactual.ASSUMES,
+        "as a statement on training: it compares one pair of models",
+    ),
+}
+"""By `Estimate.method`. A new estimator is added here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+      kind: the estimator.
+      lower, upper: limits that are claimed, else None. Probabilities; for a difference, in [−1, 1].
+      value: the point estimate; for E4 of the bound itself.
+      level: two-sided confidence level; a one-sided limit errs with (1 − level)/2.
+      network_calls: score evaluations, tangents included.
+      reliable: by its own diagnostics.
+      reasons: why not, and remarks.
+    """
+
+    kind: Kind
+    lower: float | None
+    value: float
+    upper: float | None
+    level: float
+    network_calls: int
+    reliable: bool
+    reasons: tuple[str, ...]
+
+
+def row(found: Estimate | Counterfactual) -> Row:
+    """A row from what an estimator returned.
+
+    Raises:
+      InputError: a method that `ESTIMATORS` does not know.
+    """
+    if isinstance(found, Counterfactual):
+        kind = ESTIMATORS["counterfactual"]
+        return Row(
+            kind, found.lower, found.value, found.upper, found.level, found.network_calls, not found.reasons,
+            found.reasons,
+        )  # fmt: skip
+    # `lower_bounds.best` names the winner in brackets.
+    method = found.method.removeprefix("lower bound (").removesuffix(")")
+    if method not in ESTIMATORS:
+        raise InputError(f"method: expected one of {', '.join(ESTIMATORS)}, got {found.method!r}")
+    kind = ESTIMATORS[method]
+    return Row(
+        kind,
+        None if kind.gives == "upper" else found.lower,
+        found.value,
+        None if kind.gives == "lower" else found.upper,
+        found.level,
+        found.network_calls,
+        found.reliable,
+        found.reasons,
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def table(rows: Mapping[str, Row] | list[Row]) -> str:
+    """The rows as a Markdown table; a mapping names what each row is about."""
+    named = list(rows.items()) if isinstance(rows, Mapping) else [("", r) for r in rows]
+    lines = [
+        "| estimator | lower | estimate | upper | level | network calls | assumes | not to be trusted |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, r in named:
+        title = f"{name}: {r.kind.name}" if name else r.kind.name
+        doubt = "; ".join(r.reasons) if r.reasons and not r.reliable else r.kind.distrust
+        trust = doubt if r.reliable else f"NOT RELIABLE HERE: {doubt}"
+        cells = [
+            title,
+            _cell(r.lower),
+            _cell(r.value),
+            _cell(r.upper),
+            f"{r.level:.3g}",
+            f"{r.network_calls:,}",
+            "; ".join(r.kind.assumes),
+            trust,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,66 @@
+"""One table for all: it claims the limits that an estimator gives, and no others."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+
+from diffusion_privacy.anonymity import (
+    change_of_variables,
+    inherited,
+    lower_bounds,
+    montecarlo,
+    splitting,
+    subspace,
+    summary,
+)
+from diffusion_privacy.anonymity.counterfactual import paired
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.types import Estimate
+
+HIT = np.arange(200) < 150
+
+
+def test_every_method_that_the_room_returns_has_a_row() -> None:
+    """Names are read from the modules: an estimator that is renamed must be renamed here."""
+    for method, module in (
+        ("subspace", subspace),
+        ("change of variables", change_of_variables),
+        ("splitting", splitting),
+        ("inherited", inherited),
+    ):
+        assert f'"{method}"' in inspect.getsource(module)
+        assert method in summary.ESTIMATORS
+    assert set(lower_bounds.LOWER_BOUNDS) <= set(summary.ESTIMATORS)
+
+
+def test_rows_claim_what_is_given() -> None:
+    low = summary.row(lower_bounds.best(np.zeros(200), HIT))
+    assert low.upper is None
+    assert low.kind.name.startswith("E4")
+    assert low.lower is not None
+    assert 0.5 < low.lower < 0.75
+    high = summary.row(inherited.inherited(inherited.pooled(np.zeros(50), np.ones(50)), 0.5, 1e-5))
+    assert high.lower is None
+    assert high.upper is not None
+    direct = summary.row(montecarlo.direct(3, 1000, steps=50).estimate)
+    assert (direct.lower is None, direct.upper is None, direct.network_calls) == (False, False, 50_000)
+    pair = summary.row(paired(HIT, ~HIT, steps=2))
+    assert pair.kind.gives == "difference"
+    assert pair.value == pytest.approx(0.5)
+
+
+def test_the_table_shouts_what_is_not_reliable() -> None:
+    none = Estimate("subspace", -np.inf, np.inf, 0.0, 0.4, 0.95, 10, 0.0, False, 500, ("no path was detected",))
+    text = summary.table({"record 3": summary.row(none), "record 4": summary.row(paired(HIT, ~HIT))})
+    lines = text.splitlines()
+    assert len(lines) == 4
+    assert "NOT RELIABLE HERE: no path was detected" in lines[2]
+    assert lines[2].startswith("| record 3: E2 guided paths | 0 | 0 | 0.4 | 0.95 | 500 |")
+    assert len({line.count("|") for line in lines}) == 1
+    assert "NOT RELIABLE" not in lines[3]
+    assert summary.table([summary.row(none)]).count("\n") == 2
+    with pytest.raises(InputError, match="method"):
+        summary.row(Estimate("guess", 0.0, 0.0, 0.0, 1.0, 0.95, 1, 1.0, True, 0))
