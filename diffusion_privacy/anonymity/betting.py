@@ -23,19 +23,21 @@ from scipy import optimize, special
 
 from diffusion_privacy.errors import InputError
 
-_STAKES = np.append(special.expit(np.linspace(-7.0, 5.0, 13)), 1.0)
+_STAKES = special.expit(np.linspace(-7.0, 5.0, 13))
 # Half of the capital is staked in full: rates near 0 or 1 then lose no more than a factor 2 in α.
-_SHARES = np.append(np.full(13, 1 / 26), 0.5)
+_FULL = 0.5
+_TOLERANCE = 1e-5
 
 
 def _log_capital(log_ratio: np.ndarray, zeros: int) -> float:
     """log K for positive draws with ``log_ratio`` = log Y − log m, and ``zeros`` draws that are 0."""
     stake = _STAKES[:, None]
-    with np.errstate(divide="ignore"):
-        rest = np.log1p(-stake)
-        gains = np.sum(np.logaddexp(rest, np.log(stake) + log_ratio), axis=1)
-        lost = np.where(zeros > 0, zeros * rest[:, 0], 0.0) if zeros else 0.0
-    return float(special.logsumexp(gains + lost + np.log(_SHARES)))
+    # Cut where exp would overflow: less capital is a more careful limit.
+    gains = np.sum(np.log1p(stake * np.expm1(np.minimum(log_ratio, 600.0))), axis=1)
+    capital = gains + zeros * np.log1p(-_STAKES) + np.log((1 - _FULL) / _STAKES.size)
+    if zeros:
+        return float(special.logsumexp(capital))
+    return float(special.logsumexp(np.append(capital, np.sum(log_ratio) + np.log(_FULL))))
 
 
 def log_lower_mean(log_values: np.ndarray, error: float) -> float:
@@ -65,7 +67,9 @@ def log_lower_mean(log_values: np.ndarray, error: float) -> float:
     gap = 1.0
     while _log_capital(positive - (high - gap), zeros) < goal:
         gap *= 2.0
-    return float(optimize.brentq(lambda m: _log_capital(positive - m, zeros) - goal, high - gap, high, xtol=1e-7))
+    root = optimize.brentq(lambda m: _log_capital(positive - m, zeros) - goal, high - gap, high, xtol=_TOLERANCE)
+    # The root may be off by the tolerance; the limit gives it away.
+    return float(root) - 2 * _TOLERANCE
 
 
 def lower_mean(values: np.ndarray, error: float) -> float:

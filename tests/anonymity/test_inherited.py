@@ -10,7 +10,7 @@ from diffusion_privacy.anonymity.inherited import inherited, models_needed, pool
 from diffusion_privacy.anonymity.intervals import upper_limit
 from diffusion_privacy.errors import InputError
 
-RUNS = 300
+RUNS = 150
 
 
 def gaussian_delta(epsilon: float, sensitivity: float, sigma: float) -> float:
