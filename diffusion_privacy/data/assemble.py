@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -135,6 +136,26 @@ def choose(
     return keep
 
 
+def level_hashes(pixels: np.ndarray) -> list[str]:
+    """One hash an image of stored grey levels, integers ``[N, H, W]`` or ``[N, H, W, C]`` in [0, 2^16).
+
+    128-bit SHA-256 prefixes of size and levels. Neither the integer type nor the file format has a part in it: the same
+    levels in IDX and npz files are one record.
+    """
+    rows = np.ascontiguousarray(pixels[..., None] if pixels.ndim == 3 else pixels, "<u2")
+    head = f"levels {rows.shape[1:]} ".encode()
+    return [hashlib.sha256(head + row.tobytes()).hexdigest()[:32] for row in rows]
+
+
+def bytes_hash(content: bytes) -> str:
+    """Hash of a record that is a file: 128-bit SHA-256 prefix of its bytes.
+
+    Of the bytes and not of the decoded pixels, which for JPEG depend on the decoder's version. A file that was saved
+    again is another record.
+    """
+    return hashlib.sha256(b"file " + content).hexdigest()[:32]
+
+
 def assemble(
     pixels: np.ndarray,
     label: np.ndarray,
@@ -144,6 +165,7 @@ def assemble(
     num_classes: int,
     name: str,
     levels: int = 256,
+    source_hash: Sequence[str] | None = None,
 ) -> Records:
     """Records from grey levels: 0..levels−1 map affinely to [-1, 1], both ends exactly.
 
@@ -151,6 +173,7 @@ def assemble(
       pixels: integers ``[N, H, W]`` or ``[N, H, W, C]`` in [0, levels).
       label, identity, index: integers ``[N]``, see `Records`.
       num_classes, name, levels: see `Records`.
+      source_hash: one text a record; None where the source stores these grey levels themselves, see `level_hashes`.
 
     Raises:
       InputError: as `Records`, or a level out of range.
@@ -168,4 +191,5 @@ def assemble(
         num_classes=num_classes,
         name=name,
         levels=levels,
+        source_hash=np.asarray(level_hashes(pixels) if source_hash is None else source_hash, np.str_),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import zlib
@@ -12,6 +13,7 @@ import numpy as np
 
 from diffusion_privacy.data.assemble import (
     assemble,
+    bytes_hash,
     choose,
     existing_file,
     existing_folder,
@@ -78,8 +80,9 @@ def image_folder(
         where = str(table_file)
         num_classes = infer_num_classes(label, num_classes, where)
     keep = choose(label, num_classes, classes, limit, where)
-    pixels = _read_all([files[i] for i in keep], channels, target)
-    return assemble(pixels, label[keep], people[keep], keep, num_classes=num_classes, name=folder.name or str(folder))
+    pixels, source = _read_all([files[i] for i in keep], channels, target)
+    name = folder.name or str(folder)
+    return assemble(pixels, label[keep], people[keep], keep, num_classes=num_classes, name=name, source_hash=source)
 
 
 def _target_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
@@ -137,35 +140,35 @@ def _from_table(folder: Path, table_file: Path) -> tuple[list[Path], np.ndarray,
     return files, label, number_people(table.get("identity", [""] * len(files)))
 
 
-def _read_all(files: list[Path], channels: int, size: tuple[int, int] | None) -> np.ndarray:
-    """uint8 [N, H, W, C]."""
-    first = _read(files[0], channels, size)
-    pixels = np.empty((len(files), *first.shape), np.uint8)
+def _read_all(files: list[Path], channels: int, size: tuple[int, int] | None) -> tuple[np.ndarray, list[str]]:
+    """uint8 [N, H, W, C], and the hash of each file."""
+    first, _ = _read(files[0], channels, size)
+    pixels, source = np.empty((len(files), *first.shape), np.uint8), []
     for i, file in enumerate(files):
-        image = first if i == 0 else _read(file, channels, size)
+        image, found = _read(file, channels, size)
+        source.append(found)
         if image.shape != first.shape:
             raise InputError(
                 f"{file}: is {image.shape[0]} x {image.shape[1]} (height x width); expected {first.shape[0]} x"
                 f" {first.shape[1]} as {files[0].name}, or give size"
             )
         pixels[i] = image
-    return pixels
+    return pixels, source
 
 
-def _png_depth(file: Path) -> int:
+def _png_depth(content: bytes) -> int:
     """Bits a channel of a PNG file; 8 for any other. Pillow turns 16-bit colour into 8 bits without saying so."""
-    with file.open("rb") as stream:
-        header = stream.read(25)
-    return header[24] if header.startswith(_PNG) and len(header) == 25 else 8
+    return content[24] if content.startswith(_PNG) and len(content) > 24 else 8
 
 
-def _read(file: Path, channels: int, size: tuple[int, int] | None) -> np.ndarray:
-    """uint8 [H, W, C], turned upright where the file says how."""
+def _read(file: Path, channels: int, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
+    """uint8 [H, W, C], turned upright where the file says how, and the hash of the file's bytes."""
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file, formats=["PNG", "JPEG"]) as opened:
-            if opened.mode not in _EXACT_MODES or _png_depth(file) > 8:
+        content = file.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["PNG", "JPEG"]) as opened:
+            if opened.mode not in _EXACT_MODES or _png_depth(content) > 8:
                 raise InputError(
                     f"{file}: has {opened.mode} pixels or more than 8 bits a channel; expected 8-bit grey or RGB"
                 )
@@ -177,7 +180,8 @@ def _read(file: Path, channels: int, size: tuple[int, int] | None) -> np.ndarray
             image = image.convert("RGB").convert("L" if channels == 1 else "RGB")
             if size is not None and image.size != size[::-1]:
                 image = image.resize(size[::-1], Image.Resampling.BICUBIC)
-            return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
+            pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
+            return pixels, bytes_hash(content)
     except InputError:
         raise
     except (

@@ -28,6 +28,9 @@ class Records:
       num_classes: number of classes of the source, also of those that hold no record here.
       name: what to call the data set in messages and reports.
       levels: number of grey levels of the source, equally spaced on [-1, 1] (for dequantisation).
+      source_hash: text ``[N]``, what the private ledger calls each record: a hash of what its source holds (a file's
+        bytes, or stored grey levels), the same however the image is resized, converted or planted with a fingerprint.
+        None where the source is not at hand.
 
     Raises:
       InputError: a field has another shape, dtype or range, a pixel is not finite, or there is no record.
@@ -40,6 +43,7 @@ class Records:
     num_classes: int
     name: str
     levels: int = 256
+    source_hash: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self._check_images()
@@ -53,8 +57,12 @@ class Records:
             )
         if self.levels < 2:
             raise InputError(f"{self.name}: levels is {self.levels}; expected at least 2 grey levels")
+        source = self.source_hash
+        if source is not None and (source.dtype.kind != "U" or source.shape != (len(self.image),)):
+            raise InputError(f"{self.name}: source_hash is {_describe(source)}; expected text ({len(self.image)},)")
         # The digest is cached and a batch is promised to be a function of its number: neither holds if pixels change.
-        for field in ("image", "label", "identity", "index"):
+        arrays = ("image", "label", "identity", "index")
+        for field in arrays if source is None else (*arrays, "source_hash"):
             view = getattr(self, field).view()
             view.flags.writeable = False
             object.__setattr__(self, field, view)
@@ -111,6 +119,7 @@ class Records:
             label=self.label[wanted],
             identity=self.identity[wanted],
             index=self.index[wanted],
+            source_hash=None if self.source_hash is None else self.source_hash[wanted],
         )
 
     def with_images(self, images: np.ndarray) -> Records:
@@ -129,7 +138,7 @@ class Records:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) of everything but the name: equal digests mean equal data, wherever it was stored."""
+        """SHA-256 (hexadecimal) of all but name and source_hash: equal digests mean equal data, wherever stored."""
         digest = hashlib.sha256(repr((self.image.shape, self.num_classes, self.levels)).encode())
         digest.update(np.ascontiguousarray(self.image, "<f4").data)
         for array in (self.label, self.identity, self.index):

@@ -7,7 +7,9 @@ latent step is a function of (record, published condition) and composes after it
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -23,17 +25,14 @@ if TYPE_CHECKING:
 
 
 class ConditionMechanism(Protocol):
-    """How the class of a record is released."""
+    """How the condition of a record is released: its class, or its binary attributes."""
 
     name: ClassVar[str]
-
-    @property
-    def classes(self) -> int:
-        """Number of classes K."""
-        ...
+    subject: ClassVar[str]
+    """``"class"`` or ``"attributes"``, for sentences."""
 
     def many(self, draw: noise.RandomBytes, labels: np.ndarray) -> np.ndarray:
-        """Published classes int32 [B] of private classes [B], each record by itself."""
+        """Published classes int32 [B] of private ones, or attributes int32 [B, A]; each record by itself."""
         ...
 
     def event(self, relation: Relation) -> dp_accounting.DpEvent:
@@ -52,12 +51,29 @@ def check_labels(labels: np.ndarray, classes: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def check_attributes(labels: np.ndarray, attributes: int) -> np.ndarray:
+    """``labels`` as int64 [B, A] of 0 and 1; `InputError` naming the first record and attribute that are not."""
+    values = np.asarray(labels)
+    if values.ndim != 2 or values.shape[1] != attributes or values.dtype.kind not in "iub":
+        raise InputError(
+            f"attributes: expected {attributes} whole numbers per record, got {values.dtype} of shape {values.shape}"
+        )
+    wrong = np.argwhere((values != 0) & (values != 1))
+    if wrong.size:
+        record, attribute = wrong[0]
+        raise InputError(
+            f"attributes: record {record} has attribute {attribute} = {values[record, attribute]}, expected 0 or 1"
+        )
+    return values.astype(np.int64)
+
+
 @dataclasses.dataclass(frozen=True)
 class PublicCondition:
     """The class is released exactly. Private only for neighbours that share it."""
 
     classes: int
     name: ClassVar[str] = "public"
+    subject: ClassVar[str] = "class"
 
     def many(self, draw: noise.RandomBytes, labels: np.ndarray) -> np.ndarray:
         """The labels themselves."""
@@ -87,6 +103,7 @@ class RandomizedResponse:
     epsilon: float
     classes: int
     name: ClassVar[str] = "randomized_response"
+    subject: ClassVar[str] = "class"
 
     def __post_init__(self) -> None:
         calibration.check_epsilon(self.epsilon, "condition.epsilon")
@@ -133,3 +150,96 @@ class RandomizedResponse:
         one = dp_accounting.RandomizedResponseDpEvent(noise_parameter=change, num_buckets=self.classes)
         k = relation.records_per_person
         return one if k == 1 else dp_accounting.SelfComposedDpEvent(one, k)
+
+
+@dataclasses.dataclass(frozen=True)
+class PublicAttributes:
+    """All binary attributes are released exactly. Private only for neighbours that share them all."""
+
+    attributes: int
+    name: ClassVar[str] = "public_attributes"
+    subject: ClassVar[str] = "attributes"
+
+    def many(self, draw: noise.RandomBytes, labels: np.ndarray) -> np.ndarray:
+        """The attributes themselves."""
+        return check_attributes(labels, self.attributes).astype(np.int32)
+
+    def event(self, relation: Relation) -> dp_accounting.DpEvent:
+        """Nothing under SAME_CONDITION; else not private."""
+        import dp_accounting
+
+        if require_relation(relation).neighbours is Neighbours.SAME_CONDITION:
+            return dp_accounting.NoOpDpEvent()
+        return dp_accounting.NonPrivateDpEvent()
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomizedAttributes:
+    """A multi-hot condition of A binary attributes, each through randomised response of its own.
+
+    (Σ ε_j, 0)-private for replacing all attributes of a record at once: the responses are independent, and each
+    attribute is kept with probability e^ε_j/(e^ε_j + 1). The sum is attained by two records that differ in every
+    attribute. With ε_y = 1 over 40 attributes each is kept with probability .506: such a condition says almost nothing.
+
+    Attributes:
+      epsilons: ε_j of each attribute, in nats, in the order of the columns.
+    """
+
+    epsilons: tuple[float, ...]
+    name: ClassVar[str] = "randomized_response_attributes"
+    subject: ClassVar[str] = "attributes"
+
+    def __post_init__(self) -> None:
+        if not self.epsilons:
+            raise InputError("condition.epsilons: expected one ε for each attribute, got none")
+        _ = self.parts
+
+    @classmethod
+    def shared(cls, epsilon: float, shares: Sequence[float]) -> RandomizedAttributes:
+        """``epsilon`` over all attributes together, in these shares: positive numbers that sum to 1.
+
+        Raises:
+          InputError: shares that are none, or an ε out of range.
+        """
+        values = [float(share) for share in shares]
+        if not values or min(values) <= 0.0 or abs(math.fsum(values) - 1.0) > 1e-9:
+            raise InputError(f"condition.shares: expected positive shares that sum to 1, got {values}")
+        return cls(tuple(calibration.check_epsilon(epsilon, "condition.epsilon") * share for share in values))
+
+    @classmethod
+    def even(cls, epsilon: float, attributes: int) -> RandomizedAttributes:
+        """``epsilon`` over ``attributes`` attributes together, the same for each."""
+        if isinstance(attributes, bool) or not isinstance(attributes, int) or attributes < 1:
+            raise InputError(f"condition.attributes: expected an integer >= 1, got {attributes!r}")
+        return cls.shared(epsilon, [1.0 / attributes] * attributes)
+
+    @functools.cached_property
+    def parts(self) -> tuple[RandomizedResponse, ...]:
+        """One binary response an attribute."""
+        return tuple(RandomizedResponse(epsilon, 2) for epsilon in self.epsilons)
+
+    @property
+    def epsilon(self) -> float:
+        """ε_y = Σ ε_j for replacing all attributes of one record."""
+        return math.fsum(self.epsilons)
+
+    def many(self, draw: noise.RandomBytes, labels: np.ndarray) -> np.ndarray:
+        """Published attributes int32 [B, A]; every attribute of every record spends its own bytes of ``draw``.
+
+        Raises:
+          InputError: another number of attributes, or one that is neither 0 nor 1.
+        """
+        truth = check_attributes(labels, len(self.epsilons))
+        return np.stack([part.many(draw, truth[:, j]) for j, part in enumerate(self.parts)], axis=1)
+
+    def __call__(self, key: bytes, attributes: np.ndarray) -> np.ndarray:
+        """One record, int32 [A]; ``key`` is 32 fresh bytes."""
+        return self.many(noise.keyed_bytes(key), np.asarray(attributes)[None])[0]
+
+    def event(self, relation: Relation) -> dp_accounting.DpEvent:
+        """The responses composed; nothing when the condition may not differ."""
+        import dp_accounting
+
+        if require_relation(relation).neighbours is Neighbours.SAME_CONDITION:
+            return dp_accounting.NoOpDpEvent()
+        return dp_accounting.ComposedDpEvent([part.event(relation) for part in self.parts])

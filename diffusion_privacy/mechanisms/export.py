@@ -34,13 +34,14 @@ def publish(
 ) -> Path:
     """Write ``release`` as ``directory``, which must not exist.
 
-    Images [N, H, W, C] in [-1, 1]: ``images/<class>/<number>.png`` and ``data.npz`` (image uint8, label int32). Tables:
-    ``data.csv`` with ``header`` and the rows of ``table``, which the caller has formatted from ``release.data``.
-    ``manifest.json`` beside either.
+    Images [N, H, W, C] in [-1, 1]: ``images/<class>/<number>.png`` and ``data.npz`` (image uint8, label int32). Where
+    the condition is attributes [N, A]: ``images/<number>.png``, ``attributes.csv`` (path, then a column an attribute)
+    and the same npz. Tables: ``data.csv`` with ``header`` and the rows of ``table``, which the caller has formatted
+    from ``release.data``. ``manifest.json`` beside either.
 
     Args:
       ledger: where to account for it, or None (the manifest then says that earlier releases are not counted).
-      class_names: folder names; the class numbers when None.
+      class_names: folder names, the class numbers when None; or names of the attributes.
       table: N rows, for a table.
       header: column names, for a table.
 
@@ -62,7 +63,7 @@ def publish(
         if table is None:
             _write_images(release, temporary, class_names)
         else:
-            _write_table(temporary, header, table)
+            _write_table(temporary / "data.csv", header, table)
         composition = release.manifest.composition if ledger is None else _spend(release, ledger, directory.name)
         manifest = dataclasses.replace(release.manifest, composition=composition, count_out=rows)
         _write_text(temporary / "manifest.json", manifest_json(manifest))
@@ -118,25 +119,43 @@ def _write_images(release: Privatised, directory: Path, class_names: Sequence[st
             f"release: expected images [N, H, W, 1 or 3], got {release.data.shape}; give `table` for tables"
         )
     pixels = to_uint8(release.data)
-    classes = np.unique(release.labels)
+    np.savez_compressed(directory / "data.npz", image=pixels, label=release.labels)
+    width = len(str(len(pixels) - 1))
+    if release.labels.ndim == 2:
+        folders = [""] * len(pixels)
+        _write_attributes(directory, release.labels, class_names, width)
+    else:
+        folders = _class_folders(release.labels, class_names)
+    for folder in set(folders):
+        (directory / "images" / folder).mkdir(parents=True, exist_ok=True)
+    for i, (image, folder) in enumerate(zip(pixels, folders, strict=True)):
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        picture.save(directory / "images" / folder / f"{i:0{width}d}.png")
+
+
+def _write_attributes(directory: Path, labels: np.ndarray, names: Sequence[str] | None, width: int) -> None:
+    header = [f"attribute_{j}" for j in range(labels.shape[1])] if names is None else list(names)
+    if len(header) != labels.shape[1] or len(set(header)) != len(header):
+        raise InputError(f"class_names: expected {labels.shape[1]} distinct names of attributes, got {len(header)}")
+    rows = [[f"images/{i:0{width}d}.png", *row] for i, row in enumerate(labels.tolist())]
+    _write_table(directory / "attributes.csv", ["path", *header], rows)
+
+
+def _class_folders(labels: np.ndarray, class_names: Sequence[str] | None) -> list[str]:
+    """The folder of each record, a plain name for each class."""
+    classes = np.unique(labels)
     names = {int(c): str(int(c)) for c in classes} if class_names is None else dict(enumerate(class_names))
     if any(int(c) not in names or "/" in names[int(c)] or names[int(c)] in ("", ".", "..") for c in classes):
         raise InputError(f"class_names: expected a plain folder name for each class up to {int(classes.max())}")
     if len({names[int(c)] for c in classes}) != len(classes):
         raise InputError("class_names: expected distinct folder names")
-    for c in classes:
-        (directory / "images" / names[int(c)]).mkdir(parents=True)
-    width = len(str(len(pixels) - 1))
-    for i, (image, label) in enumerate(zip(pixels, release.labels, strict=True)):
-        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        picture.save(directory / "images" / names[int(label)] / f"{i:0{width}d}.png")
-    np.savez_compressed(directory / "data.npz", image=pixels, label=release.labels)
+    return [names[int(label)] for label in labels]
 
 
-def _write_table(directory: Path, header: Sequence[str] | None, table: Sequence[Sequence[Any]]) -> None:
+def _write_table(path: Path, header: Sequence[str] | None, table: Sequence[Sequence[Any]]) -> None:
     if header is None or any(len(row) != len(header) for row in table):
         raise InputError("table: expected a header and rows of its length")
-    with (directory / "data.csv").open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(table)

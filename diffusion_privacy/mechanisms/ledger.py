@@ -3,9 +3,11 @@
 Line 1 states the total (ε, δ) under replace-one; every other line is one stage that touched private records. Releases
 of the same records compose sequentially. Distinct records compose in parallel only where both entries declare their
 records by hash: the total is the largest ε over the sets of stages that some record went through, and a stage declared
-without hashes counts against every record. For person-level accounting hash the person, not the record: two records of
-one person in two releases are not distinct. A stage that cannot give its event makes the total "no guarantee"; leaving
-it out would be worse.
+without hashes counts against every record. So a hash must be of the record's SOURCE (a file's bytes, stored grey
+levels, a row's values: `Records.source_hash`, `table.row_hashes`): prepared in another way, resized say, it is still
+the same record. Where the source is not at hand a stage is declared without hashes. For person-level accounting hash
+the person, not the record: two records of one person in two releases are not distinct. A stage that cannot give its
+event makes the total "no guarantee"; leaving it out would be worse.
 
 The file stays with the data: a record's hash lets anyone who holds a candidate test for it.
 """
@@ -31,14 +33,19 @@ from diffusion_privacy.mechanisms.accounting import ADJACENCIES, Account, Spend,
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: hashes are of a record's source. Ledgers of schema 1 hashed prepared arrays, which do not meet these."""
 
 
-def record_hashes(records: np.ndarray) -> tuple[str, ...]:
-    """128-bit SHA-256 prefixes, one a record, of ``records[N, ...]`` (shape and type included)."""
-    rows = np.ascontiguousarray(records)
-    head = f"{rows.dtype.str}{rows.shape[1:]}".encode()
-    return tuple(hashlib.sha256(head + row.tobytes()).hexdigest()[:32] for row in rows)
+def value_hashes(records: np.ndarray) -> tuple[str, ...]:
+    """128-bit SHA-256 prefixes, one a record, of the numbers in ``records[N, ...]``, whatever their type and shape.
+
+    For records of which nothing but an array is at hand, to find a flow that was trained on the same numbers. They do
+    not know a record again that was resized, cropped or scaled in between: never declare them to a ledger.
+    """
+    # Adding 0 makes one zero of the two.
+    rows = np.ascontiguousarray(np.asarray(records), "<f8").reshape(len(records), -1) + 0.0
+    return tuple(hashlib.sha256(b"values " + row.tobytes()).hexdigest()[:32] for row in rows)
 
 
 def _event_classes() -> dict[str, type]:
@@ -100,7 +107,7 @@ class Entry:
     Attributes:
       stage: what was done, e.g. ``"flow training"``, ``"release dir-name"``.
       spend: its event, or None when it touched the records without one.
-      records: hashes of the records it touched; None for "all of them".
+      records: source hashes of the records it touched; None for "all of them", or where no such hash is known.
     """
 
     stage: str

@@ -28,9 +28,10 @@ from diffusion_privacy.mechanisms.condition import PublicCondition, RandomizedRe
 from diffusion_privacy.mechanisms.decoding import CoarseSelection
 from diffusion_privacy.mechanisms.export import publish
 from diffusion_privacy.mechanisms.ledger import Ledger
+from diffusion_privacy.mechanisms.manifest import CLASS_IS_PUBLIC, FlowProvenance
 from diffusion_privacy.mechanisms.mechanism import Mechanism
 from diffusion_privacy.mechanisms.relation import Neighbours, Relation, require_relation
-from diffusion_privacy.mechanisms.release import CLASS_IS_PUBLIC, FlowProvenance, Privatised, privatise
+from diffusion_privacy.mechanisms.release import Privatised, privatise
 from diffusion_privacy.types import Array
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class JointResponse:
 
     parts: tuple[RandomizedResponse, ...]
     name: ClassVar[str] = "randomized_response_each"
+    subject: ClassVar[str] = "class"
 
     def __post_init__(self) -> None:
         if not self.parts or self.classes > _MOST_CLASSES:
@@ -155,8 +157,6 @@ def privatise_table(
             f"{table.name}: its schema was inferred from the private rows; expected a declared one, or a code book "
             "that you vouch for (Schema.vouched)"
         )
-    hashes = row_hashes(table)
-    flow.check(hashes)
     sizes = encoder.sizes
     condition = column_condition(sizes, response_epsilon, relation)
 
@@ -181,6 +181,8 @@ def privatise_table(
         flow=flow,
         selection=selection,
         match=match,
+        # The vectors' own hashes would change with the public statistics: the ledger would take one row for two.
+        hashes=row_hashes(table),
         public_latents=public_latents,
         batch_size=batch_size,
     )
@@ -188,8 +190,7 @@ def privatise_table(
     if len(known) < len(release.manifest.public) and encoder.apart:
         known.append(f"{', '.join(encoder.apart)} of every row")
     public = (*known, "the schema: columns, categories, ranges, statistics and decimals")
-    # The vectors' own hashes change with the public statistics: the ledger would take one row for two.
-    release = dataclasses.replace(release, manifest=dataclasses.replace(release.manifest, public=public), hashes=hashes)
+    release = dataclasses.replace(release, manifest=dataclasses.replace(release.manifest, public=public))
     decoded = encoder.decode(release.data, digits(release.labels, sizes), f"{table.name}, privatised")
     return PrivatisedTable(decoded, release)
 

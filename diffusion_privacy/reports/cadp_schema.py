@@ -173,7 +173,7 @@ class FlowFacts(TypedDict):
 class ReleasedSet(TypedDict):
     folder: str  # below the workdir
     latent_epsilon: NonNegative
-    manifest: dict[str, Any]  # as published, see `mechanisms.release.Manifest`
+    manifest: dict[str, Any]  # as published, see `mechanisms.manifest.Manifest`
 
 
 class AnyRelease(TypedDict):

@@ -15,7 +15,8 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.accounting import record_spend
 from diffusion_privacy.mechanisms.export import publish
 from diffusion_privacy.mechanisms.ledger import Entry, Ledger, total
-from diffusion_privacy.mechanisms.release import FlowProvenance, Privatised, privatise
+from diffusion_privacy.mechanisms.manifest import FlowProvenance
+from diffusion_privacy.mechanisms.release import Privatised, privatise
 from diffusion_privacy.mechanisms.table import PrivatisedTable, privatise_table, publish_table
 from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
@@ -72,7 +73,7 @@ def _release(
         flow.release_encode, flow.release_decode, private.image, private.label,
         mechanism=mechanism, condition=common.make_condition(settings, private), relation=relation,
         delta=release.delta, flow=source, selection=selection, match=release.prior_matched,
-        person=private.identity, public_latents=public_z,
+        person=private.identity, hashes=common.hashes(private), public_latents=public_z,
     )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from diffusion_privacy.mechanisms import clipping, decoding, study
 from diffusion_privacy.mechanisms.condition import ConditionMechanism, PublicCondition, RandomizedResponse
 from diffusion_privacy.mechanisms.decoding import CoarseSelection
 from diffusion_privacy.mechanisms.discrete import DiscreteGaussian, DiscreteLaplace
-from diffusion_privacy.mechanisms.ledger import record_hashes
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, Mechanism
 from diffusion_privacy.mechanisms.relation import Neighbours, Relation, parse_relation
 from diffusion_privacy.mechanisms.table import column_condition, row_hashes
@@ -67,8 +66,16 @@ def load_parts(settings: PrivateStudy, workdir: Workdir) -> Parts[Any]:
 
 
 def hashes(records: Records | Rows) -> tuple[str, ...]:
-    """One hash a record, for the ledger and for the flow's provenance."""
-    return row_hashes(records.table) if isinstance(records, Rows) else record_hashes(records.image)
+    """One hash of the source a record, for the ledger and for the flow's provenance.
+
+    Raises:
+      InputError: a source that does not say what its records are.
+    """
+    if isinstance(records, Rows):
+        return row_hashes(records.table)
+    if records.source_hash is None:
+        raise InputError(f"{records.name}: expected records with source_hash, so that the ledger knows them again")
+    return tuple(records.source_hash.tolist())
 
 
 def batches(records: Records | Rows, batch_size: int, seed: int) -> Batches:

@@ -111,3 +111,12 @@ def test_mnist_counts(shared_data):
     records = load("idx", images=folder / "t10k-images-idx3-ubyte.gz", labels=folder / "t10k-labels-idx1-ubyte.gz")
     assert records.image.shape == (10000, 28, 28, 1)
     assert np.bincount(records.label).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def test_the_same_levels_in_another_format_are_the_same_records(pair, tmp_path):
+    pixels = np.arange(60, dtype=np.uint8).reshape(5, 3, 4) * 4
+    np.savez(tmp_path / "set.npz", images=pixels[..., None], labels=np.array([3, 1, 3, 0, 9]))
+    from_idx = load("idx", images=pair[0], labels=pair[1])
+    from_npz = load("npz", path=str(tmp_path / "set.npz"), num_classes=10, classes=[0, 3, 9])
+    assert len(set(from_idx.source_hash)) == 5
+    assert from_npz.source_hash.tolist() == from_idx.source_hash[[0, 2, 3, 4]].tolist()

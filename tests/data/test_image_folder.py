@@ -163,3 +163,15 @@ def test_folders_of_another_layout_are_refused(tmp_path, folder):
 def test_parameters_are_checked(folder, params, message):
     with pytest.raises(InputError, match=message):
         load("image_folder", path=folder, **params)
+
+
+def test_a_file_is_one_record_however_it_is_read(folder):
+    small, colour = load("image_folder", path=folder, size=3), load("image_folder", path=folder, channels=3)
+    hashes = load("image_folder", path=folder).source_hash
+    assert len(set(hashes)) == 3
+    assert (small.source_hash == hashes).all()
+    assert (colour.source_hash == hashes).all()
+    assert small.take([2, 0]).source_hash.tolist() == hashes[[2, 0]].tolist()
+    assert (small.with_images(small.image / 2).source_hash == hashes).all()
+    (folder / "ill" / "b.png").rename(folder / "healthy" / "renamed.png")
+    assert set(load("image_folder", path=folder, size=4).source_hash) == set(hashes)

@@ -12,7 +12,7 @@ import pytest
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.accounting import Spend, account
-from diffusion_privacy.mechanisms.ledger import Entry, Ledger, event_from_json, event_to_json, record_hashes
+from diffusion_privacy.mechanisms.ledger import Entry, Ledger, event_from_json, event_to_json, value_hashes
 
 dp_accounting = pytest.importorskip("dp_accounting")
 from dp_accounting.dp_event import DiscreteLaplaceDpEvent  # noqa: E402
@@ -138,10 +138,20 @@ def test_rivals_lose_no_entry(tmp_path):
     assert account([e.spend for e in entries], 0.0).epsilon == pytest.approx(5.0)
 
 
+def test_a_ledger_of_another_schema_is_refused(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path, 2.0, 1e-5).record(Entry("one", laplace(1.0)))
+    assert '"schema": 2' in path.read_text()
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 1'))
+    with pytest.raises(InputError, match="schema"):
+        Ledger(path, 2.0, 1e-5).record(Entry("two", laplace(0.5)))
+
+
 def test_hashes_tell_records_apart():
     records = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
-    hashes = record_hashes(records)
+    hashes = value_hashes(records)
     assert len(set(hashes)) == 3
-    assert record_hashes(records[1:2]) == (hashes[1],)
-    assert record_hashes(records.astype(np.float64)) != hashes
-    assert record_hashes(records.reshape(3, 4)) != hashes
+    assert value_hashes(records[1:2]) == (hashes[1],)
+    assert value_hashes(records.astype(np.float64)) == value_hashes(records.reshape(3, 4)) == hashes
+    assert value_hashes(-0.0 * records) == value_hashes(0.0 * records)
+    assert not set(value_hashes(records / 2)) & set(hashes)

@@ -11,16 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_privacy.data.image_folder import image_folder
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.mechanisms import export, release
+from diffusion_privacy.mechanisms import export
 from diffusion_privacy.mechanisms.accounting import Spend
-from diffusion_privacy.mechanisms.condition import PublicCondition, RandomizedResponse
+from diffusion_privacy.mechanisms.calibration import gaussian_epsilon, gaussian_multiplier
+from diffusion_privacy.mechanisms.condition import (
+    PublicAttributes,
+    PublicCondition,
+    RandomizedAttributes,
+    RandomizedResponse,
+)
 from diffusion_privacy.mechanisms.decoding import CoarseSelection
 from diffusion_privacy.mechanisms.discrete import DiscreteGaussian, DiscreteLaplace
-from diffusion_privacy.mechanisms.ledger import Entry, Ledger, record_hashes
+from diffusion_privacy.mechanisms.ledger import Entry, Ledger, value_hashes
+from diffusion_privacy.mechanisms.manifest import FlowProvenance, Manifest
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, MetricMechanism
 from diffusion_privacy.mechanisms.relation import REPLACE_RECORD, REPLACE_RECORD_AND_CONDITION, replace_person
-from diffusion_privacy.mechanisms.release import FlowProvenance, privatise
+from diffusion_privacy.mechanisms.release import privatise
 
 dp_accounting = pytest.importorskip("dp_accounting")
 
@@ -135,12 +143,12 @@ def test_every_mechanism_states_its_promise_and_writes_valid_json(mechanism):
 def test_flow_trained_on_the_same_records_is_refused_unless_said():
     images, _ = records()
     with pytest.raises(InputError, match="3 of the 10 records"):
-        run(flow=FlowProvenance("public", frozenset(record_hashes(images[:3]))))
+        run(flow=FlowProvenance("public", frozenset(value_hashes(images[:3]))))
     with pytest.raises(InputError, match="hashes"):
         FlowProvenance("public")
     with pytest.raises(InputError, match="flow_training"):
         FlowProvenance("private")
-    out = run(flow=FlowProvenance("mechanism-only", frozenset(record_hashes(images))))
+    out = run(flow=FlowProvenance("mechanism-only", frozenset(value_hashes(images))))
     assert out.manifest.guarantee.startswith("none end to end")
     assert out.manifest.warnings
 
@@ -214,7 +222,7 @@ def test_clip_share_is_of_public_latents_only():
 def test_images_are_written_whole(tmp_path):
     from PIL import Image
 
-    out = run()
+    out = run(hashes=[f"record-{i}" for i in range(10)])
     ledger = Ledger(tmp_path / "ledger.jsonl", 1.3, 1e-5)
     where = export.publish(out, tmp_path / "out", ledger=ledger, class_names=["a", "b", "c"])
     assert sorted(p.name for p in (where / "images").iterdir()) == ["a", "b", "c"]
@@ -277,6 +285,89 @@ def test_mechanism_only_spoils_the_ledger(tmp_path):
         ledger.record(Entry("another", out.spend))
 
 
+def test_the_ledger_knows_a_record_again_however_it_was_prepared(tmp_path):
+    from PIL import Image
+
+    pixels = np.random.default_rng(3).integers(0, 256, (6, 8, 8), np.uint8)
+    for i, image in enumerate(pixels):
+        (tmp_path / "src" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "src" / str(i % 2) / f"{i}.png")
+    shape = {8: (8, 8, 1), 4: (4, 4, 1)}
+
+    def go(size, private, hashes=True, flow=PUBLIC):
+        found = image_folder(str(tmp_path / "src"), size=size).take(private)
+        return privatise(
+            lambda x, c: x.reshape(x.shape[0], -1), lambda z, c: z.reshape(-1, *shape[size]),
+            found.image, found.label, mechanism=gaussian(), condition=PublicCondition(2), relation=REPLACE_RECORD,
+            delta=1e-5, flow=flow, hashes=found.source_hash if hashes else None, batch_size=6,
+        )  # fmt: skip
+
+    def several(k):
+        return gaussian_epsilon(gaussian_multiplier(1.0, 1e-5) / np.sqrt(k), 1e-5)
+
+    ledger = Ledger(tmp_path / "ledger.jsonl", 1.9, 1e-5)
+    export.publish(go(8, [0, 1, 2]), tmp_path / "one", ledger=ledger)
+    # Other records: in parallel. Smaller, one of them is the same record: its ε adds up.
+    assert ledger.total().account.epsilon == pytest.approx(1.0)
+    export.publish(go(4, [3, 4]), tmp_path / "two", ledger=ledger)
+    assert ledger.total().account.epsilon == pytest.approx(1.0)
+    overlapping = go(4, [2, 5])
+    assert overlapping.manifest.record_identity == "source"
+    export.publish(overlapping, tmp_path / "three", ledger=ledger)
+    assert ledger.total().account.epsilon == pytest.approx(several(2))
+    # Without the source every record may be among these.
+    unknown = go(4, [5], hashes=False)
+    assert (unknown.hashes, unknown.manifest.record_identity) == (None, "prepared values")
+    export.publish(unknown, tmp_path / "four", ledger=ledger)
+    assert ledger.total().account.epsilon == pytest.approx(several(3))
+    # A flow that learnt from the larger image is not public for the smaller one.
+    learnt = FlowProvenance("public", frozenset(image_folder(str(tmp_path / "src"), size=8).source_hash.tolist()))
+    with pytest.raises(InputError, match="2 of the 2 records"):
+        go(4, [2, 5], flow=learnt)
+    with pytest.raises(InputError, match="one for each of 10"):
+        run(hashes=["a"])
+
+
+def test_attributes_are_randomised_and_it_is_those_that_the_flow_sees(tmp_path):
+    images, _ = records(10)
+    attributes = np.random.default_rng(1).integers(0, 2, (10, 4))
+    seen = {"encode": [], "decode": []}
+
+    def spy(name):
+        def code(x, c):
+            seen[name].append(np.asarray(c))
+            return x.reshape(x.shape[0], -1) if name == "encode" else x.reshape(x.shape[0], *SHAPE)
+
+        return code
+
+    def go(condition, relation):
+        return privatise(
+            spy("encode"), spy("decode"), images, attributes, condition=condition, relation=relation, delta=0.0,
+            mechanism=LaplaceMechanism.calibrated(2.0, 2.0, relation), flow=PUBLIC, batch_size=10,
+        )  # fmt: skip
+
+    out = go(RandomizedAttributes.even(0.4, 4), REPLACE_RECORD_AND_CONDITION)
+    np.testing.assert_array_equal(seen["encode"][0], out.labels)
+    np.testing.assert_array_equal(seen["decode"][0], out.labels)
+    assert (out.labels != attributes).any()  # false alarm: all 40 kept with probability .525^40
+    assert out.manifest.epsilon == pytest.approx(2.4)
+    assert out.manifest.condition_epsilon == pytest.approx(0.4)
+    assert not any("attributes" in fact for fact in out.manifest.public)
+    where = export.publish(out, tmp_path / "out", ledger=None, class_names=["bald", "hat", "old", "young"])
+    with (where / "attributes.csv").open(newline="") as file:
+        read = list(csv.reader(file))
+    assert read[0] == ["path", "bald", "hat", "old", "young"]
+    assert all((where / row[0]).is_file() for row in read[1:])
+    np.testing.assert_array_equal(np.array([row[1:] for row in read[1:]], int), out.labels)
+    np.testing.assert_array_equal(np.load(where / "data.npz")["label"], out.labels)
+    public = go(PublicAttributes(4), REPLACE_RECORD)
+    np.testing.assert_array_equal(public.labels, attributes)
+    assert "the attributes of every record" in public.manifest.public
+    with pytest.raises(InputError, match="4 distinct names"):
+        export.publish(public, tmp_path / "bad", ledger=None, class_names=["bald"])
+    assert not (tmp_path / "bad").exists()
+
+
 def test_class_names_cannot_leave_the_folder(tmp_path):
     for names in (["a", "..", "c"], ["a", "x/y", "c"], ["a", "b"], ["a", "a", "c"]):
         with pytest.raises(InputError, match="class_names"):
@@ -302,7 +393,7 @@ def test_decoded_nan_drops_no_record(tmp_path):
 
 
 def test_manifest_has_the_promised_fields():
-    names = {field.name for field in dataclasses.fields(release.Manifest)}
+    names = {field.name for field in dataclasses.fields(Manifest)}
     assert names >= {
         *("mechanism", "norm", "clip_norm", "sensitivity", "relation", "epsilon", "delta", "noise_scale", "public"),
         *("flow_training", "clip_share", "count_in", "count_out", "composition", "versions"),

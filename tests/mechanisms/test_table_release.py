@@ -20,9 +20,9 @@ from diffusion_privacy.mechanisms import noise
 from diffusion_privacy.mechanisms.clipping import clip_radius
 from diffusion_privacy.mechanisms.condition import RandomizedResponse
 from diffusion_privacy.mechanisms.ledger import Ledger
+from diffusion_privacy.mechanisms.manifest import FlowProvenance
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism
 from diffusion_privacy.mechanisms.relation import REPLACE_RECORD, REPLACE_RECORD_AND_CONDITION
-from diffusion_privacy.mechanisms.release import FlowProvenance
 from diffusion_privacy.mechanisms.table import JointResponse, privatise_table, publish_table, row_hashes
 
 dp_accounting = pytest.importorskip("dp_accounting")

@@ -19,7 +19,6 @@ import pytest
 from diffusion_privacy import settings_cadp
 from diffusion_privacy.data import sources
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.mechanisms.ledger import record_hashes
 from diffusion_privacy.reports import cadp_schema, cadp_wording
 from diffusion_privacy.settings import Study
 from diffusion_privacy.settings_cadp import Cadp
@@ -130,7 +129,7 @@ def _after_training(tmp_path, changes=None, trained_on="public"):
     settings = _study(changes)
     workdir = Workdir(tmp_path, settings)
     parts = cadp_study.load_parts(settings, workdir)
-    hashes = record_hashes(getattr(parts, trained_on).image)
+    hashes = getattr(parts, trained_on).source_hash.tolist()
     workdir.write_json(workdir.path("train", "trained_on.json"), {"hashes": list(hashes)})
     return settings
 

@@ -1,0 +1,241 @@
+"""What a release says about itself: where its flow came from, what it promises, what it takes to be public.
+
+The end-to-end guarantee covers what f⁻¹ publishes only if the flow does not depend on the records released:
+
+- ``public``: trained on other records. Both sets of hashes must be given and must be disjoint.
+- ``dp-sgd``: trained on these records with a known privacy event, which is composed.
+- ``mechanism-only``: trained on these records without one. The latent step alone carries ε; there is no end-to-end
+  guarantee. Only on explicit request.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_privacy import __version__
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.mechanisms.accounting import Spend, account, record_spend
+from diffusion_privacy.mechanisms.condition import ConditionMechanism
+from diffusion_privacy.mechanisms.decoding import CoarseSelection
+from diffusion_privacy.mechanisms.mechanism import Mechanism, MetricMechanism
+from diffusion_privacy.mechanisms.relation import REPLACE_RECORD, Neighbours, Relation
+
+FlowTraining = Literal["public", "dp-sgd", "mechanism-only"]
+FLOW_TRAININGS: tuple[FlowTraining, ...] = ("public", "dp-sgd", "mechanism-only")
+
+SOURCE, PREPARED_VALUES = "source", "prepared values"
+"""What a record is known by, see `Manifest.record_identity`."""
+
+CLASS_IS_PUBLIC = "the class of every record"
+"""Among what a manifest calls public, where the condition may not differ between neighbours."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowProvenance:
+    """How the flow relates to the records it will protect.
+
+    Attributes:
+      training: one of `FLOW_TRAININGS`.
+      trained_on: hashes of its training records, of the kind that `privatise` gets or makes (source hashes, else
+        `ledger.value_hashes` of the arrays); empty for a flow trained on nothing of this kind. Required for ``public``,
+        where the disjointness is checked.
+      spend: the privacy event of its training; required for ``dp-sgd``, refused otherwise.
+    """
+
+    training: FlowTraining
+    trained_on: frozenset[str] | None = None
+    spend: Spend | None = None
+
+    def __post_init__(self) -> None:
+        if self.training not in FLOW_TRAININGS:
+            raise InputError(f"flow_training: expected one of {FLOW_TRAININGS}, got {self.training!r}")
+        if self.training == "public" and self.trained_on is None:
+            raise InputError("flow_training: 'public' needs the hashes of the flow's training records to be checked")
+        if (self.training == "dp-sgd") != (self.spend is not None):
+            raise InputError("flow_training: a privacy event of the training is needed for 'dp-sgd' and for no other")
+
+    def check(self, hashes: Sequence[str]) -> None:
+        """`InputError` when the flow is called public but was trained on any of these records."""
+        if self.training == "public" and self.trained_on is not None:
+            shared = len(self.trained_on.intersection(hashes))
+            if shared:
+                raise InputError(
+                    f"flow_training: {shared} of the {len(hashes)} records were in the flow's training set; train it "
+                    "on other data, train it with DP-SGD, or ask for 'mechanism-only' (no end-to-end guarantee)"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a release says about itself. Holds no seed, no key, and no statistic of the private records.
+
+    Attributes:
+      mechanism, norm, clip_norm, sensitivity, noise_scale: the latent step; sensitivity in `norm` under `relation`;
+        clip_norm and sensitivity are None for metric noise.
+      relation: neighbouring relation in words.
+      epsilon, delta: of condition, latent and (DP-SGD) flow training together, in nats; epsilon is None when nothing
+        finite is promised.
+      epsilon_method: how it was composed (`accounting.Account.method`).
+      latent_epsilon, condition_epsilon: the parts, each at `delta` (None: public, not promised).
+      condition: how the class was released.
+      guarantee: the promise in words, limits included.
+      public: what is taken to be public knowledge.
+      flow_training: `FlowTraining`.
+      arithmetic: how the noise was computed.
+      decoding: ``"prior-matched"`` or ``"plain"``.
+      selected_latents, latent_dim: how many coordinates carry the record; the rest are drawn from the prior.
+      clip_share: share of PUBLIC latents that the clip shortens; None when none were given. The share among the private
+        records would be a statistic of them outside the guarantee, and is not computed.
+      count_in, count_out: numbers of records, always equal.
+      record_identity: what a record is to the ledger and to the check of the flow: ``"source"`` (a hash of its source,
+        however it was prepared) or ``"prepared values"`` (another preparation makes another record of it, so the ledger
+        counts this release against all records).
+      composition: totals over earlier releases (see `export.publish`).
+      warnings: what a reader must not overlook.
+      versions: of the packages that computed it.
+    """
+
+    mechanism: str
+    norm: str
+    clip_norm: float | None
+    sensitivity: float | None
+    relation: str
+    epsilon: float | None
+    delta: float
+    epsilon_method: str
+    latent_epsilon: float | None
+    condition_epsilon: float | None
+    noise_scale: float
+    condition: str
+    guarantee: str
+    public: tuple[str, ...]
+    flow_training: str
+    arithmetic: str
+    decoding: str
+    selected_latents: int
+    latent_dim: int
+    clip_share: float | None
+    count_in: int
+    count_out: int
+    record_identity: str
+    composition: dict[str, Any]
+    warnings: tuple[str, ...]
+    versions: dict[str, str]
+    schema: int = 2
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of those that compute a release."""
+    names = ("jax", "numpy", "scipy", "dp-accounting")
+    return {"diffusion-privacy": __version__} | {name: importlib.metadata.version(name) for name in names}
+
+
+def describe(
+    mechanism: Mechanism,
+    condition: ConditionMechanism,
+    relation: Relation,
+    delta: float,
+    flow: FlowProvenance,
+    persons: int,
+    count: int,
+    dim: int,
+    selection: CoarseSelection | None,
+    match: bool,
+    known_by: str,
+) -> Manifest:
+    """The manifest of a release by `mechanism` and ``condition`` under ``relation``, before the ledger knows of it.
+
+    Args:
+      persons: largest number of records of one person.
+      count: number of records.
+      dim: length of the latents.
+      known_by: `SOURCE` or `PREPARED_VALUES`.
+    """
+    latent = account([Spend(mechanism.event(relation), "replace-one")], delta)
+    response = account([Spend(condition.event(relation), "replace-one")], delta)
+    spends = [record_spend(mechanism, condition, relation)] + ([flow.spend] if flow.spend else [])
+    whole = account(spends, delta)
+    metric = isinstance(mechanism, MetricMechanism)
+    sensitivity = mechanism.sensitivity(relation)
+    public = ["the number of records"]
+    public += [] if flow.training == "mechanism-only" else ["the flow's parameters"]
+    same = relation.neighbours is Neighbours.SAME_CONDITION
+    public += [f"the {condition.subject} of every record"] if same else []
+    public += [] if selection is None else [f"which {len(selection.indices)} of {dim} latent coordinates are used"]
+    warnings = _warnings(flow, relation, persons, mechanism)
+    return Manifest(
+        mechanism=mechanism.name,
+        norm=mechanism.norm,
+        clip_norm=None if metric else mechanism.sensitivity(REPLACE_RECORD) / 2.0,
+        sensitivity=None if metric else sensitivity,
+        relation=relation.describe(),
+        epsilon=_finite(whole.epsilon),
+        delta=whole.delta,
+        epsilon_method=whole.method,
+        latent_epsilon=_finite(latent.epsilon),
+        condition_epsilon=None if same else _finite(response.epsilon),
+        noise_scale=mechanism.noise_scale,
+        condition=condition.name,
+        guarantee=_guarantee(mechanism, flow, _finite(whole.epsilon), whole.delta, relation),
+        public=tuple(public),
+        flow_training=flow.training,
+        arithmetic=mechanism.arithmetic,
+        decoding="prior-matched" if match and not metric else "plain",
+        selected_latents=dim if selection is None else len(selection.indices),
+        latent_dim=dim,
+        clip_share=None,
+        count_in=count,
+        count_out=count,
+        record_identity=known_by,
+        composition={"ledger": False, "note": "earlier releases of the same records, if any, are not counted"},
+        warnings=warnings,
+        versions=versions(),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _guarantee(
+    mechanism: Mechanism, flow: FlowProvenance, epsilon: float | None, delta: float, relation: Relation
+) -> str:
+    if isinstance(mechanism, MetricMechanism):
+        promise = mechanism.statement()
+    elif epsilon is None:
+        return f"none: the release is not differentially private under {relation.describe()}"
+    else:
+        promise = f"({epsilon:.6g}, {delta:g})-differentially private under {relation.describe()}"
+    if flow.training == "mechanism-only":
+        return f"none end to end; the latent step alone: {promise}"
+    return promise
+
+
+def _warnings(flow: FlowProvenance, relation: Relation, persons: int, mechanism: Mechanism) -> tuple[str, ...]:
+    found = []
+    if flow.training == "mechanism-only":
+        found.append("the flow was trained on these records without privacy: there is no end-to-end guarantee")
+    if persons > 1 and relation.records_per_person == 1:
+        found.append("some people have several records; the guarantee is for one record, not for a person")
+    if isinstance(mechanism, MetricMechanism):
+        found.append("metric privacy is weaker than differential privacy: distant records are told apart")
+    return tuple(found)
+
+
+def public_clip_share(
+    mechanism: Mechanism, public_latents: np.ndarray, selection: CoarseSelection | None
+) -> float | None:
+    """Share of PUBLIC latents [M, D] that the clip shortens; None for metric noise, which has no ball."""
+    if isinstance(mechanism, MetricMechanism):
+        return None
+    chosen = jnp.asarray(public_latents) if selection is None else selection.take(jnp.asarray(public_latents))
+    order = 1 if mechanism.norm == "l1" else 2
+    radius = mechanism.sensitivity(REPLACE_RECORD) / 2.0
+    return float(np.mean(np.linalg.norm(np.asarray(chosen, np.float64), ord=order, axis=1) > radius))
