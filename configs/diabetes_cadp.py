@@ -53,7 +53,8 @@ def get_config() -> ConfigDict:
             "evaluation": {"target": "progression", "draws": 5, "cells": 10, "level": 0.95},
             "attack": {
                 "study_epsilons": (16.0, 64.0, 256.0, 1024.0),
-                "trials": 1_000_000,
+                "trials": 4_000_000,
+                "tightness": 0.8,
                 "trial_dim": 2,
                 "confidence": 0.99,
                 "level": 0.95,

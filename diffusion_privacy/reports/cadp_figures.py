@@ -32,7 +32,7 @@ def _log_axis(axes: Axes, values: Sequence[float]) -> None:
     from matplotlib.ticker import NullLocator
 
     axes.set_xscale("log", base=2)
-    axes.set_xticks(list(values), [f"{v:g}" for v in values])
+    axes.set_xticks(list(values), [f"{v:.3g}" if v < 100 else f"{v:.0f}" for v in values])
     axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -93,7 +93,7 @@ def _apart(key: str, arm: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def distance(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
     """Distance of each table from the private rows, against its ε."""
-    figure, axes_of = _new(2.6, columns=len(_DISTANCES))
+    figure, axes_of = _new(2.9, columns=len(_DISTANCES))
     said = []
     for axes, (key, title) in zip(axes_of, _DISTANCES.items(), strict=True):
         drawn = _against_epsilon(axes, release, functools.partial(_apart, key))

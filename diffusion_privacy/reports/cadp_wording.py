@@ -121,10 +121,13 @@ def unprotected(manifest: Mapping[str, Any]) -> bool:
 
 
 def control_records(release: Mapping[str, Any]) -> str:
-    """What the control is, without claiming more for it than its flow allows."""
-    if release["config"]["flow"]["trained_on"] == "public":
-        return f"control {words(release).records} that hold nothing of the records"
-    return f"control {words(release).records} drawn by the same flow, which learnt from the records"
+    """What the control is, without claiming more for it than its flow and its conditions allow."""
+    plain = words(release)
+    if release["config"]["flow"]["trained_on"] != "public":
+        return f"control {plain.records} drawn by the same flow, which learnt from the records"
+    known = release["config"]["columns"]["apart"] if plain.table else ()
+    but = f" but the published {plain.condition}" if known else ""
+    return f"control {plain.records} that hold nothing of the records{but}"
 
 
 def promise_and_attack(release: Mapping[str, Any]) -> str:
@@ -165,7 +168,9 @@ def cards(release: Mapping[str, Any]) -> str:
     manifest = headline(release)["manifest"]
     bounds = release["epsilon_bounds"]
     close = next(b for b in bounds if b["claimed"] == headline(release)["latent_epsilon"])
-    measured = f"Measured on the worst case: at least {close['lower']:.2f}, claimed {epsilon(close['claimed'])}."
+    measured = (
+        f"Latent step, measured on the worst case: at least {close['lower']:.2f}, claimed {epsilon(close['claimed'])}."
+    )
     terms = f"δ = {power(manifest['delta'])}, for {relation(release, manifest)}. {measured}"
     if not sound(release):
         promise = card(

@@ -157,10 +157,11 @@ def _linkage(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any], flow: 
     """One entry a set: the releases, sets noised less than one would dare (never published), and two yardsticks."""
     private, level, seed = parts.private, settings.attack.level, settings.seed
     by_class = _by_class(settings, parts)
-    gallery, _ = flow.encode(private.image, private.label, rng.stream(seed, "gallery"))
+    attacker = flow.attacker()
+    gallery, _ = attacker.encode(private.image, private.label, rng.stream(seed, "gallery"))
 
     def entry(name: str, kind: str, epsilon: float | None, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        z, _ = flow.encode(images, labels, rng.stream(seed, "attack"))
+        z, _ = attacker.encode(images, labels, rng.stream(seed, "attack"))
         found = link(np.nan_to_num(z), labels, gallery, private.label, level, by_class)
         return {"name": name, "kind": kind, "epsilon": epsilon, **found}
 

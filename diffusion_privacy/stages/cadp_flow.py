@@ -70,6 +70,10 @@ class TrainedFlow:
         """Draws for these conditions: what a release is held against, since they hold nothing of a private record."""
         return objective.sample(self.model, self.params, key, self.condition(labels), len(labels))
 
+    def attacker(self) -> TrainedFlow:
+        """The flow as an attacker encodes with it."""
+        return self
+
     def release_encode(self, x: Array, classes: Array) -> Array:
         """The encoder of a release: dequantised with fresh entropy, never with a key of the run."""
         return jnp.asarray(self.encode(np.asarray(x), np.asarray(classes), noise.fresh_key())[0])
@@ -102,13 +106,20 @@ class TableFlow(TrainedFlow):
     def sample(self, labels: np.ndarray, key: Array) -> np.ndarray:
         return self._rounded(super().sample(labels, key), labels)
 
+    def attacker(self) -> TrainedFlow:
+        """Without noise on the numbers, which would only blur what the attacker holds."""
+        return self._blurred(width=(), spread=0.0)
+
+    def _blurred(self, *, width: tuple[float, ...], spread: float) -> TableFlow:
+        blurred = dataclasses.replace(self.model.preprocess, width=width, spread=spread)
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, preprocess=blurred))
+
     def _rounded(self, vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return self.encoder.encode(self.table(vectors, labels, "decoded"))
 
     def release_encode(self, x: Array, classes: Array) -> Array:
         """``x[B, D]`` that `mechanisms.table` dequantised, with ``classes[B, K]``; the rest of the noise is fresh."""
-        blurred = dataclasses.replace(self.model.preprocess, width=())
-        model = dataclasses.replace(self.model, preprocess=blurred)
+        model = self._blurred(width=(), spread=self.model.preprocess.spread).model
         cond = np.asarray(classes) if self.model.cond_dim else None
         return jnp.asarray(objective.encode(model, self.params, np.asarray(x), cond, noise.fresh_key())[0])
 

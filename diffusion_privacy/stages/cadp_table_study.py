@@ -26,12 +26,23 @@ _WHERE_TO_GET = {
 }
 
 
+def check_file(settings: CadpTable) -> None:
+    """`InputError` that says how to go on where the file of the table is missing."""
+    source, path = settings.data.source, settings.data.params.get("path")
+    if source in _WHERE_TO_GET and isinstance(path, str) and not Path(path).expanduser().is_file():
+        raise InputError(
+            f"config.data.params.path: {path!r} is no file; expected a table: {_WHERE_TO_GET[source]}, and give "
+            "--config.data.params.path=FILE"
+        )
+
+
 def load_source(settings: CadpTable) -> Table:
     """The whole table of the config, its columns checked against what the config says of them.
 
     Raises:
       InputError: no such file or column, a missing value without a policy, or a policy that mixes rows.
     """
+    check_file(settings)
     data, columns = settings.data, settings.columns
     params: dict[str, Any] = dict(data.params)
     policies = params.get("missing", "error")
@@ -39,12 +50,6 @@ def load_source(settings: CadpTable) -> Table:
         raise InputError(
             "config.data.params.missing: 'median' makes a row depend on all others, which no guarantee for one row "
             "covers; expected 'error', 'drop' or 'category'"
-        )
-    path = params.get("path")
-    if data.source in _WHERE_TO_GET and isinstance(path, str) and not Path(path).expanduser().is_file():
-        raise InputError(
-            f"config.data.params.path: {path!r} is no file; expected a table: {_WHERE_TO_GET[data.source]}, and give "
-            "--config.data.params.path=FILE"
         )
     if columns.declared:
         params["schema"] = Schema(columns.declared)

@@ -15,6 +15,7 @@ from diffusion_privacy.stages import (
     cadp_privatize,
     cadp_report,
     cadp_table_evaluate,
+    cadp_table_study,
     cadp_train,
 )
 from diffusion_privacy.stages.audit import audit
@@ -68,6 +69,9 @@ def run(study: Study | Cadp | CadpTable, workdir: Path, mode: str = "study") -> 
     stages = _BY_KIND[type(study)]
     if mode != "study" and mode not in stages:
         raise InputError(f"mode: expected study or one of {', '.join(stages)}, got {mode!r}")
+    if isinstance(study, CadpTable):
+        # Before the directory is bound to these settings: the path is the one that has to change.
+        cadp_table_study.check_file(study)
     place = Workdir(workdir, study)
     for name, stage in stages.items():
         if mode in ("study", name):
