@@ -1,0 +1,93 @@
+"""Rows as records: nothing lost in the split, statistics from the public part only, batches with their conditions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diffusion_privacy.data.table_rows import RowBatches, Rows, split_rows
+from diffusion_privacy.data.tables import Column, Schema, Table
+from diffusion_privacy.errors import InputError
+
+SHARES = (0.5, 0.3, 0.2)
+
+
+def _table(n: int = 200, copies: bool = True) -> Table:
+    rng = np.random.default_rng(0)
+    schema = Schema(
+        (
+            Column("x", "numeric", decimals=1),
+            Column("k", "integer"),
+            Column("c", "categorical", ("a", "b", "c")),
+            Column("d", "categorical", ("yes", "no")),
+        )
+    )
+    rows = np.arange(n) // 2 if copies else np.arange(n)
+    data = {
+        "x": np.round(rng.normal(5, 2, n), 1)[rows],
+        "k": rng.integers(0, 9, n)[rows],
+        "c": rng.integers(0, 3, n)[rows],
+        "d": rng.integers(0, 2, n)[rows],
+    }
+    return Table(schema, data, "toy")
+
+
+def _split(**options) -> tuple[Rows, ...]:
+    table = _table()
+    return split_rows(table, np.arange(len(table)) // 2, SHARES, 3, **options)
+
+
+def test_every_row_is_in_one_part_and_equal_rows_stay_together():
+    parts = _split()
+    np.testing.assert_array_equal(np.sort(np.concatenate([p.index for p in parts])), np.arange(200))
+    assert [len(p) for p in parts] == [100, 60, 40]
+    for part in parts:
+        pairs, counts = np.unique(part.index // 2, return_counts=True)
+        assert np.all(counts == 2), pairs
+
+
+def test_statistics_are_those_of_the_public_part():
+    public, private, test = _split(bounds={"k": (0, 100)})
+    assert public.encoder is private.encoder is test.encoder
+    column = private.table.schema.column("x")
+    values = public.table.data["x"]
+    assert (column.lower, column.upper, column.centre) == (values.min(), values.max(), values.mean())
+    assert private.table.schema.column("k").range == (0.0, 100.0)
+    # The same public rows with other private ones: the same schema, so nothing of them is in it.
+    table = _table()
+    changed = dict(table.data)
+    changed["x"] = np.array(changed["x"])
+    changed["x"][private.index] = 1e6
+    other = split_rows(Table(table.schema, changed, "toy"), np.arange(200) // 2, SHARES, 3, bounds={"k": (0, 100)})
+    assert other[0].table.schema == public.table.schema
+
+
+def test_batches_carry_the_one_hots_of_the_columns_apart():
+    private = _split(apart=("c", "d"))[1]
+    assert private.num_classes == 6
+    assert private.image.shape == (60, 2)
+    batch = RowBatches(private, 16, 0, sizes=private.encoder.sizes).batch(1)
+    codes = private.encoder.codes(private.table)
+    where = np.searchsorted(private.index, batch["index"])
+    np.testing.assert_array_equal(np.argmax(batch["attributes"][:, :3], axis=1), codes[where, 0])
+    np.testing.assert_array_equal(np.argmax(batch["attributes"][:, 3:], axis=1), codes[where, 1])
+    assert np.all(batch["attributes"].sum(axis=1) == 2)
+
+
+def test_without_columns_apart_there_is_one_condition():
+    public = _split()[0]
+    assert public.num_classes == 1
+    assert not public.label.any()
+    assert public.image.shape == (100, 2 + 3 + 2)
+    assert public.digest != _split()[1].digest
+    assert public.digest == _split()[0].digest
+
+
+def test_too_many_combinations_are_refused():
+    names = tuple(str(i) for i in range(64))
+    columns = (Column("x", "numeric"), *(Column(f"c{i}", "categorical", names) for i in range(6)))
+    data = {"x": np.arange(9.0), **{f"c{i}": np.zeros(9, np.int64) for i in range(6)}}
+    with pytest.raises(InputError, match="combinations"):
+        split_rows(
+            Table(Schema(columns), data, "wide"), np.arange(9), SHARES, 0, apart=tuple(f"c{i}" for i in range(6))
+        )
