@@ -21,7 +21,7 @@ LEVELS = (
     ("data",),
     ("training",),
     ("networks", "diffusion", "flows"),
-    ("anonymity", "mechanisms"),
+    ("anonymity", "mechanisms", "interop"),
     ("audits",),
     ("reports",),
     ("settings",),
@@ -44,6 +44,9 @@ OPTIONAL = (
     "matplotlib",
     "sklearn",
     "PIL",
+    "safetensors",
+    "diffusers",
+    "torch",
 )
 """An accelerator image may lack these; they are imported inside the functions that need them."""
 

@@ -3,7 +3,7 @@
 Samplers and importance weights share this file, so that the audit integrates exactly the steps that sampling takes
 (stride, clipping and the last noiseless step included), whatever their discretisation error.
 
-Grid: 0 = t_0 < t_1 < … < t_J = 1. Step j goes from level j to level j − 1 with
+Grid: 0 = t_0 < t_1 < … < t_J = 1 (lower if `Chain.visits` ends lower). Step j goes from level j to level j − 1 with
 
     p_θ(x_{j−1} | x_j) = N(μ_θ(x_j), s_j² I),    s_1 = 0,
 
@@ -27,6 +27,7 @@ from diffusion_privacy.types import SDE, Array, ScoreFn
 
 KERNELS = ("ancestral", "euler_maruyama")
 SPACINGS = ("uniform", "quadratic", "log_snr")
+VARIANCES = ("posterior", "forward")
 
 
 def time_grid(sde: SDE, steps: int, spacing: str = "uniform") -> np.ndarray:
@@ -82,8 +83,17 @@ class Chain:
       steps: J.
       kernel: ``"ancestral"`` (DDPM posterior with x_0 replaced by the model's estimate) or ``"euler_maruyama"``
         (reverse-time SDE). Both end with a noiseless step.
-      spacing: see `time_grid`.
-      clip_x0: clip the model's estimate of x_0 to [-1, 1] before the ancestral step, as image samplers do.
+      spacing: see `time_grid`; not used if ``visits`` is given.
+      clip_x0: clip the model's estimate of x_0 to [-clip_range, clip_range] before the ancestral step, as samplers of
+        images do. Weights use the same mean, so that they are those of the sampler as it is run.
+      clip_range: > 0.
+      variance: s_j² of the ancestral kernel: ``"posterior"`` (β̃ of Ho et al., here B²) or ``"forward"`` (their β,
+        here v, the variance of the forward step).
+      visits: the levels i of a `DDPM` that the chain stops at, ascending in 1 … T, ``steps`` of them; empty to take
+        ``spacing``. The last may lie below T: a sampler that starts there starts from the prior all the same.
+
+    Raises:
+      ValueError: settings that do not fit each other.
     """
 
     sde: SDE
@@ -91,16 +101,39 @@ class Chain:
     kernel: str = "ancestral"
     spacing: str = "uniform"
     clip_x0: bool = False
+    clip_range: float = 1.0
+    variance: str = "posterior"
+    visits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel must be one of {KERNELS}, got {self.kernel!r}")
         if self.clip_x0 and self.kernel != "ancestral":
             raise ValueError("clip_x0 needs kernel='ancestral': Euler-Maruyama has no estimate of x_0 to clip")
+        if not self.clip_range > 0:
+            raise ValueError(f"clip_range must be positive, got {self.clip_range}")
+        if self.variance not in VARIANCES:
+            raise ValueError(f"variance must be one of {VARIANCES}, got {self.variance!r}")
+        if self.variance != "posterior" and self.kernel != "ancestral":
+            raise ValueError("variance='forward' needs kernel='ancestral': Euler-Maruyama has its own")
+        if self.visits:
+            self._check_visits()
+
+    def _check_visits(self) -> None:
+        if not isinstance(self.sde, DDPM):
+            raise ValueError("visits need a DDPM: other processes have no numbered levels")
+        top, rising = self.sde.num_steps, all(np.diff([0, *self.visits]) > 0)
+        if not rising or self.visits[-1] > top or len(self.visits) < 2 or len(self.visits) != self.steps:
+            raise ValueError(
+                f"visits must be {self.steps} >= 2 ascending levels in 1 … {top}, got {len(self.visits)} of them: "
+                f"{str(self.visits[:5])[1:-1]} … {self.visits[-1]}"
+            )
 
     @functools.cached_property
     def times(self) -> np.ndarray:
         """t_0 … t_J, float64 ``[J + 1]``."""
+        if self.visits and isinstance(self.sde, DDPM):
+            return np.array([0, *self.visits]) / self.sde.num_steps
         return time_grid(self.sde, self.steps, self.spacing)
 
     @functools.cached_property
@@ -125,8 +158,13 @@ class Chain:
     @functools.cached_property
     def kernel_std(self) -> np.ndarray:
         """s_j at index j, float64 ``[J + 1]``; s_1 = 0 because the last step adds no noise."""
-        if self.kernel == "ancestral":
+        if self.kernel == "ancestral" and self.variance == "posterior":
             return self.posterior[2]
+        if self.kernel == "ancestral":
+            ratio = self.alpha[1:] / self.alpha[:-1]
+            std = np.concatenate([[0.0], np.sqrt(self.sigma[1:] ** 2 - ratio**2 * self.sigma[:-1] ** 2)])
+            std[1] = 0.0
+            return std
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             t = jnp.asarray(self.times, jnp.float64)
             g = np.asarray(self.sde.coefficients(jnp.zeros((self.steps + 1, 1), jnp.float64), t)[1])
@@ -139,7 +177,7 @@ class Chain:
         alpha = expand(take(self.alpha, level), x)
         var = expand(take(self.sigma**2, level), x)
         x0 = (x + var * score) / alpha
-        return jnp.clip(x0, -1.0, 1.0) if self.clip_x0 else x0
+        return jnp.clip(x0, -self.clip_range, self.clip_range) if self.clip_x0 else x0
 
     def model_mean(self, score_fn: ScoreFn, x: Array, level: Array) -> Array:
         """μ_θ(x_j) for ``x[B, ...]`` at integer ``level[B]`` in 1 … J: one network call a row."""

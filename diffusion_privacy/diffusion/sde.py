@@ -146,8 +146,9 @@ class DDPM(GaussianMarginals):
 
     Attributes:
       num_steps: T.
-      schedule: ``"linear"`` (β from beta_min to beta_max; Ho et al.) or ``"cosine"`` (Nichol & Dhariwal, eq. 17).
-      beta_min, beta_max: ends of the linear schedule, per step.
+      schedule: ``"linear"`` (β from beta_min to beta_max; Ho et al.), ``"scaled_linear"`` (√β from √beta_min to
+        √beta_max; Rombach et al., arXiv 2112.10752) or ``"cosine"`` (Nichol & Dhariwal, eq. 17).
+      beta_min, beta_max: ends of the first two schedules, per step.
     """
 
     num_steps: int = 1000
@@ -156,8 +157,8 @@ class DDPM(GaussianMarginals):
     beta_max: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("linear", "cosine"):
-            raise ValueError(f"schedule must be 'linear' or 'cosine', got {self.schedule!r}")
+        if self.schedule not in ("linear", "scaled_linear", "cosine"):
+            raise ValueError(f"schedule must be 'linear', 'scaled_linear' or 'cosine', got {self.schedule!r}")
 
     @property
     def t_min(self) -> float:
@@ -170,6 +171,8 @@ class DDPM(GaussianMarginals):
         steps = self.num_steps
         if self.schedule == "linear":
             return np.linspace(self.beta_min, self.beta_max, steps)
+        if self.schedule == "scaled_linear":
+            return np.linspace(self.beta_min**0.5, self.beta_max**0.5, steps) ** 2
         grid = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
         return np.clip(1 - grid[1:] / grid[:-1], 0, 0.999)
 

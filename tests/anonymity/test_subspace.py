@@ -60,6 +60,18 @@ CASES = {
     "ve": (Chain(VE(0.01, 20.0), STEPS), ORBIT, ORBIT, GOOD),
     "ddpm linear": (Chain(DDPM(1000), STEPS), ORBIT, ORBIT, GOOD),
     "ddpm cosine": (Chain(DDPM(1000, "cosine"), STEPS), ORBIT, ORBIT, GOOD),
+    "ddpm as diffusers runs it": (
+        Chain(
+            DDPM(1000),
+            STEPS,
+            clip_x0=True,
+            clip_range=0.8,
+            variance="forward",
+            visits=tuple(range(1, 1000, 71))[:STEPS],
+        ),
+        *[atom_models.rolled_orbit(8, seed=1)] * 2,
+        GOOD,
+    ),
     # A score that knows the wrong atoms (those of another orbit of the group).
     "wrong score": (
         Chain(VP(), STEPS),
@@ -74,7 +86,7 @@ cases = [pytest.param(*case, id=name, marks=[] if name in FAST else pytest.mark.
 
 @pytest.mark.parametrize(("chain", "known", "atoms", "mixture"), cases)
 def test_unbiased_over_200_runs(chain, known, atoms, mixture) -> None:
-    """|z| < 3: false alarm .27 % a case under normality, 3 % over all eleven."""
+    """|z| < 3: false alarm .27 % a case under normality, 3 % over all twelve."""
     score = atom_models.atom_score(chain.sde, known)
     values = repeated(chain, score, atom_models.nearest(atoms), atoms[0], mixture)
     assert abs(z_score(values, 1 / len(atoms))) < 3

@@ -70,6 +70,48 @@ def test_bad_settings_are_refused() -> None:
         Chain(VP(), 10, "euler_maruyama", clip_x0=True)
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"variance": "learned"}, "variance must be one of"),
+        ({"variance": "forward", "kernel": "euler_maruyama"}, "variance='forward' needs"),
+        ({"clip_range": 0.0}, "clip_range must be positive"),
+        ({"visits": (1, 2, 3)}, "visits must be 2 >= 2 ascending levels in 1 … 1000, got 3"),
+        ({"visits": (5, 5)}, "visits must be"),
+        ({"visits": (0, 5)}, "visits must be"),
+        ({"visits": (5, 1001)}, "visits must be"),
+        ({"sde": VP(), "visits": (5, 10)}, "visits need a DDPM"),
+    ],
+)
+def test_settings_of_a_given_sampler_that_do_not_fit_are_refused(fields, named) -> None:
+    with pytest.raises(ValueError, match=named):
+        Chain(**{"sde": DDPM(1000), "steps": 2, **fields})
+
+
+def test_a_chain_stops_where_it_is_told_to() -> None:
+    chain = Chain(DDPM(1000), 4, visits=(1, 251, 501, 751))
+    np.testing.assert_allclose(chain.times, [0, 0.001, 0.251, 0.501, 0.751])
+    np.testing.assert_allclose(chain.alpha[2], np.sqrt(np.prod(1 - DDPM(1000).betas[:251])))
+    a, c, b = (table[3] for table in chain.posterior)
+    mean, std = bayes(chain, 3, 0.7, -0.4)
+    assert a * 0.7 - c * 0.4 == pytest.approx(mean, rel=1e-9)
+    assert b == pytest.approx(std, rel=1e-9)
+
+
+def test_the_forward_variance_is_that_of_the_noise_that_was_added() -> None:
+    """Ho et al., section 3.2: with all steps it is β itself; the posterior's is smaller."""
+    large = Chain(DDPM(50), 50, variance="forward")
+    np.testing.assert_allclose(large.kernel_std[2:] ** 2, DDPM(50).betas[1:], rtol=1e-6)
+    assert large.kernel_std[1] == 0
+    assert np.all(large.kernel_std[2:] > Chain(DDPM(50), 50).kernel_std[2:])
+
+
+def test_the_estimate_is_clipped_to_the_given_range() -> None:
+    chain = Chain(DDPM(50), 50, clip_x0=True, clip_range=0.25)
+    x0 = chain.predict_x0(jnp.zeros((1, 2)), jnp.array([[0.1, -3.0]]), jnp.array([1]))
+    np.testing.assert_allclose(x0, [[0.1 / chain.alpha[1], -0.25]], rtol=1e-6)
+
+
 def bayes(chain: Chain, j: int, x: float, x0: float) -> tuple[float, float]:
     """Mean and standard deviation of x_{j−1} given x_j and x_0, from prior times likelihood."""
     a = chain.alpha[j] / chain.alpha[j - 1]

@@ -40,7 +40,7 @@ def test_starts_at_the_data_and_ends_near_the_prior(sde):
     np.testing.assert_allclose(std, sde.sigma(one * 0.5))
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine"])
 def test_discrete_marginals_are_cumulative_products(schedule):
     sde = DDPM(num_steps=40, schedule=schedule)
     product = 1.0
@@ -54,6 +54,9 @@ def test_discrete_marginals_are_cumulative_products(schedule):
 
 
 def test_published_schedules():
+    scaled = DDPM(schedule="scaled_linear", beta_min=0.00085, beta_max=0.012)
+    np.testing.assert_allclose(scaled.betas[[0, -1]], [0.00085, 0.012])
+    np.testing.assert_allclose(np.diff(np.sqrt(scaled.betas)), (0.012**0.5 - 0.00085**0.5) / 999)
     linear = DDPM()
     np.testing.assert_allclose([linear.betas[0], linear.betas[-1]], [1e-4, 0.02])
     # ᾱ at the middle of Nichol & Dhariwal's cosine schedule, eq. 17 without the clip that acts only at the end.

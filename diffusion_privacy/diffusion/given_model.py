@@ -1,0 +1,88 @@
+"""A trained model as an audit needs it: its score, and the sampler that it is used with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_privacy.diffusion import objective
+from diffusion_privacy.diffusion.chain import Chain
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.types import SDE, Array, ScoreFn
+
+Denoiser = Callable[[Array, Array], Array]
+"""``output(x[B, ...], t[B]) -> [B, ...]``: noise, clean image or v, as a network predicts it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GivenModel:
+    """A model that somebody else trained.
+
+    Attributes:
+      score: ``score(x[B, ...], t[B]) -> [B, ...]``. A `jax.tree_util.Partial` whose leaves are its parameters keeps
+        them out of the compiled program.
+      chain: forward process and sampler, steps and clipping included: what is audited is this sampler.
+      notes: what a reader of the result should know of where the two came from.
+    """
+
+    score: ScoreFn
+    chain: Chain
+    notes: tuple[str, ...] = ()
+
+
+def from_denoiser(denoiser: Denoiser, sde: SDE, prediction: str) -> ScoreFn:
+    """The score of a denoiser, ``"eps"``, ``"x0"``, ``"v"`` or ``"score"`` (see `diffusion.objective`).
+
+    A `jax.tree_util.Partial` stays one, so that its parameters stay arguments.
+
+    Raises:
+      InputError: an unknown prediction.
+    """
+    partial = denoiser if isinstance(denoiser, jax.tree_util.Partial) else jax.tree_util.Partial(denoiser)
+    return objective.score_fn(_call, partial, sde, prediction)
+
+
+def _call(denoiser: Denoiser, x: Array, t: Array, label: Array | None) -> Array:
+    del label
+    return denoiser(x, t)
+
+
+def check(model: GivenModel, shape: tuple[int, ...]) -> None:
+    """Calls the score once at every level that the sampler visits, on noise, and looks at what comes back.
+
+    Raises:
+      InputError: an output of another shape or type, or one that is not finite; the message names the time. What the
+        score raises by itself is passed on with the shapes that it was given.
+    """
+    times = np.asarray(model.chain.times[1:], np.float32)
+    keys = jax.random.split(jax.random.key(0), len(times))
+    size = int(np.prod(shape))
+
+    def one(key: Array, t: Array) -> Array:
+        sigma = jnp.sqrt(model.chain.sde.alpha(t[None]) ** 2 + model.chain.sde.sigma(t[None]) ** 2)
+        x = sigma * jax.random.normal(key, (size,)).reshape(1, *shape)
+        out = model.score(x, t[None])
+        if jnp.shape(out) != x.shape or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
+            raise InputError(
+                f"model.score: expected floating [B, ...] of the shape of x, {x.shape}, got "
+                f"{jnp.result_type(out)} {jnp.shape(out)}"
+            )
+        return jnp.all(jnp.isfinite(out))
+
+    try:
+        finite = np.asarray(jax.jit(lambda: jax.lax.map(lambda kt: one(*kt), (keys, jnp.asarray(times))))())
+    except (TypeError, ValueError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        text = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"model.score: expected score(x, t) for x of shape {(1, *shape)} and t of shape (1,), it raised "
+            f"{type(error).__name__}: {text}"
+        ) from error
+    if not finite.all():
+        bad = float(times[np.flatnonzero(~finite)[-1]])
+        raise InputError(f"model.score: expected finite numbers, got NaN or infinity at t = {bad:.4g}")
