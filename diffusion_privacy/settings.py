@@ -162,6 +162,9 @@ class Study:
             raise InputError(
                 f"config.audit.h_levels: expected 1 … sampler.steps = {self.sampler.steps}, got {self.audit.h_levels}"
             )
+        if self.detector.training.privacy.on:
+            # Its tasks hold audited records outside of the batches, which Poisson sampling would not cover.
+            raise InputError("config.detector.training.privacy: expected none, the detector is not given away")
         if self.split.controls < 1 or self.split.careless < 2 or self.split.held_out < 1:
             raise InputError("config.split: expected controls >= 1, careless >= 2 and held_out >= 1")
 

@@ -20,7 +20,8 @@ from diffusion_privacy.training.state import TrainConfig
 
 KINDS = ("anonymity", "cadp", "cadp_table")
 MECHANISMS = ("gaussian", "laplace", "discrete_gaussian", "discrete_laplace")
-DECLARATIONS = ("public", "mechanism-only")
+DECLARATIONS = ("public", "dp-sgd", "mechanism-only")
+PRIVATE_ARMS = ("full-batch", "loop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +44,12 @@ class Flow:
     """The conditional flow and how it is trained.
 
     Attributes:
-      training: by the one loop.
+      training: by the one loop; with ``training.privacy`` on, by DP-SGD.
       params: fields of `flows.cinn.FlowConfig`; shape and cond_dim come from the data.
       preprocess: ``"affine"`` or ``"logit"`` for images, ``"none"`` for tables, see `flows.preprocess.Preprocess`.
       reconstruction, perturbation: see `flows.objective.loss`.
       trained_on: ``"public"`` or ``"private"``: which share it learns from. With ``"private"`` a release must be
-        declared ``mechanism-only``.
+        declared ``dp-sgd`` or ``mechanism-only``.
     """
 
     training: TrainConfig
@@ -69,7 +70,8 @@ class Release:
       total_epsilon: the ledger refuses a release that would bring the sum above this.
       delta: δ of each release and of the ledger; below 1/n.
       mechanism: one of `MECHANISMS`.
-      flow_training: what the manifest says of the flow: ``"public"`` (checked record by record) or
+      flow_training: what the manifest says of the flow: ``"public"`` (checked record by record), ``"dp-sgd"`` (trained on
+        the private share with ``flow.training.privacy``; its event is in the ledger and composed) or
         ``"mechanism-only"`` (no end-to-end guarantee).
       records_per_person: bound on the records of one person; above 1 the guarantee is for a person.
       coverage: share of the prior inside the clip radius, in (0, 1).
@@ -103,8 +105,11 @@ class Evaluation:
       hidden, dp_hidden: width of the two hidden layers of a classifier, and of one trained privately, where noise grows
         with the number of parameters; 0 for none (logistic regression).
       level: confidence level of the intervals over seeds.
-      dp_steps, dp_clip, dp_learning_rate: the DP-SGD arm: full-batch steps, norm to which each record's gradient is
-        clipped, step length; dp_steps = 0 leaves it out.
+      dp_arm: how the arm of private training learns: ``"full-batch"`` (all ε and seeds in one program) or ``"loop"``
+        (DP-SGD by the common training loop, one run for each ε and seed).
+      dp_steps, dp_clip, dp_learning_rate: of full batches: steps, norm to which each record's gradient is clipped, step
+        length; dp_steps = 0 leaves the arm out, whatever dp_arm says.
+      dp_training: of the loop; its privacy gets each release's ε, δ and replace-one.
       pixel_block: side of the squares that DP-Pix averages; 0 leaves it out.
     """
 
@@ -113,9 +118,11 @@ class Evaluation:
     hidden: int = 128
     dp_hidden: int = 0
     level: float = 0.95
+    dp_arm: str = "full-batch"
     dp_steps: int = 10
     dp_clip: float = 1.0
     dp_learning_rate: float = 1.0
+    dp_training: TrainConfig | None = None
     pixel_block: int = 4
 
 
@@ -205,6 +212,7 @@ class PrivateStudy:
         _choice("flow.trained_on", self.flow.trained_on, ("public", "private"))
         _choice("release.mechanism", release.mechanism, MECHANISMS)
         _choice("release.flow_training", release.flow_training, DECLARATIONS)
+        _check_dp_sgd(self.flow, release)
         for field, values in (
             ("release.epsilons", release.epsilons),
             ("attack.study_epsilons", self.attack.study_epsilons),
@@ -238,6 +246,14 @@ class Cadp(PrivateStudy):
         _need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
         clip = evaluation.training.grad_clip_norm
         _need(clip == 0, "evaluation.training.grad_clip_norm", "0 (it would couple the classifiers)", clip)
+        private = evaluation.training.privacy.on
+        _need(not private, "evaluation.training.privacy", "none: for private classifiers see dp_arm", "one")
+        _choice("evaluation.dp_arm", evaluation.dp_arm, PRIVATE_ARMS)
+        given = evaluation.dp_arm != "loop" or evaluation.dp_training is not None
+        _need(given, "evaluation.dp_training", "settings of the loop, where dp_arm is 'loop'", None)
+        if evaluation.dp_training is not None:
+            fixed = evaluation.dp_training.privacy
+            _need(not fixed.on, "evaluation.dp_training.privacy", "no ε or noise: it gets those of the releases", fixed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,6 +282,18 @@ class CadpTable(PrivateStudy):
         _need(evaluation.draws >= 2, "evaluation.draws", "at least 2", evaluation.draws)
         _need(evaluation.cells >= 2, "evaluation.cells", "at least 2", evaluation.cells)
         _need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
+
+
+def _check_dp_sgd(flow: Flow, release: Release) -> None:
+    """Declared so only where it is so, and no more promised than DP-SGD accounts for."""
+    if release.flow_training != "dp-sgd":
+        return
+    private = flow.trained_on == "private" and flow.training.privacy.on
+    expected = "'dp-sgd' only with flow.trained_on = 'private' and flow.training.privacy.epsilon > 0"
+    _need(private, "release.flow_training", expected, release.flow_training)
+    # DP-SGD counts single records; for k of one person its ε would be larger.
+    people = release.records_per_person
+    _need(people == 1, "release.records_per_person", "1 where release.flow_training is 'dp-sgd'", people)
 
 
 def _need(holds: bool, field: str, expected: str, value: object) -> None:

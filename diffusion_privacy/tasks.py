@@ -125,6 +125,27 @@ class FlowTask:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClassifierTask:
+    """Cross-entropy in nats of one classifier, ``(params, images) -> logits``."""
+
+    classify: Classify
+
+    def init(self, key: Array, batch: PyTree) -> PyTree:
+        return self.classify.init(key, jnp.asarray(batch["image"]))
+
+    def loss(self, params: PyTree, batch: PyTree, key: Array) -> tuple[Array, dict[str, Array]]:
+        del key
+        logp = jax.nn.log_softmax(self.classify(params, jnp.asarray(batch["image"])))
+        label = jnp.asarray(batch["label"])
+        losses = -jnp.take_along_axis(logp, label[:, None], axis=-1)[:, 0]
+        return losses, {"accuracy": (jnp.argmax(logp, axis=-1) == label).astype(jnp.float32)}
+
+    def evaluate(self, params: PyTree, batch: PyTree, key: Array) -> dict[str, Array]:
+        losses, metrics = self.loss(params, batch, key)
+        return {"loss": losses, **metrics}
+
+
+@dataclasses.dataclass(frozen=True)
 class ArmsTask:
     """A x S classifiers trained side by side: A arms (training sets), S seeds each, in one program.
 

@@ -54,7 +54,8 @@ class Account:
     Attributes:
       epsilon: least of the upper bounds, in nats; ``inf`` when nothing is promised.
       delta: δ at which it holds; 0 for a pure guarantee.
-      method: ``"exact-gaussian"``, ``"pure"``, ``"pld"``, ``"rdp"``, or ``"none"``.
+      method: ``"exact-gaussian"``, ``"pure"``, ``"pld"``, ``"rdp"``, ``"basic"`` (sum of two parts at δ/2 each), or
+        ``"none"``.
       bounds: every bound that could be computed, by method.
     """
 
@@ -208,6 +209,19 @@ def account(spends: Sequence[Spend], delta: float) -> Account:
     unknown = (dp_accounting.NonPrivateDpEvent, dp_accounting.UnsupportedDpEvent)
     if any(isinstance(event, unknown) for event, _, _ in parts):
         return Account(math.inf, delta, "none", {})
+    bounds = _bounds(parts, delta)
+    if not bounds:
+        return Account(math.inf, delta, "none", {})
+    method = min(bounds, key=lambda name: bounds[name])
+    if bounds.get("pure", math.inf) <= 1.001 * bounds[method]:
+        method = "pure"  # δ = 0 is worth more than the last thousandth of ε
+    return Account(bounds[method], 0.0 if method == "pure" else delta, method, bounds)
+
+
+def _bounds(parts: list[tuple[DpEvent, int, bool]], delta: float) -> dict[str, float]:
+    """Upper bounds on ε of private events, by method; empty when none is known."""
+    import dp_accounting
+
     bounds: dict[str, float] = {}
     pure = [(_pure_epsilon(event), count) for event, count, _ in parts]
     if all(eps is not None for eps, _ in pure):
@@ -226,12 +240,13 @@ def account(spends: Sequence[Spend], delta: float) -> Account:
             by_pld = _pld_epsilon(parts, delta, interval=max(1e-4, min(bounds.values(), default=0.0) * 1e-5))
             if by_pld is not None:
                 bounds["pld"] = by_pld
-    if not bounds:
-        return Account(math.inf, delta, "none", {})
-    method = min(bounds, key=lambda name: bounds[name])
-    if bounds.get("pure", math.inf) <= 1.001 * bounds[method]:
-        method = "pure"  # δ = 0 is worth more than the last thousandth of ε
-    return Account(bounds[method], 0.0 if method == "pure" else delta, method, bounds)
+            sampled, others = [p for p in parts if p[2]], [p for p in parts if not p[2]]
+            if not bounds and sampled and others:
+                # Sampled events have no Rényi divergence here, discrete Gaussians no PLD: ε and δ of both add up.
+                halves = [_bounds(half, delta / 2.0) for half in (sampled, others)]
+                if all(halves):
+                    bounds["basic"] = math.fsum(min(half.values()) for half in halves)
+    return bounds
 
 
 def zcdp_for(epsilon: float, delta: float) -> float:

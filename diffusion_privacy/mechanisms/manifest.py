@@ -24,6 +24,7 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.accounting import Spend, account, record_spend
 from diffusion_privacy.mechanisms.condition import ConditionMechanism
 from diffusion_privacy.mechanisms.decoding import CoarseSelection
+from diffusion_privacy.mechanisms.ledger import event_to_json
 from diffusion_privacy.mechanisms.mechanism import Mechanism, MetricMechanism
 from diffusion_privacy.mechanisms.relation import REPLACE_RECORD, Neighbours, Relation
 
@@ -84,6 +85,8 @@ class Manifest:
         finite is promised.
       epsilon_method: how it was composed (`accounting.Account.method`).
       latent_epsilon, condition_epsilon: the parts, each at `delta` (None: public, not promised).
+      flow_epsilon, flow_event: of the flow's DP-SGD training alone, at `delta`, and its privacy event as the ledger has
+        it; None where the flow was not trained so. Included in `epsilon`.
       condition: how the class was released.
       guarantee: the promise in words, limits included.
       public: what is taken to be public knowledge.
@@ -112,6 +115,8 @@ class Manifest:
     epsilon_method: str
     latent_epsilon: float | None
     condition_epsilon: float | None
+    flow_epsilon: float | None
+    flow_event: dict[str, Any] | None
     noise_scale: float
     condition: str
     guarantee: str
@@ -157,7 +162,15 @@ def describe(
       count: number of records.
       dim: length of the latents.
       known_by: `SOURCE` or `PREPARED_VALUES`.
+
+    Raises:
+      InputError: a guarantee for a person by a flow whose training counts single records.
     """
+    if flow.spend is not None and relation.records_per_person > 1:
+        raise InputError(
+            f"relation: {relation.records_per_person} records a person with a flow trained by DP-SGD, which counts "
+            "single records; expected 1"
+        )
     latent = account([Spend(mechanism.event(relation), "replace-one")], delta)
     response = account([Spend(condition.event(relation), "replace-one")], delta)
     spends = [record_spend(mechanism, condition, relation)] + ([flow.spend] if flow.spend else [])
@@ -181,6 +194,8 @@ def describe(
         epsilon_method=whole.method,
         latent_epsilon=_finite(latent.epsilon),
         condition_epsilon=None if same else _finite(response.epsilon),
+        flow_epsilon=_finite(account([flow.spend], delta).epsilon) if flow.spend else None,
+        flow_event={**event_to_json(flow.spend.event), "adjacency": flow.spend.adjacency} if flow.spend else None,
         noise_scale=mechanism.noise_scale,
         condition=condition.name,
         guarantee=_guarantee(mechanism, flow, _finite(whole.epsilon), whole.delta, relation),
@@ -208,7 +223,7 @@ def _guarantee(
     mechanism: Mechanism, flow: FlowProvenance, epsilon: float | None, delta: float, relation: Relation
 ) -> str:
     if isinstance(mechanism, MetricMechanism):
-        promise = mechanism.statement()
+        promise = mechanism.statement() + ("; the flow's own training is not in it" if flow.spend else "")
     elif epsilon is None:
         return f"none: the release is not differentially private under {relation.describe()}"
     else:

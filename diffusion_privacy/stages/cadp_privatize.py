@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.data.table_rows import Rows
@@ -20,16 +19,23 @@ from diffusion_privacy.mechanisms.release import Privatised, privatise
 from diffusion_privacy.mechanisms.table import PrivatisedTable, privatise_table, publish_table
 from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
+from diffusion_privacy.stages import dp_training
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
 
 _LOG = logging.getLogger(__name__)
 
 
-def provenance(settings: PrivateStudy, workdir: Workdir) -> FlowProvenance:
-    """What the release may say of the flow; `privatise` holds it against the records, one by one."""
-    found = workdir.read_json(workdir.root / "train" / "trained_on.json")
-    return FlowProvenance(settings.release.flow_training, frozenset(found["hashes"]))  # type: ignore[arg-type]
+def provenance(settings: PrivateStudy, workdir: Workdir, ledger: Ledger) -> FlowProvenance:
+    """What the release may say of the flow; `privatise` holds it against the records, one by one.
+
+    Raises:
+      InputError: declared ``dp-sgd``, but not trained so, or not paid for.
+    """
+    trained_on = frozenset(workdir.read_json(workdir.root / "train" / "trained_on.json")["hashes"])
+    declared = settings.release.flow_training
+    spend = dp_training.require_paid(ledger, workdir.root / "train" / "flow") if declared == "dp-sgd" else None
+    return FlowProvenance(declared, trained_on, spend)  # type: ignore[arg-type]
 
 
 def _check_budget(
@@ -81,7 +87,8 @@ def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
     """Writes ``releases/eps_E`` for each ε that is not there yet: images and data.npz, or data.csv; manifest.json.
 
     Raises:
-      InputError: the flow learned from these records and is not declared ``mechanism-only``; the ledger is exhausted;
+      InputError: the flow learned from these records and is declared neither ``dp-sgd``, with the checkpoint and the
+        ledger to show for it, nor ``mechanism-only``; the ledger is exhausted;
         the relation, ε or δ is missing or out of range. No release is left half-written.
     """
     missing = [e for e in settings.release.epsilons if not common.release_path(workdir, e).exists()]
@@ -91,11 +98,9 @@ def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
     private = parts.private
     # Everything that can be refused is refused before the flow is read, and before the first of several releases.
     hashes = common.hashes(private)
-    source = provenance(settings, workdir)
+    ledger = common.make_ledger(settings, workdir)
+    source = provenance(settings, workdir, ledger)
     source.check(hashes)
-    ledger = Ledger(
-        workdir.root / Path(settings.release.ledger), settings.release.total_epsilon, settings.release.delta
-    )
     _check_budget(settings, ledger, missing, private, hashes)
     flow = common.load_flow(settings, workdir, private)
     with workdir.timed("privatize"):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 from typing import Any
 
 import jax
 
 import diffusion_privacy
 from diffusion_privacy import settings as settings_module
-from diffusion_privacy.mechanisms.ledger import Ledger
 from diffusion_privacy.reports import cadp_page, cadp_table_wording, cadp_wording
 from diffusion_privacy.reports.cadp_schema import SCHEMA_VERSION, TABLE_VERSION, TableFacts
 from diffusion_privacy.settings_cadp import CadpTable, PrivateStudy
@@ -25,9 +23,7 @@ _QUESTION = (
 
 
 def _ledger(settings: PrivateStudy, workdir: Workdir) -> dict[str, Any]:
-    ledger = Ledger(
-        workdir.root / Path(settings.release.ledger), settings.release.total_epsilon, settings.release.delta
-    )
+    ledger = common.make_ledger(settings, workdir)
     total = ledger.total()
     return {
         "summary": total.describe(),

@@ -21,6 +21,7 @@ from diffusion_privacy.mechanisms import clipping, decoding, study
 from diffusion_privacy.mechanisms.condition import ConditionMechanism, PublicCondition, RandomizedResponse
 from diffusion_privacy.mechanisms.decoding import CoarseSelection
 from diffusion_privacy.mechanisms.discrete import DiscreteGaussian, DiscreteLaplace
+from diffusion_privacy.mechanisms.ledger import Ledger
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, Mechanism
 from diffusion_privacy.mechanisms.relation import Neighbours, Relation, parse_relation
 from diffusion_privacy.mechanisms.table import column_condition, row_hashes
@@ -76,6 +77,11 @@ def hashes(records: Records | Rows) -> tuple[str, ...]:
     if records.source_hash is None:
         raise InputError(f"{records.name}: expected records with source_hash, so that the ledger knows them again")
     return tuple(records.source_hash.tolist())
+
+
+def make_ledger(settings: PrivateStudy, workdir: Workdir) -> Ledger:
+    """The ledger of the private records."""
+    return Ledger(workdir.root / Path(settings.release.ledger), settings.release.total_epsilon, settings.release.delta)
 
 
 def batches(records: Records | Rows, batch_size: int, seed: int) -> Batches:

@@ -5,26 +5,29 @@ from __future__ import annotations
 from diffusion_privacy import settings as settings_module
 from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
+from diffusion_privacy.stages import dp_training
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training.loop import train as run_loop
 
 
 def train(settings: PrivateStudy, workdir: Workdir) -> None:
-    """Trains the flow; writes down which records it learns from before it sees the first."""
+    """Trains the flow; writes down which records it learns from, and what that costs them, before it sees the first."""
     parts = common.load_parts(settings, workdir)
     done = workdir.root / "train" / "done.json"
     if done.exists():
         return
     records = parts.public if settings.flow.trained_on == "public" else parts.private
     workdir.write_json(workdir.path("train", "trained_on.json"), {"hashes": list(common.hashes(records))})
-    config = settings.flow.training
+    config, folder = settings.flow.training, workdir.path("train", "flow")
+    if config.privacy.on and settings.flow.trained_on == "private":
+        dp_training.pay(common.make_ledger(settings, workdir), folder, "train flow", config, common.hashes(records))
     identity = {"config": settings_module.digest({"flow": settings_module.to_dict(settings.flow)})}
     with workdir.timed("train flow"):
         run_loop(
             common.flow_task(settings, records),
             common.batches(records, config.batch_size, settings.seed),
             config,
-            workdir=workdir.path("train", "flow"),
+            workdir=folder,
             seed=settings.seed,
             name="flow",
             identity=identity,

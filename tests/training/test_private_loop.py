@@ -49,7 +49,7 @@ def differ(a, b) -> bool:
 def test_a_resumed_run_is_the_uninterrupted_one_in_parameters_and_in_epsilon(tmp_path):
     part, whole = tmp_path / "part", tmp_path / "whole"
     with pytest.raises(Stop):
-        run(part, checkpoint_every=3, on_log=stop_at_8)
+        run(part, checkpoint_every=6, on_log=stop_at_8)
     assert stat.S_IMODE((part / FILE).stat().st_mode) == 0o600
     spent = read_progress(part)["privacy"]
     plan = plan_of(private_config(), ToyRecords())
@@ -57,14 +57,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_in_parameters_and_in_epsilon(tmp
     assert spent["epsilon_so_far"] == plan.epsilon(6)
     whole.mkdir()
     shutil.copy(part / FILE, whole / FILE)
-    uninterrupted = run(whole, checkpoint_every=3)
-    # A secret that is lost is not replaced: the resumed run would be another one.
-    kept = (part / FILE).rename(tmp_path / "kept")
-    with pytest.raises(InputError, match="expected the secret that this private run began with"):
-        run(part, checkpoint_every=3)
-    kept.rename(part / FILE)
+    uninterrupted = run(whole, checkpoint_every=6)
     steps = []
-    resumed = run(part, checkpoint_every=3, on_log=lambda step, row: steps.append(step))
+    resumed = run(part, checkpoint_every=6, on_log=lambda step, row: steps.append(step))
     assert steps == [8, 12], "it went on after step 6"
     assert not differ(to_numpy(resumed), to_numpy(uninterrupted))
     one, two = read_csv(whole / "metrics.csv"), read_csv(part / "metrics.csv")
@@ -73,11 +68,20 @@ def test_a_resumed_run_is_the_uninterrupted_one_in_parameters_and_in_epsilon(tmp
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
     np.testing.assert_allclose(one["epsilon"], [plan.epsilon(k) for k in (4, 8, 12)], rtol=1e-12)
     assert read_progress(part)["privacy"]["epsilon_so_far"] == plan.epsilon()
-    # Finished: the secret is gone, nothing is done again, and the same seed gives another run.
-    assert not (part / FILE).exists()
-    assert not (whole / FILE).exists()
-    assert not differ(to_numpy(run(part, checkpoint_every=3)), to_numpy(resumed))
-    assert differ(to_numpy(run(tmp_path / "again").params), to_numpy(resumed.params)), "the seed decides the noise"
+    assert not (part / FILE).exists(), "finished: nobody can subtract the noise any more"
+
+
+@pytest.mark.slow
+def test_a_lost_secret_is_not_replaced_and_the_seed_decides_nothing(tmp_path):
+    with pytest.raises(Stop):
+        run(tmp_path / "a", checkpoint_every=3, on_log=stop_at_8)
+    kept = (tmp_path / "a" / FILE).rename(tmp_path / "kept")
+    with pytest.raises(InputError, match="expected the secret that this private run began with"):
+        run(tmp_path / "a", checkpoint_every=3)
+    kept.rename(tmp_path / "a" / FILE)
+    first = run(tmp_path / "a", checkpoint_every=3)
+    assert not differ(to_numpy(run(tmp_path / "a", checkpoint_every=3)), to_numpy(first)), "finished runs do no work"
+    assert differ(to_numpy(run(tmp_path / "b").params), to_numpy(first.params)), "same seed, other noise"
 
 
 @pytest.mark.slow
