@@ -41,6 +41,16 @@ def get_config() -> ConfigDict:
                     "ema_decay": 0.98,
                     "log_every": 100,
                     "checkpoint_every": 300,
+                    # DP-SGD, off: set epsilon (and release.flow_training = "dp-sgd", flow.trained_on = "private").
+                    "privacy": {
+                        "epsilon": 0.0,
+                        "noise_multiplier": 0.0,
+                        "delta": 1e-5,
+                        "clip_norm": 1.0,
+                        "relation": "replace-one",
+                        "augmentations": 1,
+                        "micro_batch": 32,
+                    },
                 },
             },
             "release": {

@@ -43,6 +43,16 @@ def get_config() -> ConfigDict:
                     "ema_decay": 0.98,
                     "log_every": 50,
                     "checkpoint_every": 150,
+                    # DP-SGD, off: set epsilon (and release.flow_training = "dp-sgd", flow.trained_on = "private").
+                    "privacy": {
+                        "epsilon": 0.0,
+                        "noise_multiplier": 0.0,
+                        "delta": 1e-5,
+                        "clip_norm": 1.0,
+                        "relation": "replace-one",
+                        "augmentations": 1,
+                        "micro_batch": 32,
+                    },
                 },
             },
             "release": {
@@ -76,9 +86,21 @@ def get_config() -> ConfigDict:
                 "hidden": 128,
                 "dp_hidden": 0,
                 "level": 0.95,
+                "dp_arm": "full-batch",
                 "dp_steps": 10,
                 "dp_clip": 1.0,
                 "dp_learning_rate": 1.0,
+                "dp_training": {
+                    "steps": 60,
+                    "batch_size": 128,
+                    "learning_rate": 0.03,
+                    "grad_clip_norm": 0.0,
+                    "ema_decay": 0.9,
+                    "log_every": 60,
+                    "checkpoint_every": 60,
+                    "tensorboard": False,
+                    "privacy": {"clip_norm": 1.0, "micro_batch": 256},
+                },
                 "pixel_block": 4,
             },
             "attack": {

@@ -38,6 +38,16 @@ def get_config() -> ConfigDict:
                     "ema_decay": 0.9,
                     "log_every": 25,
                     "checkpoint_every": 100,
+                    # DP-SGD, off: set epsilon (and release.flow_training = "dp-sgd", flow.trained_on = "private").
+                    "privacy": {
+                        "epsilon": 0.0,
+                        "noise_multiplier": 0.0,
+                        "delta": 1e-5,
+                        "clip_norm": 1.0,
+                        "relation": "replace-one",
+                        "augmentations": 1,
+                        "micro_batch": 32,
+                    },
                 },
             },
             "release": {

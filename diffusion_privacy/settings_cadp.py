@@ -70,8 +70,8 @@ class Release:
       total_epsilon: the ledger refuses a release that would bring the sum above this.
       delta: δ of each release and of the ledger; below 1/n.
       mechanism: one of `MECHANISMS`.
-      flow_training: what the manifest says of the flow: ``"public"`` (checked record by record), ``"dp-sgd"`` (trained on
-        the private share with ``flow.training.privacy``; its event is in the ledger and composed) or
+      flow_training: what the manifest says of the flow: ``"public"`` (checked record by record), ``"dp-sgd"`` (trained
+        on the private share with ``flow.training.privacy``; its event is in the ledger and composed) or
         ``"mechanism-only"`` (no end-to-end guarantee).
       records_per_person: bound on the records of one person; above 1 the guarantee is for a person.
       coverage: share of the prior inside the clip radius, in (0, 1).

@@ -11,7 +11,7 @@ from diffusion_privacy import settings as settings_module
 from diffusion_privacy.audits import fidelity
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.settings_cadp import Cadp
-from diffusion_privacy.stages import cadp_arms, cadp_study
+from diffusion_privacy.stages import cadp_arms, cadp_private_arm, cadp_study
 from diffusion_privacy.stages.cadp_arms import Arm
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.tasks import ArmsTask
@@ -114,11 +114,18 @@ def _entries(settings: Cadp, parts: cadp_study.Parts, arms: list[Arm], task: Arm
     return entries
 
 
-def _dp_entries(settings: Cadp, parts: cadp_study.Parts) -> list[dict[str, Any]]:
+def _dp_accuracies(settings: Cadp, workdir: Workdir, private: Records, test: Records) -> np.ndarray:
+    options, epsilons = settings.evaluation, settings.release.epsilons
+    if options.dp_arm == "loop" and options.dp_training is not None:
+        return cadp_private_arm.accuracies(settings, workdir, private, test, epsilons, options.dp_training)
+    return cadp_arms.dp_gradient_accuracies(settings, private, test, epsilons)
+
+
+def _dp_entries(settings: Cadp, workdir: Workdir, parts: cadp_study.Parts) -> list[dict[str, Any]]:
     options = settings.evaluation
     if not options.dp_steps:
         return []
-    found = cadp_arms.dp_gradient_accuracies(settings, parts.private, parts.test, settings.release.epsilons)
+    found = _dp_accuracies(settings, workdir, parts.private, parts.test)
     return [
         {
             "name": f"dp-sgd {e:g}",
@@ -145,7 +152,7 @@ def evaluate(settings: Cadp, workdir: Workdir) -> None:
         task, params = _fit(settings, workdir, arms, parts.private.num_classes)
         entries = _entries(settings, parts, arms, task, params)
     with workdir.timed("evaluate DP-SGD"):
-        entries += _dp_entries(settings, parts)
+        entries += _dp_entries(settings, workdir, parts)
     by_name = {arm.name: arm.records.image[:_SHOWN] for arm in arms if arm.kind in ("original", "released", "control")}
     workdir.write_arrays(workdir.path("evaluation_images.npz"), {k.replace(" ", "_"): v for k, v in by_name.items()})
     workdir.write_json(path, {"n_test": len(parts.test), "level": settings.evaluation.level, "arms": entries})
