@@ -6,7 +6,8 @@ attack is measured against the difference of the two sets.
 
 What each interval is conditional on:
 
-- AUC: DeLong's variance over both samples, carried to the log-odds scale.
+- AUC: DeLong's variance over both samples, carried to the log-odds scale. `Membership.auc_bootstrap` resamples members
+  and non-members, each among themselves (stratified).
 - TPR at a false-positive rate, `OperatingPoint.tpr`: exact (Clopper-Pearson) over members GIVEN the threshold that
   the non-members chose. `OperatingPoint.fpr` is the rate that this threshold really has, with its own exact interval.
 - `OperatingPoint.bootstrap`: both samples resampled, the threshold chosen anew each time; 1,000 resamples from a fixed
@@ -22,12 +23,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import special, stats
 
-from diffusion_privacy.anonymity.conformal import conformal_rate, conformal_threshold
+from diffusion_privacy.anonymity.conformal import conformal_count, conformal_rate, conformal_threshold
 from diffusion_privacy.anonymity.intervals import Rate, clopper_pearson, rate
 from diffusion_privacy.errors import InputError
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 RESAMPLES = 1000
+FEW = 5
+"""A threshold that fewer non-members decide is said to be so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ class OperatingPoint:
       fpr: rate at this threshold on the non-members, with an exact interval; None as above.
       tpr: share of members above it, exact interval given the threshold; None as above.
       bootstrap: interval of the true-positive rate with the threshold's uncertainty; None as above.
-      reason: why there is no number; empty otherwise.
+      reason: why there is no number, or that few non-members decide it; empty otherwise.
     """
 
     requested: float
@@ -78,6 +81,8 @@ class Membership:
       attack: name of the score.
       members, non_members: how many were scored.
       auc: over all thresholds.
+      auc_bootstrap: percentile interval of the AUC at the same level, from 1,000 stratified resamples. It has no width
+        where the scores separate; the interval of ``auc`` is honest there too.
       points: at fixed false-positive rates.
     """
 
@@ -85,6 +90,7 @@ class Membership:
     members: int
     non_members: int
     auc: AUC
+    auc_bootstrap: tuple[float, float]
     points: tuple[OperatingPoint, ...]
 
 
@@ -156,7 +162,30 @@ def membership(
             raise InputError(f"{attack}: expected false-positive rates strictly between 0 and 1, got {alpha}")
     area = auc(one, two, level)
     points = tuple(_point(one, two, alpha, level, seed) for alpha in rates)
-    return Membership(attack, one.size, two.size, area, points)
+    return Membership(attack, one.size, two.size, area, auc_bootstrap(one, two, level, seed=seed), points)
+
+
+def auc_bootstrap(
+    members: np.ndarray, non_members: np.ndarray, level: float = 0.95, *, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the AUC; both samples are resampled with replacement, each among itself.
+
+    Arguments and errors as in `membership`.
+    """
+    one, two = _scores(members, non_members, "auc")
+    values, place = np.unique(np.concatenate([one, two]), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    found = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        counts = [
+            np.bincount(part[rng.integers(0, part.size, part.size)], minlength=values.size)
+            for part in (place[: one.size], place[one.size :])
+        ]
+        # Non-members below each value, and half of those equal to it.
+        below = np.cumsum(counts[1]) - 0.5 * counts[1]
+        found[i] = counts[0] @ below / (one.size * two.size)
+    low, high = np.quantile(found, [0.5 * (1 - level), 0.5 * (1 + level)])
+    return float(low), float(high)
 
 
 def _point(one: np.ndarray, two: np.ndarray, alpha: float, level: float, seed: int) -> OperatingPoint:
@@ -171,12 +200,15 @@ def _point(one: np.ndarray, two: np.ndarray, alpha: float, level: float, seed: i
         again = conformal_threshold(two[rng.integers(0, two.size, two.size)], alpha)
         resampled[i] = np.mean(one[rng.integers(0, one.size, one.size)] > again)
     low, high = np.quantile(resampled, [0.5 * (1 - level), 0.5 * (1 + level)])
+    deciding = conformal_count(two.size, alpha)
+    few = f"the threshold rests on the {deciding} highest of {two.size} non-members" if deciding < FEW else ""
     return OperatingPoint(
         requested=alpha,
         threshold=threshold,
         fpr=conformal_rate(two > threshold, threshold, alpha, level),
         tpr=rate(int(fired.sum()), one.size, level),
         bootstrap=(float(low), float(high)),
+        reason=few,
     )
 
 
