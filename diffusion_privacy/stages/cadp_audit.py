@@ -121,7 +121,7 @@ def _groups(labels: np.ndarray, candidates: np.ndarray, by_class: bool) -> list[
     return [(np.flatnonzero(labels == c), np.flatnonzero(candidates == c)) for c in np.unique(labels)]
 
 
-def _by_class(settings: PrivateStudy, parts: Parts[Any]) -> bool:
+def by_class(settings: PrivateStudy, parts: Parts[Any]) -> bool:
     """Whether the condition is published, so that an attacker looks among candidates that share it."""
     return bool(parts.private.num_classes > 1) and settings.release.label_epsilon == 0
 
@@ -156,13 +156,13 @@ def link(
 def _linkage(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any], flow: TrainedFlow) -> list[dict[str, Any]]:
     """One entry a set: the releases, sets noised less than one would dare (never published), and two yardsticks."""
     private, level, seed = parts.private, settings.attack.level, settings.seed
-    by_class = _by_class(settings, parts)
+    within = by_class(settings, parts)
     attacker = flow.attacker()
     gallery, _ = attacker.encode(private.image, private.label, rng.stream(seed, "gallery"))
 
     def entry(name: str, kind: str, epsilon: float | None, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         z, _ = attacker.encode(images, labels, rng.stream(seed, "attack"))
-        found = link(np.nan_to_num(z), labels, gallery, private.label, level, by_class)
+        found = link(np.nan_to_num(z), labels, gallery, private.label, level, within)
         return {"name": name, "kind": kind, "epsilon": epsilon, **found}
 
     entries = []
@@ -238,5 +238,5 @@ def audit(settings: PrivateStudy, workdir: Workdir) -> None:
             if settings.attack.release_repeats
             else None
         )
-    result = {"by_class": _by_class(settings, parts), "linkage": links, "flow": of_flow}
+    result = {"by_class": by_class(settings, parts), "linkage": links, "flow": of_flow}
     workdir.write_json(path, {**result, "epsilon_bounds": bounds, "release_faults": faults})
