@@ -66,6 +66,9 @@ def get_config() -> ConfigDict:
                 "chunk": 0,
                 "memory_gb": 2.0,
                 "likelihood_records": 32,
+                "estimators": (),
+                "flow_draws": 512,
+                "splitting": {"particles": 500, "moves": 10, "share": 0.1, "max_levels": 12, "replicas": 16},
             },
             # The digits are public: their pictures may be shown.
             "report": {"show_private": True},

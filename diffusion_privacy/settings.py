@@ -14,8 +14,12 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion_privacy.anonymity.splitting import Splitting
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.training.state import TrainConfig
+
+ESTIMATORS = ("change_of_variables", "splitting")
+"""What `Audit.estimators` may name."""
 
 Params = dict[str, Any]
 """Fields of a constructor chosen by name; they are checked by that constructor."""
@@ -114,6 +118,9 @@ class Audit:
       chunk: lanes a device handles at a time; 0 chooses by ``memory_gb``.
       memory_gb: memory for one device's temporaries.
       likelihood_records: records of each set whose likelihood is computed; 0 for none.
+      estimators: further estimators to run beside E1, E2 and E4, of `ESTIMATORS`; each multiplies the audit's cost.
+      flow_draws: draws a record of ``"change_of_variables"``.
+      splitting: cost of ``"splitting"``, see `anonymity.splitting.Splitting`.
     """
 
     samples: dict[str, int]
@@ -126,6 +133,9 @@ class Audit:
     chunk: int = 0
     memory_gb: float = 2.0
     likelihood_records: int = 64
+    estimators: tuple[str, ...] = ()
+    flow_draws: int = 512
+    splitting: Splitting = dataclasses.field(default_factory=Splitting)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +166,11 @@ class Study:
             raise InputError(f"config.audit.h_draws: expected at least 16, got {self.audit.h_draws}")
         if not 0.5 < self.audit.level < 1:
             raise InputError(f"config.audit.level: expected a number in (0.5, 1), got {self.audit.level}")
+        unknown = [name for name in self.audit.estimators if name not in ESTIMATORS]
+        if unknown:
+            raise InputError(f"config.audit.estimators: expected some of {', '.join(ESTIMATORS)}, got {unknown[0]!r}")
+        if self.audit.flow_draws < 100:
+            raise InputError(f"config.audit.flow_draws: expected at least 100, got {self.audit.flow_draws}")
         if set(self.audit.samples) != {"careless", "careful"}:
             raise InputError(f"config.audit.samples: expected fields careless and careful, got {self.audit.samples}")
         if not 1 <= self.audit.h_levels <= self.sampler.steps:

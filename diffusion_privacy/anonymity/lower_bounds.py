@@ -21,11 +21,13 @@ makes them from strata.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 
 from diffusion_privacy.anonymity import betting, intervals
+from diffusion_privacy.anonymity.subspace import SubspaceResult
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import Estimate
 
@@ -133,6 +135,30 @@ def thinned(counts: np.ndarray, wanted: int, seed: int) -> np.ndarray | None:
         mine = label == stratum
         rank[mine] = np.arange(mine.sum())
     return start[label] + rank
+
+
+def of_paths(result: SubspaceResult, draws: int, level: float = 0.95) -> list[Estimate]:
+    """Jensen's and the betting limit from E2's own paths, at no further network call; each at ``level`` by itself.
+
+    Betting takes all paths: strata and the rule that ended the rounds are allowed for. Jensen takes three quarters of
+    the first round, thinned to a sample of the mixture; it claims 0 when that exhausts a stratum.
+
+    Args:
+      result: of `subspace.estimate`.
+      draws: paths of one of its rounds.
+      level: two-sided.
+    """
+    calls = result.estimate.network_calls // result.estimate.n
+    rows = thinned(result.mixture.allocate(draws), 3 * draws // 4, seed=0)
+    if rows is None:
+        rows, hit = np.arange(draws), np.zeros(draws, bool)
+    else:
+        hit = result.hit[rows]
+    found = [
+        jensen(result.log_terms[rows], hit, level, network_calls=calls * len(rows)),
+        betting_lower(result.log_terms, result.hit, level, network_calls=result.estimate.network_calls),
+    ]
+    return [dataclasses.replace(e, reasons=(*e.reasons, "paths of E2, drawn once for both")) for e in found]
 
 
 LOWER_BOUNDS = {"markov": markov, "jensen": jensen, "betting": betting_lower}

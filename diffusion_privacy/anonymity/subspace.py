@@ -153,7 +153,11 @@ def guided_paths(chain: Chain, operands: PyTree, batch: dict[str, Array]) -> dic
 
 @dataclasses.dataclass(frozen=True)
 class SubspaceResult:
-    """E2 for one record: the estimate, its diagnostics, and where the draws came from."""
+    """E2 for one record: the estimate, its diagnostics, and where the draws came from.
+
+    ``log_terms`` and ``hit``, ``[N]``, are the paths' weights (nats) and detections, round after round, and within a
+    round one component of `Mixture.allocate` after the other: what `lower_bounds` needs.
+    """
 
     estimate: Estimate
     pareto_k: float
@@ -161,6 +165,8 @@ class SubspaceResult:
     hits: int
     mixture: Mixture
     times: tuple[float, ...]
+    log_terms: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
+    hit: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool), repr=False, compare=False)
 
 
 def balance_terms(mixture: Mixture, counts: np.ndarray, a: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -304,6 +310,8 @@ def _result(
         hits=mean.hits,
         mixture=mixture,
         times=tuple(float(chain.times[k]) for k in mixture.levels),
+        log_terms=log_terms,
+        hit=hit,
     )
 
 

@@ -112,6 +112,7 @@ class Row:
 
     Attributes:
       kind: the estimator.
+      method: its key in `ESTIMATORS`.
       lower, upper: limits that are claimed, else None. Probabilities; for a difference, in [−1, 1].
       value: the point estimate; for E4 of the bound itself.
       level: two-sided confidence level; a one-sided limit errs with (1 − level)/2.
@@ -121,6 +122,7 @@ class Row:
     """
 
     kind: Kind
+    method: str
     lower: float | None
     value: float
     upper: float | None
@@ -138,10 +140,9 @@ def row(found: Estimate | Counterfactual) -> Row:
     """
     if isinstance(found, Counterfactual):
         kind = ESTIMATORS["counterfactual"]
-        return Row(
-            kind, found.lower, found.value, found.upper, found.level, found.network_calls, not found.reasons,
-            found.reasons,
-        )  # fmt: skip
+        good = not found.reasons
+        limits = (found.lower, found.value, found.upper, found.level)
+        return Row(kind, "counterfactual", *limits, found.network_calls, good, found.reasons)
     # `lower_bounds.best` names the winner in brackets.
     method = found.method.removeprefix("lower bound (").removesuffix(")")
     if method not in ESTIMATORS:
@@ -149,6 +150,7 @@ def row(found: Estimate | Counterfactual) -> Row:
     kind = ESTIMATORS[method]
     return Row(
         kind,
+        method,
         None if kind.gives == "upper" else found.lower,
         found.value,
         None if kind.gives == "lower" else found.upper,

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, cast
 
+from diffusion_privacy.anonymity.summary import Row
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import structure
 from diffusion_privacy.reports.structure import Range
@@ -165,6 +166,24 @@ class Subspace(Direct):
     log_stderr: NonNegative | None  # nats; null: not defined
 
 
+class Estimator(TypedDict):
+    """Another estimator of q; limits that it does not claim are null. Enters no verdict. Weights of E4 are E2's."""
+
+    name: str
+    method: str
+    lower: Probability | None
+    value: NonNegative
+    upper: Probability | None
+    level: Probability  # two-sided; a one-sided limit errs with (1 - level) / 2
+    reliable: bool
+    exact: bool  # the limits hold without diagnostics
+    local: bool  # looks only at what the noised record reaches
+    network_calls: Count  # score evaluations, tangents included
+    assumes: list[str]
+    distrust: str  # when the number is not to be trusted
+    reasons: list[str]
+
+
 class Verdict(TypedDict):
     """``bound`` is the rate that the status speaks of, usually 1/n of the model. "leaks" is refused unless lower > 0,
     "no leak above bound" unless upper <= bound."""
@@ -189,6 +208,7 @@ class Record(TypedDict):
     h_curve: HCurve
     direct: Direct
     subspace: Subspace | None  # null: not defined for the sampler as run
+    estimators: list[Estimator]
     verdict: Verdict
 
 
@@ -264,6 +284,25 @@ def subspace_entry(estimate: Estimate, hits: int, pareto_k: float, max_weight_sh
     }
 
 
+def estimator_entry(row: Row) -> Estimator:
+    """An entry of a record's ``estimators`` from its row of the summary."""
+    return {
+        "name": row.kind.name,
+        "method": row.method,
+        "lower": row.lower,
+        "value": row.value,
+        "upper": row.upper,
+        "level": row.level,
+        "reliable": row.reliable,
+        "exact": row.kind.exact,
+        "local": row.kind.local,
+        "network_calls": row.network_calls,
+        "assumes": list(row.kind.assumes),
+        "distrust": row.kind.distrust,
+        "reasons": list(row.reasons),
+    }
+
+
 def _ordered(entry: Mapping[str, Any], path: str, value: str = "value") -> None:
     lower, upper, middle = entry["lower"], entry["upper"], entry[value]
     if lower > upper:
@@ -280,6 +319,12 @@ def _estimate_rule(entry: Mapping[str, Any], path: str) -> None:
     _ordered(entry, path)
     if entry["hits"] > entry["n"]:
         raise InputError(f"{path}.hits: expected at most n = {entry['n']}, got {entry['hits']}")
+
+
+def _estimator_rule(entry: Mapping[str, Any], path: str) -> None:
+    # What is not claimed is 0 from below and 1 from above.
+    limits = {"lower": entry["lower"] or 0.0, "upper": 1.0 if entry["upper"] is None else entry["upper"]}
+    _ordered({**limits, "value": entry["value"]}, path)
 
 
 def _verdict_rule(entry: Mapping[str, Any], path: str) -> None:
@@ -332,6 +377,7 @@ RULES: dict[type, Callable[[Mapping[str, Any], str], None]] = {
     Rate: _ordered,
     Direct: _estimate_rule,
     Subspace: _estimate_rule,
+    Estimator: _estimator_rule,
     Verdict: _verdict_rule,
     HCurve: _curve_rule,
     Model: _model_rule,

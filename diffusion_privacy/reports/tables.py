@@ -155,6 +155,35 @@ def estimates(release: Mapping[str, Any]) -> str:
             if record[kind] is not None
         ]
         tables.append(_table(f"{name}: both estimators", columns, rows))
+    return "".join(tables) + _further(release)
+
+
+def _further(release: Mapping[str, Any]) -> str:
+    """One table a model: the estimators that enter no verdict, with what each claims and what it rests on."""
+    columns = (
+        ("Record, estimator", ""), ("Lower limit", wording.RATE_UNIT), ("Estimate", wording.RATE_UNIT),
+        ("Upper limit", wording.RATE_UNIT), ("Confidence", ""), ("Cost", "network calls"), ("Assumes", ""),
+        ("Not to be trusted", ""),
+    )  # fmt: skip
+    tables = []
+    for name, model in release["models"].items():
+        rows = []
+        for record in model["records"]:
+            for entry in record["estimators"]:
+                doubt = "; ".join([*entry["reasons"], entry["distrust"]])
+                cells = [
+                    f"{wording.record_name(record)}, {entry['name']}",
+                    "–" if entry["lower"] is None else wording.rate(entry["lower"], "down"),
+                    wording.rate(entry["value"]),
+                    "–" if entry["upper"] is None else wording.rate(entry["upper"], "up"),
+                    wording.percent(entry["level"]),
+                    wording.calls(entry["network_calls"]),
+                    "; ".join(entry["assumes"]),
+                    doubt if entry["reliable"] else f"not reliable here: {doubt}",
+                ]
+                rows.append((record["role"], cells))
+        if rows:
+            tables.append(_table(f"{name}: further estimators, which enter no verdict", columns, rows))
     return "".join(tables)
 
 

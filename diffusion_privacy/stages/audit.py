@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_privacy.anonymity import bank, montecarlo, subspace, tprime, verdict
+from diffusion_privacy.anonymity import bank, montecarlo, subspace, summary, tprime, verdict
 from diffusion_privacy.anonymity.detectors import PairCalibration, calibrate_pair_scores
 from diffusion_privacy.anonymity.intervals import Rate
 from diffusion_privacy.anonymity.montecarlo import DirectResult
@@ -22,6 +22,7 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import schema, wording
 from diffusion_privacy.reports.arrays import ModelArrays, Regenerated, save_arrays
 from diffusion_privacy.settings import Study
+from diffusion_privacy.stages import audit_estimators
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.sample import chunk_size
 from diffusion_privacy.stages.workdir import Workdir
@@ -207,6 +208,7 @@ def _record(
     e2: SubspaceResult,
     cal: PairCalibration,
     bound: float,
+    further: list[summary.Row],
 ) -> dict[str, Any]:
     level = setup.study.audit.level
     found = verdict.decide(direct, e2, cal.false_positive_rate, bound, level)
@@ -223,6 +225,7 @@ def _record(
         "h_curve": _h_curve(curve, level),
         "direct": schema.direct_entry(direct.estimate, direct.hits),
         "subspace": schema.subspace_entry(e2.estimate, e2.hits, e2.pareto_k, e2.max_weight_share),
+        "estimators": [schema.estimator_entry(row) for row in further],
         "verdict": _verdict(found, f"{role} record {int(marked.index[number])}"),
     }
 
@@ -326,7 +329,11 @@ def audit_model(setup: _Setup, name: str) -> None:
     n_train = len(setup.roles.train[name])
     calibrations = setup.calibrations
     direct = [_direct(setup, margins[:, r], calibrations[r]) for r in range(len(images))]
-    records = [_record(setup, r, curves[r], direct[r], e2[r], calibrations[r], 1 / n_train) for r in range(len(images))]
+    further = audit_estimators.further(study, chain, score, setup.detect, images, setup.uids, e2, name, chunk)
+    records = [
+        _record(setup, r, curves[r], direct[r], e2[r], calibrations[r], 1 / n_train, further[r])
+        for r in range(len(images))
+    ]
     summary, steps, loss = _training(setup, name)
     arrays = _arrays(setup, score, setup.detect, name, samples, steps, loss, chunk)
     save_arrays(setup.workdir.path("audit", f"{name}.npz"), arrays)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
+from oracles import atom_models
+from oracles.group_code import cyclic_orbit
 from scipy import stats
 
-from diffusion_privacy.anonymity import lower_bounds
+from diffusion_privacy.anonymity import lower_bounds, montecarlo, subspace
 from diffusion_privacy.anonymity.lower_bounds import LOWER_BOUNDS, best, jensen, markov, thinned
+from diffusion_privacy.anonymity.subspace import Mixture
+from diffusion_privacy.diffusion.chain import Chain
+from diffusion_privacy.diffusion.sde import VP
 from diffusion_privacy.errors import InputError
 
 RUNS, N = 400, 80
@@ -113,3 +121,30 @@ def test_no_hit_proves_nothing_and_nonsense_is_refused() -> None:
                 method(weights, hit, level)
     with pytest.raises(InputError, match="methods"):
         best(np.zeros(3), np.ones(3, bool), methods=("chebyshev",))
+
+
+@pytest.mark.slow
+def test_limits_from_guided_paths_stay_below_the_rate_and_direct_ones_above() -> None:
+    """E4 <= q <= E1 in the limits, at level .8, over 150 runs of E2 on an orbit of 8 atoms (q = 1/8 exactly): each side
+    errs at most once in 10; more than 29 of 150 by chance once in 10,000."""
+    atoms = cyclic_orbit(8, 4, seed=0)
+    chain, runs = Chain(VP(), 14), 150
+    mixture = Mixture((4, 4, 7, 9), (0.5, 1.0, 0.75, 0.5), (0.2, 0.2, 0.25, 0.25), 0.1)
+    score, detect = atom_models.atom_score(VP(), atoms), Partial(_first, atom_models.nearest(atoms))
+    records = np.repeat(atoms[:1], runs, axis=0)
+    results = subspace.estimate(
+        chain, score, detect, records, [mixture] * runs, jax.random.key(0), draws=200, max_draws=200
+    )
+    found = [lower_bounds.of_paths(r, 200, 0.8) for r in results]
+    for i, name in enumerate(("jensen", "betting")):
+        assert found[0][i].method == name
+        assert sum(f[i].lower > 1 / 8 for f in found) <= 29
+        # Not by saying nothing.
+        assert np.median([f[i].lower for f in found]) > 0.06
+    assert (found[0][0].n, found[0][1].n, found[0][1].network_calls) == (150, 200, 200 * 14)
+    hits = np.random.default_rng(5).binomial(400, 1 / 8, runs)
+    assert sum(montecarlo.direct(int(k), 400, steps=14, level=0.8).estimate.upper < 1 / 8 for k in hits) <= 29
+
+
+def _first(detect, x, record):
+    return detect(x, jnp.zeros_like(record))

@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_privacy.anonymity import summary
+from diffusion_privacy.reports import schema
 from diffusion_privacy.reports.arrays import ModelArrays, Regenerated
+from diffusion_privacy.types import Estimate
 
 LEVELS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 HEIGHT = WIDTH = 8
@@ -83,9 +86,15 @@ def verdict(status: str, lower: float, estimate: float, upper: float, bound: flo
     }
 
 
+def estimators() -> list[dict[str, Any]]:
+    found = Estimate("betting", float(np.log(0.01)), np.inf, 0.004, 1.0, 0.95, 512, 100.0, True, 51_200)
+    flow = Estimate("change of variables", -np.inf, np.inf, 0.0, 0.31, 0.95, 512, 0.0, False, 10**6, ("no hit",))
+    return [dict(schema.estimator_entry(summary.row(e))) for e in (found, flow)]
+
+
 def record(role: str, index: int, **parts: Any) -> dict[str, Any]:
     disc = {"kind": "disc", "radius": 1, "centre": [5, 2], "level": 0.0}
-    return {"role": role, "index": index, "label": index % 10, "fingerprint": disc, **parts}
+    return {"role": role, "index": index, "label": index % 10, "fingerprint": disc, "estimators": estimators(), **parts}
 
 
 def controls(n: int, bound: float, kind: str) -> list[dict[str, Any]]:
