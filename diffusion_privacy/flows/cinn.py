@@ -115,8 +115,8 @@ def build(config: FlowConfig) -> Chain:
 def _stage(config: FlowConfig, i: int, shape: Shape) -> Chain:
     """Stage ``i`` and everything after it."""
     squeeze = Squeeze(shape, config.squeeze)
-    # The explicit gradient pays in one place only: convolutions inside a loop on a CPU.
-    explicit = config.scan and jax.default_backend() == "cpu"
+    # On a CPU the gradient that autodiff writes is slow, and slower still inside a loop.
+    explicit = jax.default_backend() == "cpu"
     net = ConvNet(config.conv_width, explicit_gradient=explicit)
     layers: list[Bijection] = [squeeze, _couplings(config, squeeze.out_shape, net, config.depths[i], config.seed + i)]
     h, w, c = squeeze.out_shape

@@ -28,7 +28,7 @@ import optax
 from jax.sharding import Mesh
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.training import privacy, rng, sharding
+from diffusion_privacy.training import platform, privacy, rng, sharding
 from diffusion_privacy.training import state as states
 from diffusion_privacy.training.privacy import Plan
 from diffusion_privacy.training.secret import Secret
@@ -206,7 +206,10 @@ def _accumulate(task: Task, config: TrainConfig, mesh: Mesh) -> Any:
         return jax.tree.map(lambda old, new: old + new[None], carry, Carry(*found))
 
     specs = (REPLICATED, REPLICATED, SHARDED, REPLICATED, SHARDED, SHARDED)
-    return sharding.data_parallel(accumulate, mesh, in_specs=specs, out_specs=SHARDED, donate=(2,))
+    compiler = platform.compiler_options(config.convolutions)
+    return sharding.data_parallel(
+        accumulate, mesh, in_specs=specs, out_specs=SHARDED, donate=(2,), compiler_options=compiler
+    )
 
 
 def _finish(config: TrainConfig, mesh: Mesh) -> Any:

@@ -75,7 +75,13 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def data_parallel(
-    fn: Callable[..., Any], mesh: Mesh, *, in_specs: PyTree, out_specs: PyTree, donate: tuple[int, ...] = ()
+    fn: Callable[..., Any],
+    mesh: Mesh,
+    *,
+    in_specs: PyTree,
+    out_specs: PyTree,
+    donate: tuple[int, ...] = (),
+    compiler_options: dict[str, str] | None = None,
 ) -> Callable[..., Any]:
     """Compiles ``fn``, written for one device's rows, over the mesh.
 
@@ -86,10 +92,11 @@ def data_parallel(
       in_specs: one of `REPLICATED`, `SHARDED` for each argument (or a pytree of them).
       out_specs: the same for the outputs.
       donate: positions of arguments whose memory the outputs may take; their arrays are gone after the call.
+      compiler_options: of `platform.compiler_options`.
     """
     # check_vma=True would sum gradients of replicated parameters by itself and so mix per-example gradients.
     mapped = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return jax.jit(mapped, donate_argnums=donate)
+    return jax.jit(mapped, donate_argnums=donate, compiler_options=compiler_options)
 
 
 def pad_batch(batch: Mapping[str, np.ndarray], multiple: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

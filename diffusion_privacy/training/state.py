@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.training.platform import CONVOLUTIONS
 from diffusion_privacy.training.privacy import Privacy
 from diffusion_privacy.types import Array, PyTree, Task
 
@@ -50,6 +51,7 @@ class TrainConfig:
       ema_decay: in [0, 1); 0 makes the average equal to the parameters.
       ema_warmup: use min(ema_decay, (1 + step) / (10 + step)), so that a short run forgets its initialisation.
       micro_batches: each device handles its share in this many pieces, one after the other, to save memory.
+      convolutions: which library convolves on a CPU, a name of `platform.CONVOLUTIONS`; elsewhere nothing changes.
       log_every: steps between rows of metrics (averages over these steps).
       eval_every: steps between calls of ``eval_fn``; 0 for never.
       checkpoint_every: steps between checkpoints; the last step is always saved.
@@ -73,6 +75,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     ema_warmup: bool = True
     micro_batches: int = 1
+    convolutions: str = "default"
     log_every: int = 100
     eval_every: int = 0
     checkpoint_every: int = 1000
@@ -92,6 +95,7 @@ class TrainConfig:
             _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "a finite positive number")
         _require(self, "schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        _require(self, "convolutions", self.convolutions in CONVOLUTIONS, f"one of {', '.join(CONVOLUTIONS)}")
         _require(self, "warmup_steps", self.warmup_steps <= self.steps, f"at most training.steps = {self.steps}")
         whole = self.micro_batches == 1 or not self.privacy.on
         _require(self, "micro_batches", whole, "1 in private training, where privacy.micro_batch says it")

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from diffusion_privacy.training import sharding
+from diffusion_privacy.training import platform, sharding
 from diffusion_privacy.training import state as states
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED
 from diffusion_privacy.training.state import TrainConfig, TrainState
@@ -89,7 +89,10 @@ def make_step(task: Task, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]
         return TrainState(state.step + 1, params, ema, opt_state), totals, signals
 
     specs = (REPLICATED, REPLICATED, REPLICATED, SHARDED, SHARDED, SHARDED)
-    return sharding.data_parallel(step, mesh, in_specs=specs, out_specs=REPLICATED, donate=(0, 1))
+    options = platform.compiler_options(config.convolutions)
+    return sharding.data_parallel(
+        step, mesh, in_specs=specs, out_specs=REPLICATED, donate=(0, 1), compiler_options=options
+    )
 
 
 class PlainSteps:
