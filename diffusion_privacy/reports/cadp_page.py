@@ -98,8 +98,8 @@ _IMAGE_METHODS = (
     ("Control", "Images drawn from the network and the class alone. If the network learnt from other records only, "
      "they hold nothing of the private ones: ε = 0. A private copy is worth its noise only for what it does beyond "
      "the control."),
-    ("Private training", "Gradient descent on the originals with clipped gradients and noise, all records in every "
-     "step, at the same ε and δ for replacing a record and its class. It gives a model and no data."),
+    ("Private training", "Gradient descent on the originals with each record’s gradient clipped and noise added, at "
+     "the same ε and δ for replacing a record and its class. It gives a model and no data."),
     ("DP-Pix", "Means of blocks of pixels with Laplace noise for replacing the whole image."),
 )  # fmt: skip
 
@@ -126,13 +126,19 @@ def _releases(release: Mapping[str, Any]) -> str:
     lines = [
         f"Promise: {promise}, for {relation(release, first)}.",
         f"Mechanism: {first['mechanism']} on {first['selected_latents']} of {first['latent_dim']} latents; condition: "
-        f"{first['condition']}; flow trained: {first['flow_training']}; {first['arithmetic']}.",
+        f"{first['condition']}; flow trained: {first['flow_training']}{_included(first)}; {first['arithmetic']}.",
         f"Public by assumption: {', '.join(first['public'])}.",
         f"Each data set spends its own ε; {spent(ledger)}. The ledger refuses more than ε = "
         f"{epsilon(ledger['stated_total']['epsilon'])}.",
     ]
     warnings = "".join(f'<p class="alarm"><b>Warning.</b> {_e(w)}</p>' for w in first["warnings"])
     return warnings + _table("What was written", columns, rows) + tables.bullets(lines)
+
+
+def _included(manifest: Mapping[str, Any]) -> str:
+    """What the flow's own training costs, where it is part of the promise."""
+    spent_on_flow = manifest.get("flow_epsilon")
+    return "" if spent_on_flow is None else f" (ε = {epsilon(spent_on_flow)} by itself, included)"
 
 
 def _found(entry: Mapping[str, Any] | None) -> str:
