@@ -1,0 +1,108 @@
+"""All baselines over two models whose truth is known: the law itself, which saw nobody, and a memoriser."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from oracles.atom_models import BrokenScore, atom_score
+
+from diffusion_privacy.audits import baselines
+from diffusion_privacy.diffusion.sde import VP
+from diffusion_privacy.errors import InputError
+
+SDE, DIM, CENTRES = VP(), 24, 40
+QUICK = ("pia", "secmi", "authpct", "copy_ratio", "extraction", "frechet_gap", "flipd")
+
+
+@pytest.fixture(scope="module")
+def subjects():
+    """The law is 40 balls of deviation .5 in 24 dimensions; the memoriser holds its 120 members (deviation .02)."""
+    rng = np.random.default_rng(0)
+    centres = np.repeat(rng.normal(size=(CENTRES, DIM)), 3, axis=0).astype(np.float32)
+
+    def draw(count):
+        return (centres[3 * rng.integers(0, CENTRES, count)] + 0.5 * rng.normal(size=(count, DIM))).astype(np.float32)
+
+    members, others, fresh = draw(120), draw(160), draw(600)
+    copies = (members[rng.integers(0, 120, 600)] + 0.02 * rng.normal(size=(600, DIM))).astype(np.float32)
+
+    def subject(score, samples):
+        return baselines.Subject(score, SDE, members, others, samples, features=lambda x: x[:, :6], chunk=70)
+
+    law = subject(atom_score(SDE, centres, var=0.25), fresh)
+    return law, subject(atom_score(SDE, members, var=4e-4), copies)
+
+
+def test_a_model_that_saw_nobody_shows_nothing(subjects):
+    """AUC at ½ within 4.5 standard errors (7e-6 each); copies no more than held-out records explain."""
+    rows = {row.name: row for row in baselines.run(QUICK, subjects[0])}
+    for name in ("pia", "secmi", "flipd"):
+        assert abs(rows[f"{name}: AUC"].value - 0.5) < 4.5 * np.sqrt(281 / (12 * 120 * 160))
+        assert rows[f"{name}: TPR at 1 % FPR"].value is not None
+        few = rows[f"{name}: TPR at 0.1 % FPR"]
+        assert few.value is None
+        assert "at least 999" in few.notes[0]
+    assert 0.3 < rows["authpct"].value < 0.8
+    # k = 1 of 160: the rate is Beta(1, 160); above .06 with probability 5e-5.
+    assert rows["copy_ratio"].value < 0.06
+    # Three members a ball are thin: the paper's decision takes half of all fresh records for copies, held-out ones too.
+    assert rows["extraction"].value > 0.4
+    excess = rows["extraction: excess over held-out records"]
+    assert excess.lower < 0 < excess.upper
+    assert rows["extraction"].notes[3].startswith("0 cliques")
+    gap = rows["frechet_gap"]
+    assert gap.lower < 0 < gap.upper
+    lacking = rows["flipd: dimensions that members lack"]
+    assert lacking.lower < 1
+    assert lacking.upper > -1
+
+
+def test_a_memoriser_shows_in_every_one(subjects):
+    rows = {row.name: row for row in baselines.run(QUICK, subjects[1])}
+    for name in ("pia", "secmi", "flipd"):
+        assert rows[f"{name}: AUC"].lower > 0.95
+        assert rows[f"{name}: TPR at 1 % FPR"].lower > 0.9
+    assert rows["authpct"].value == 0
+    assert rows["copy_ratio"].value == 1
+    assert rows["extraction"].value == 1
+    assert rows["extraction: excess over held-out records"].lower > 0.2
+    assert rows["frechet_gap"].lower > 0
+    assert rows["flipd: dimensions that members lack"].lower > 1
+    for row in rows.values():
+        assert row.direction in (baselines.HIGHER, baselines.LOWER)
+        if row.value is not None:
+            assert row.lower <= row.value <= row.upper
+    json.dumps([dataclasses.asdict(row) for row in rows.values()], allow_nan=False)
+
+
+def test_repeated_samples_are_cliques(subjects):
+    one = dataclasses.replace(subjects[1], samples=np.repeat(subjects[1].members[:30], 12, axis=0))
+    row, _ = baselines.run(("extraction",), one)
+    assert row.notes[3].startswith("30 cliques of 10 or more near duplicates in 360")
+
+
+def test_what_cannot_be_said_says_so(subjects):
+    few = dataclasses.replace(subjects[0], non_members=subjects[0].non_members[:50], features=None)
+    rows = baselines.run(("copy_ratio", "frechet_gap", "pia"), few)
+    assert [row.value is None for row in rows] == [True, True, False, True, True]
+    assert "at least 99 negatives" in rows[0].notes[0]
+    assert "no feature network" in rows[1].notes[0]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "change", "message"),
+    [
+        (("guess",), {}, "baselines: expected some of loss"),
+        (("pia", "pia"), {}, "each name once"),
+        (("pia",), {"samples": np.zeros((9, 3), np.float32)}, "baselines.samples"),
+        (("pia",), {"non_members": np.zeros((2, DIM), np.float32)}, "at least 8"),
+        (("pia",), {"score": BrokenScore(0.5)}, "pia: the model gives NaN"),
+    ],
+)
+def test_bad_input_is_refused(subjects, chosen, change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        baselines.run(chosen, dataclasses.replace(subjects[0], **change))
+    assert "\n" not in str(caught.value)
