@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import stat
 from pathlib import Path
@@ -112,6 +113,23 @@ def test_initialisation_sees_no_record(tmp_path):
     first = ConvTask().init(loop.rng.stream(3, "toy.init"), None)
     moved = jax.tree.map(np.subtract, to_numpy(run(tmp_path / "a", task=Peek(), steps=1).params), to_numpy(first))
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(moved)) < 0.011, "one step of Adam, and nothing else"
+
+
+@pytest.mark.slow
+def test_a_score_model_trains_privately_as_it_is(tmp_path):
+    """Three steps on digits. (A flow does in tests/stages/test_cadp.py, a classifier below.)"""
+    from diffusion_privacy.diffusion.sde import VP
+    from diffusion_privacy.networks.mlp import MLP
+    from diffusion_privacy.tasks import ScoreTask
+
+    task, rows = ScoreTask(MLP(hidden=16, depth=1), VP(), batch_size=8), {}
+    digits = sources.load("digits", limit=40)
+    run(
+        tmp_path, source=pipeline.Batches(digits, 8, 0), task=task, batch_size=8, steps=3, log_every=3,
+        on_log=rows.__setitem__, p_delta=1e-3, p_augmentations=2, p_micro_batch=8,
+    )  # fmt: skip
+    assert math.isfinite(rows[3]["loss"])
+    assert 0 < rows[3]["epsilon"] < math.inf
 
 
 @dataclasses.dataclass(frozen=True)
