@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_privacy.reports.cadp_table_wording import number, scored
-from diffusion_privacy.reports.cadp_wording import NAMES, epsilon
+from diffusion_privacy.reports.cadp_wording import NAMES, epsilon, share
 from diffusion_privacy.reports.figures import Picture
 from diffusion_privacy.reports.html import _figure
 from diffusion_privacy.reports.tables import _table
@@ -35,15 +35,16 @@ def _who(arm: Mapping[str, Any]) -> str:
 
 def _scores(release: Mapping[str, Any]) -> str:
     facts, level = release["table"], release["arms"][0]["score"]["level"]
+    draws = next(arm["score"]["seeds"] for arm in release["arms"] if arm["kind"] == "control")
     measure = "Right answers" if facts["measure"] == "accuracy" else "R²"
     columns = (("Trained on", ""), (measure, "on real test rows; higher is better"), ("Rows", ""))
     rows = [("", [_who(arm), scored(release, arm["score"]), count(arm["n_train"])]) for arm in release["arms"]]
-    constant = f"{100 * facts['baseline']:.1f} %" if facts["measure"] == "accuracy" else "0"
-    draws = next(len(arm["score"]["seeds"]) for arm in release["arms"] if arm["kind"] == "control")
+    right = facts["measure"] == "accuracy"
+    constant, *ends = (share(v) if right else f"{v:.3f}" for v in (facts["baseline"], min(draws), max(draws)))
     note = (
         f"Target: {facts['target']}. A constant scores {constant}. In brackets: {percent(level)} interval over the "
         f"choice of the {count(release['n_test'])} test rows; a released table is one draw of the noise, the control "
-        f"is the mean of {draws} draws."
+        f"is the mean of {len(draws)} draws, which lie between {ends[0]} and {ends[1]}."
     )
     return _table(f"Models of {facts['target']}, by what they were trained on", columns, rows) + _note(note)
 

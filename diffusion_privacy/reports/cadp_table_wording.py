@@ -17,8 +17,8 @@ from diffusion_privacy.reports.wording import count
 
 
 def number(entry: Mapping[str, Any]) -> str:
-    """``0.43 (0.31 to 0.52)``, which no line end breaks."""
-    return f"{entry['value']:.3g} ({entry['lower']:.3g} to {entry['upper']:.3g})".replace(" ", "\u00a0")
+    """``0.431 (0.312 to 0.520)``, which no line end breaks."""
+    return f"{entry['value']:.3f} ({entry['lower']:.3f} to {entry['upper']:.3f})".replace(" ", "\u00a0")
 
 
 def scored(release: Mapping[str, Any], score: Mapping[str, Any]) -> str:

@@ -37,13 +37,23 @@ def small(p_value: float) -> str:
 
 
 def share(value: float) -> str:
-    """A share in percent to a tenth."""
-    return f"{100 * value:.1f}\u00a0%"
+    """A share in percent to a tenth, small ones to two digits."""
+    return f"{_percent(value, value)}\u00a0%"
+
+
+def _percent(value: float, largest: float) -> str:
+    """100·value with the digits that a number up to ``largest`` deserves."""
+    return f"{100 * value:.1f}" if largest >= 0.01 or largest == 0 else f"{100 * value:.3f}"
+
+
+def _limits(entry: Mapping[str, Any]) -> str:
+    """``92.4 to 93.8``, in percent."""
+    return f"{_percent(entry['lower'], entry['upper'])} to {_percent(entry['upper'], entry['upper'])}"
 
 
 def with_interval(entry: Mapping[str, Any]) -> str:
     """``93.1 % (92.4 to 93.8)``, which no line end breaks."""
-    text = f"{share(entry['value'])} ({100 * entry['lower']:.1f} to {100 * entry['upper']:.1f})"
+    text = f"{_percent(entry['value'], entry['upper'])} % ({_limits(entry)})"
     return text.replace(" ", "\u00a0")
 
 
@@ -140,9 +150,9 @@ def promise_and_attack(release: Mapping[str, Any]) -> str:
         promise = f"These private copies carry no end-to-end guarantee. {promise} of the latent step"
     found = "no better than by guessing" if name not in linked(release) else "better than by guessing"
     return (
-        f"{promise} an attacker picks the right original for {share(link['value'])} of the private "
-        f"{words(release).records}, {found} "
-        f"({percent(link['level'])} interval {100 * link['lower']:.1f} to {100 * link['upper']:.1f}, guessing "
+        f"{promise} an attacker picks the right original for {_percent(link['value'], link['upper'])}\u00a0% of the "
+        f"private {words(release).records}, {found} "
+        f"({percent(link['level'])} interval {_limits(link)}, guessing "
         f"{share(link['chance'])})"
     )
 
