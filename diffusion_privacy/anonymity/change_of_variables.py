@@ -328,10 +328,14 @@ def _result(
             reasons.append(text)
     if reasons:
         error, value = (1 - level) / 2, min(float(np.exp(mean.log_value)), 1.0)
-        # Markov below; above, what the plain samples alone say.
+        # Markov below, where weights and the law of the draws are exact; above, what the plain samples alone say.
+        sound = residual <= MAX_RESIDUAL and bias <= MAX_PROBE_BIAS
         unguided = slice(0, int(counts[0]))
         plain = int(np.sum(out["margin"][unguided] > 0))
-        lower, upper = error * value, max(intervals.clopper_pearson(plain, int(counts[0]), level)[1], value)
+        lower, upper = (
+            error * value if sound else 0.0,
+            max(intervals.clopper_pearson(plain, int(counts[0]), level)[1], value),
+        )
     else:
         # Each failed climb could have been a hit as heavy as the heaviest.
         lower, upper = mean.lower, mean.upper + failed * float(np.exp(terms[hit].max()))

@@ -34,7 +34,7 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import Array, Estimate, PyTree, ScoreFn
 
 MIN_REPLICAS = 8
-MAX_SPREAD = 0.35
+MAX_SPREAD = 0.8
 MIN_ACCEPTANCE = 0.05
 _ACCEPTANCE_GOAL = 0.4
 
@@ -332,7 +332,8 @@ def _result(
     elif reasons:
         lower, upper = (1 - level) / 2 * mean, 1.0
     else:
-        reach = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
+        # Replicas are skewed: with n − 1 degrees of freedom 95 % intervals of 8 replicas cover 89 to 93 %.
+        reach = float(stats.t.ppf(0.5 + level / 2, n // 2 - 1)) * error
         lower, upper = mean * math.exp(-reach), mean * math.exp(reach)
     found = Estimate(
         method="splitting",
@@ -357,8 +358,9 @@ def _doubts(values: np.ndarray, error: float, acceptance: np.ndarray) -> tuple[s
         reasons.append(f"{len(values)} replicas are fewer than {MIN_REPLICAS}")
     if np.any(values == 0):
         reasons.append(f"{int(np.sum(values == 0))} of {len(values)} replicas found nothing")
-    if not error <= MAX_SPREAD:
-        reasons.append(f"relative standard error {error:.2f} is above {MAX_SPREAD}")
+    spread = error * math.sqrt(len(values))
+    if not spread <= MAX_SPREAD:
+        reasons.append(f"replicas scatter by {spread:.2f} of their mean (limit {MAX_SPREAD})")
     if acceptance.size and acceptance.min() < MIN_ACCEPTANCE:
         reasons.append(f"only {acceptance.min():.0%} of the moves at a level were accepted")
     return tuple(reasons)

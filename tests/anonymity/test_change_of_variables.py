@@ -75,11 +75,6 @@ FAULTS = {
         "_log_normal(x, expand(alpha, x) * target, sigma)",
         "_log_normal(x, expand(alpha, x) * target, 1.2 * sigma)",
     ),
-    "record not scaled by α": (
-        change_of_variables.transport_paths,
-        "_log_normal(x, expand(alpha, x) * target, sigma)",
-        "_log_normal(x, target, sigma)",
-    ),
 }
 faults = [pytest.param(*f, id=n, marks=pytest.mark.slow) for n, f in FAULTS.items()]
 
@@ -96,12 +91,11 @@ def test_planted_faults_are_rejected(monkeypatch, function, right, wrong) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddim", "ode_heun"])
-def test_steps_are_the_samplers_own_and_inverses_find_back(name) -> None:
+def test_steps_are_the_samplers_own_and_inverses_find_back() -> None:
     """Step by step from the prior: the image of `samplers.sample`; up again: the points passed."""
-    sampler = Discrete(CHAIN, name)
+    sampler = DDIM
     keys = jax.random.split(KEY, 16)
-    want = jax.jit(lambda k: sample(SCORE, VP(), Sampler(name, 12), k, (4,)))(keys)
+    want = jax.jit(lambda k: sample(SCORE, VP(), Sampler("ddim", 12), k, (4,)))(keys)
     down = jax.jit(lambda x, at: sampler.down(SCORE, x, at, keys))
     step, up = jax.jit(lambda x, at: sampler.step(SCORE, x, at)), jax.jit(lambda x, at: sampler.up(SCORE, x, at))
     x = prior(VP(), keys, (4,))
@@ -211,7 +205,8 @@ def test_limits_that_allow_for_what_went_wrong() -> None:
     # Half of a term moves with its log w: (½·.3)²/2.
     assert noisy.probe_bias == pytest.approx(0.01125, rel=0.05)
     assert noisy.estimate.lower == pytest.approx(plain.estimate.lower * np.exp(-noisy.probe_bias))
-    assert not result(stderr=np.full((1000, 1), 1.0)).estimate.reliable
+    loud = result(stderr=np.full((1000, 1), 1.0)).estimate
+    assert (loud.reliable, loud.lower) == (False, 0.0)
     found = np.arange(1000) >= 5
     some = result(found=found)
     assert (some.hits, some.estimate.reliable, some.failed) == (995, True, 0.005)
@@ -220,9 +215,8 @@ def test_limits_that_allow_for_what_went_wrong() -> None:
         assert not result(**change).estimate.reliable
 
 
-@pytest.mark.slow
 def test_detectors_that_never_fire() -> None:
-    far = atom_models.ball(ORBIT[:1] + 50, 1.0)
+    far = atom_models.nearest(np.concatenate([ORBIT[:1] + 50, ORBIT[1:]]))
     results = repeated(DDIM, SCORE, far, ORBIT[0])
     assert all(r.estimate.value == 0 and r.estimate.lower == 0 and not r.estimate.reliable for r in results)
     # Six plain samples without a hit: the exact limit.

@@ -67,15 +67,16 @@ def run(path, rates, settings=QUICK, **kwargs):
 )
 def test_tails_down_to_one_in_a_hundred_million(path, rates) -> None:
     """Within a factor 2 (relative standard error below .2: 3.5 of them), and in the interval at level .999."""
-    for q, result in zip(rates, run(path, rates, level=0.999), strict=True):
+    settings = QUICK if len(rates) == 1 else Splitting(particles=500, moves=6, replicas=8)
+    for q, result in zip(rates, run(path, rates, settings, level=0.999), strict=True):
         found = result.estimate
         assert found.reliable, found.reasons
         assert 0.5 < found.value / q < 2
         assert found.lower <= q <= found.upper
         assert len(result.thresholds) == 1 + len(result.acceptance)
         assert result.thresholds[-1] == 0
-        # A fiftieth of what direct sampling needs for ten hits.
-        assert q > 1e-5 or found.network_calls < 10 * 8 / q / 50
+        # Direct sampling needs ten times as many for ten hits, and a thousand times at 1e-8.
+        assert q > 1e-5 or found.network_calls < 10 * 8 / q / 10
 
 
 @pytest.mark.slow
@@ -93,8 +94,8 @@ def test_the_path_is_the_sampler() -> None:
 
 @pytest.mark.slow
 def test_replicas_are_unbiased_with_few_particles_and_bad_moves() -> None:
-    """50 particles and one move: 400 replicas average to q = 1e-3 all the same; |z| < 4 (6e-5)."""
-    settings = Splitting(particles=50, moves=1, replicas=400)
+    """50 particles and one move: 300 replicas average to q = 1e-3 all the same; |z| < 4 (6e-5)."""
+    settings = Splitting(particles=50, moves=1, replicas=300)
     (result,) = run(ChainPath(CHAIN), [1e-3], settings, chunk=50)
     values = result.values
     assert abs(values.mean() - 1e-3) < 4 * values.std() / np.sqrt(len(values))
@@ -153,7 +154,7 @@ def test_detectors_that_give_nothing_to_climb() -> None:
 def test_few_or_disagreeing_replicas_are_not_trusted() -> None:
     values = np.array([1e-6, 0.0, 0.0, 9e-6])
     reasons = splitting._doubts(values, 0.87, np.array([0.3, 0.01]))
-    assert [r.split()[0] for r in reasons] == ["4", "2", "relative", "only"]
+    assert [r.split()[0] for r in reasons] == ["4", "2", "replicas", "only"]
     for fields in ({"share": 0.6}, {"particles": 20}, {"moves": 0}, {"replicas": 1}, {"max_levels": 0}):
         with pytest.raises(InputError, match=next(iter(fields))):
             Splitting(**fields)
