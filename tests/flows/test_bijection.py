@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import pkgutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flow_table import IMAGE, TABLE, K, fast_jit, random_params
 
+from diffusion_privacy import flows
 from diffusion_privacy.flows.actnorm import ActNorm
 from diffusion_privacy.flows.bijection import Bijection, bind, size
-from diffusion_privacy.flows.coupling import Coupling
+from diffusion_privacy.flows.coupling import COUPLINGS, Coupling
+from diffusion_privacy.flows.mixing import PARAMETERISATIONS, Mixing
+from diffusion_privacy.flows.squeeze import PATTERNS, Squeeze
 from diffusion_privacy.flows.subnets import DenseNet
 
 # Compositions of rows that are checked by themselves; compiling them takes seconds.
@@ -61,6 +68,32 @@ def test_inverse_and_logdet_float64(name):
 @pytest.mark.parametrize("name", ROWS)
 def test_inverse_and_logdet_float32(name):
     check(TABLE[name](), 1e-4)
+
+
+def parts(value):
+    """Types of all dataclasses inside ``value``, itself included."""
+    if isinstance(value, tuple):
+        return set().union(*(parts(v) for v in value)) if value else set()
+    if not dataclasses.is_dataclass(value):
+        return set()
+    return {type(value)}.union(*(parts(getattr(value, f.name)) for f in dataclasses.fields(value)))
+
+
+def test_the_table_holds_every_bijection_and_every_kind_of_it():
+    built = [make() for make in TABLE.values()]
+    found = set().union(*(parts(bijection) for bijection in built))
+    rooms = [importlib.import_module(f"{flows.__name__}.{m.name}") for m in pkgutil.iter_modules(flows.__path__)]
+    declared = {
+        kind
+        for room in rooms
+        for kind in vars(room).values()
+        if dataclasses.is_dataclass(kind) and {"init", "forward", "inverse", "out_shape"} <= set(dir(kind))
+    }
+    assert {kind.__name__ for kind in declared - found} == set()
+    assert len(declared) >= 9
+    assert {f"{kind}-{net}" for kind in COUPLINGS for net in ("conv", "dense")} <= set(TABLE)
+    assert {b.pattern for b in built if isinstance(b, Squeeze)} == set(PATTERNS)
+    assert {b.parameterisation for b in built if isinstance(b, Mixing)} == set(PARAMETERISATIONS)
 
 
 def test_the_check_rejects_a_logdet_that_counts_one_position():

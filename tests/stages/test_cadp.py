@@ -19,6 +19,8 @@ import pytest
 from diffusion_privacy import settings_cadp
 from diffusion_privacy.data import sources
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.mechanisms.decoding import match_prior
+from diffusion_privacy.mechanisms.mechanism import many_at_scale
 from diffusion_privacy.reports import cadp_schema, cadp_wording
 from diffusion_privacy.settings import Study
 from diffusion_privacy.settings_cadp import Cadp
@@ -238,6 +240,40 @@ def test_the_interval_over_seeds_is_students():
 
 
 # --- attacks ----------------------------------------------------------------------------------------------------------
+
+
+class IdentityFlow:
+    """Latents are the pixels, so that a curve of images is a curve of latents."""
+
+    def encode(self, images, labels, key):
+        return images.reshape(len(images), -1), np.zeros(len(images))
+
+    def decode(self, z, labels):
+        return z
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "coarse"), [("gaussian", 0), pytest.param("laplace", 16, marks=pytest.mark.slow)]
+)
+def test_the_whole_curve_in_one_pass_equals_its_points(mechanism, coarse):
+    settings = _study({"release.mechanism": mechanism, "release.coarse": coarse})
+    records, key, flow = sources.load("digits", limit=20), jax.random.key(3), IdentityFlow()
+    epsilons = (1.0, 8.0, 64.0)
+    curve = cadp_study.study_images(settings, flow, records, epsilons, key)
+    assert curve.shape == (3, 20, 64)
+    chosen = slice(0, coarse or 64)
+    rest = np.s_[coarse:] if coarse else np.s_[:0]
+    record_keys = jax.random.split(jax.random.split(key, 3)[1], 20)
+    z = jnp.asarray(records.image.reshape(20, 64)[:, chosen])
+    for i, epsilon in enumerate(epsilons):
+        alone = cadp_study.study_images(settings, flow, records, (epsilon,), key)[0]
+        np.testing.assert_allclose(curve[i], alone, rtol=1e-5, atol=1e-5)
+        # And the point is what the mechanism that releases does with these keys, brought to the prior.
+        made = cadp_study.make_mechanism(settings, epsilon, 64, 20)
+        noised = many_at_scale(made.unscaled(), made.noise_scale, record_keys, z)
+        np.testing.assert_allclose(curve[i][:, chosen], match_prior(noised, made.name, made.noise_scale), atol=0.01)
+        np.testing.assert_array_equal(curve[i][:, rest], curve[0][:, rest])
+    assert np.abs(curve[0] - curve[1]).max() > 0.1
 
 
 def test_linkage_by_class_counts_against_the_chance_of_the_class():
