@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import inspect
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.errors import InputError
+
+T = TypeVar("T")
 
 
 def existing_file(path: object, field: str) -> Path:
@@ -193,3 +197,25 @@ def assemble(
         levels=levels,
         source_hash=np.asarray(level_hashes(pixels) if source_hash is None else source_hash, np.str_),
     )
+
+
+def construct(registry: Mapping[str, Callable[..., T]], kind: str, name: str, params: Mapping[str, object]) -> T:
+    """``registry[name](**params)``, with an `InputError` of one line where that cannot be called.
+
+    Args:
+      kind: what the registry holds, for messages.
+
+    Raises:
+      InputError: an unknown name, an argument that it does not take or lacks, or what the constructor raises.
+    """
+    if name not in registry:
+        raise InputError(f"{kind} is {name!r}; expected one of {', '.join(registry)}")
+    accepted = inspect.signature(registry[name]).parameters
+    unknown = [given for given in params if given not in accepted]
+    if unknown:
+        expected = ", ".join(accepted) or "nothing"
+        raise InputError(f"{kind} {name!r} takes no {unknown[0]!r}; expected some of {expected}")
+    missing = [field for field, p in accepted.items() if p.default is p.empty and field not in params]
+    if missing:
+        raise InputError(f"{kind} {name!r} needs {missing[0]!r}; expected {', '.join(missing)}")
+    return registry[name](**params)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from diffusion_privacy.data.assemble import assemble, choose
+from diffusion_privacy.data.assemble import assemble, choose, construct
 from diffusion_privacy.data.idx import idx
 from diffusion_privacy.data.image_folder import image_folder
 from diffusion_privacy.data.npz import npz
 from diffusion_privacy.data.records import Records
-from diffusion_privacy.errors import InputError
 
 
 def digits(*, classes: Sequence[int] | None = None, limit: int | None = None) -> Records:
@@ -52,14 +50,4 @@ def load(source: str, **params: object) -> Records:
     Raises:
       InputError: an unknown source, an argument that it does not take or lacks, or what the constructor raises.
     """
-    if source not in SOURCES:
-        raise InputError(f"source is {source!r}; expected one of {', '.join(SOURCES)}")
-    constructor = SOURCES[source]
-    accepted = inspect.signature(constructor).parameters
-    unknown = [name for name in params if name not in accepted]
-    if unknown:
-        raise InputError(f"source {source!r} takes no {unknown[0]!r}; expected some of {', '.join(accepted)}")
-    missing = [name for name, p in accepted.items() if p.default is p.empty and name not in params]
-    if missing:
-        raise InputError(f"source {source!r} needs {missing[0]!r}; expected {', '.join(missing)}")
-    return constructor(**params)
+    return construct(SOURCES, "source", source, params)

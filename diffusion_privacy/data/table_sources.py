@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from diffusion_privacy.data.assemble import existing_file
+from diffusion_privacy.data.assemble import construct, existing_file
 from diffusion_privacy.data.table_csv import read_csv
 from diffusion_privacy.data.tables import Column, Kind, Schema, Table
-from diffusion_privacy.errors import InputError
 
 _ADULT_CATEGORIES: dict[str, str] = {
     "workclass": "Private, Self-emp-not-inc, Self-emp-inc, Federal-gov, Local-gov, State-gov, Without-pay, "
@@ -203,15 +201,4 @@ def load_table(source: str, **params: object) -> Table:
     Raises:
       InputError: an unknown table, an argument that it does not take or lacks, or what the constructor raises.
     """
-    if source not in TABLES:
-        raise InputError(f"table is {source!r}; expected one of {', '.join(TABLES)}")
-    accepted = inspect.signature(TABLES[source]).parameters
-    unknown = [name for name in params if name not in accepted]
-    if unknown:
-        raise InputError(
-            f"table {source!r} takes no {unknown[0]!r}; expected some of {', '.join(accepted) or 'nothing'}"
-        )
-    absent = [name for name, p in accepted.items() if p.default is p.empty and name not in params]
-    if absent:
-        raise InputError(f"table {source!r} needs {absent[0]!r}")
-    return TABLES[source](**params)
+    return construct(TABLES, "table", source, params)
