@@ -21,7 +21,7 @@ from diffusion_privacy.training.state import TrainConfig, TrainState
 dp_accounting = pytest.importorskip("dp_accounting")
 
 HASHES = value_hashes(np.arange(40.0)[:, None])
-CONFIG = TrainConfig(steps=20, batch_size=10, privacy=Privacy(noise_multiplier=4.0, delta=1e-4))
+CONFIG = TrainConfig(steps=20, batch_size=10, privacy=Privacy(noise_multiplier=12.0, delta=1e-4))
 PLAN = make_plan(CONFIG.privacy, records=40, batch_size=10, steps=20)
 
 
@@ -47,7 +47,7 @@ def test_a_run_pays_once_and_another_one_again(tmp_path):
 
 
 def test_a_run_that_costs_too_much_is_refused_before_it_begins(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.jsonl", 0.1, 1e-4)
+    ledger = Ledger(tmp_path / "ledger.jsonl", 0.01, 1e-4)
     with pytest.raises(InputError, match=r"exhausted: 'train flow, DP-SGD, run .*' would bring ε to"):
         dp_training.pay(ledger, tmp_path / "a", "train flow", CONFIG, HASHES)
     assert not ledger.path.exists()
@@ -63,7 +63,7 @@ def test_only_what_was_paid_for_is_released(tmp_path):
     with pytest.raises(InputError, match=r"other\.jsonl: expected the entry 'train flow, DP-SGD, run"):
         dp_training.require_paid(other, folder)
     # Planted: the entry is there, with more noise than there was; another run's entry of the same event.
-    cheaper = dataclasses.replace(PLAN, noise_multiplier=8.0)
+    cheaper = dataclasses.replace(PLAN, noise_multiplier=24.0)
     stage = json.loads((folder / "ledger_stage.json").read_text())["stage"]
     other.record(Entry(stage, dp_training.spend_of_plan(cheaper), HASHES))
     other.record(Entry("train flow, DP-SGD, run 00000000", spend, HASHES))

@@ -88,7 +88,7 @@ class ToyRecords:
 
 def private_config(**changes: Any) -> Any:
     """Twelve private steps without warm-up; fields of `Privacy` go by ``p_NAME``."""
-    privacy = {"noise_multiplier": 1.0, "clip_norm": 0.5, "micro_batch": 2, "delta": 1e-3}
+    privacy = {"noise_multiplier": 4.0, "clip_norm": 0.5, "micro_batch": 2, "delta": 1e-3}
     privacy |= {name[2:]: changes.pop(name) for name in list(changes) if name.startswith("p_")}
     config = toy_config(batch_size=4, warmup_steps=0, grad_clip_norm=0.0, privacy=Privacy(**privacy))
     return dataclasses.replace(config, **changes)

@@ -74,7 +74,7 @@ def test_the_reference_numbers():
 def test_events_are_dp_accountings_and_grow_with_the_steps():
     import dp_accounting
 
-    plan = Plan(100, 0.25, 2.0, 1.0, 40, 1e-5, "add-or-remove-one")
+    plan = Plan(100, 0.25, 6.0, 1.0, 40, 1e-5, "add-or-remove-one")
     accountant = dp_accounting.pld.PLDAccountant()
     assert plan.epsilon() == pytest.approx(accountant.compose(plan.event()).get_epsilon(1e-5), rel=1e-6)
     assert plan.epsilon(0) == 0.0
@@ -95,9 +95,10 @@ def test_full_batches_of_one_step_are_the_gaussian_mechanism():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("relation", privacy.RELATIONS)
-@pytest.mark.parametrize(("epsilon", "q", "steps"), [(1.0, 0.2, 50), (8.0, 0.05, 300)])
-def test_calibration_meets_its_target_and_wastes_little(relation, epsilon, q, steps):
+@pytest.mark.parametrize(
+    ("epsilon", "q", "steps", "relation"), [(1.0, 0.2, 50, "add-or-remove-one"), (8.0, 0.05, 100, "replace-one")]
+)
+def test_calibration_meets_its_target_and_wastes_little(epsilon, q, steps, relation):
     sigma = privacy.calibrate(epsilon, 1e-5, q, steps, relation)
     assert 0.995 * epsilon < privacy.pld_epsilon(q, sigma, steps, 1e-5, relation) <= epsilon
     assert privacy.pld_epsilon(q, 0.99 * sigma, steps, 1e-5, relation) > epsilon

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from private_toys import ConvTask, ToyRecords, plan_of, private_config
+from private_toys import RECORDS, ConvTask, PullTask, ToyRecords, plan_of, private_config
 from training_toys import ToyBatches, ToyTask, to_numpy
 
 from diffusion_privacy.data import pipeline, sources
@@ -34,7 +34,7 @@ def stop_at_8(step: int, row: dict) -> None:
         raise Stop
 
 
-def run(workdir: Path, *, source=None, task=None, devices: int = 2, seed: int = 3, on_log=None, **changes):
+def run(workdir: Path, *, source=None, task=None, devices: int = 1, seed: int = 3, on_log=None, **changes):
     config = private_config(**changes)
     mesh = sharding.data_mesh(jax.devices()[:devices])
     return loop.train(
@@ -48,9 +48,9 @@ def differ(a, b) -> bool:
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_in_parameters_and_in_epsilon(tmp_path):
-    part, whole = tmp_path / "part", tmp_path / "whole"
+    part, whole, task = tmp_path / "part", tmp_path / "whole", PullTask(RECORDS)
     with pytest.raises(Stop):
-        run(part, checkpoint_every=6, on_log=stop_at_8)
+        run(part, task=task, checkpoint_every=6, on_log=stop_at_8)
     assert stat.S_IMODE((part / FILE).stat().st_mode) == 0o600
     spent = read_progress(part)["privacy"]
     plan = plan_of(private_config(), ToyRecords())
@@ -58,9 +58,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_in_parameters_and_in_epsilon(tmp
     assert spent["epsilon_so_far"] == plan.epsilon(6)
     whole.mkdir()
     shutil.copy(part / FILE, whole / FILE)
-    uninterrupted = run(whole, checkpoint_every=6)
+    uninterrupted = run(whole, task=task, checkpoint_every=6)
     steps = []
-    resumed = run(part, checkpoint_every=6, on_log=lambda step, row: steps.append(step))
+    resumed = run(part, task=task, checkpoint_every=6, on_log=lambda step, row: steps.append(step))
     assert steps == [8, 12], "it went on after step 6"
     assert not differ(to_numpy(resumed), to_numpy(uninterrupted))
     one, two = read_csv(whole / "metrics.csv"), read_csv(part / "metrics.csv")
@@ -89,7 +89,7 @@ def test_a_lost_secret_is_not_replaced_and_the_seed_decides_nothing(tmp_path):
 def test_a_private_run_never_goes_on_from_another_one(tmp_path):
     run(tmp_path, steps=2)
     for words, changes in {
-        r"training\.privacy\.noise_multiplier \(there 1\.0, here 2\.0\)": {"p_noise_multiplier": 2.0},
+        r"training\.privacy\.noise_multiplier \(there 4\.0, here 2\.0\)": {"p_noise_multiplier": 2.0},
         r"training\.privacy\.clip_norm \(there 0\.5, here 'absent'\)": {"p_noise_multiplier": 0.0},
     }.items():
         with pytest.raises(InputError, match=words):

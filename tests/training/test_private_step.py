@@ -19,14 +19,16 @@ from diffusion_privacy.training.private_step import CLIP_MARGIN
 CLIP = 0.5
 
 
+one_gradient = jax.jit(jax.grad(lambda params, row, key: ConvTask().loss(params, row, key)[0][0]))
+
+
 def numpy_loop(params, rows: np.ndarray, source: ToyRecords, step: int, clip: float, augmentations: int = 1):
     """Σ clip(gᵢ), one record at a time, one device, no batch: the definition."""
-    task, key = ConvTask(), jax.random.fold_in(jax.random.key(5), step)
+    key = jax.random.fold_in(jax.random.key(5), step)
     keys = [key] if augmentations == 1 else [jax.random.fold_in(key, k) for k in range(augmentations)]
-    gradient = jax.jit(jax.grad(lambda p, row, k: task.loss(p, row, k)[0][0]))
     total = jax.tree.map(np.zeros_like, jax.tree.map(np.asarray, params))
     for i in rows:
-        parts = [gradient(params, source.gather(np.array([i])), k) for k in keys]
+        parts = [one_gradient(params, source.gather(np.array([i])), k) for k in keys]
         mean = jax.tree.map(lambda *g: np.mean([np.asarray(a, np.float64) for a in g], axis=0), *parts)
         norm = math.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(mean)))
         scale = min(1.0, clip * (1 - CLIP_MARGIN) / norm)
@@ -85,6 +87,7 @@ def test_the_sum_is_that_of_a_loop_over_records_however_many_are_drawn(devices):
     assert not close(got, jax.tree.map(lambda leaf: leaf * min(1, CLIP / norm), raw), 1e-2)
 
 
+@pytest.mark.slow
 def test_a_record_moves_the_sum_by_at_most_the_clip_and_no_other_record():
     source, config = ToyRecords(), private_config()
     at = bench(ConvTask(), source, config)
@@ -104,6 +107,7 @@ def test_augmentations_are_averaged_before_clipping():
     assert close(draw(at, rows, source)["sum"], numpy_loop(at.state.params, rows, source, 0, CLIP, 3))
 
 
+@pytest.mark.slow
 def test_a_record_that_is_not_finite_counts_as_zero_and_stops_nothing():
     source = ToyRecords(bad=3)
     at = bench(ConvTask(), source, private_config())
