@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffusion_privacy.reports.cadp_wording import words
-from diffusion_privacy.reports.figures import DPI, SMALL, STYLES, WIDTH, Picture, _dress, _new
+from diffusion_privacy.reports.figures import DPI, SMALL, STYLES, WIDTH, Picture, dress, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +64,7 @@ def _against_epsilon(
 
 def utility(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
     """Score of models against the ε at which their training set was made."""
-    figure, (axes,) = _new(3.6)
+    figure, (axes,) = new_figure(3.6)
     plain = words(release)
     key = "score" if plain.table else "accuracy"
     said = _against_epsilon(axes, release, lambda arm: arm[key])
@@ -72,7 +72,7 @@ def utility(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
     if right:
         axes.set_ylim(0, 1.02)
     measure = "right answers" if right else "R²"
-    _dress(axes, "", "ε of the training set (smaller protects more)", f"{measure} on real test {plain.records}")
+    dress(axes, "", "ε of the training set (smaller protects more)", f"{measure} on real test {plain.records}")
     axes.legend(fontsize=SMALL, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     first = release["arms"][0][key]
     over = "the choice of test rows" if plain.table else f"{len(first['seeds'])} trainings"
@@ -93,13 +93,13 @@ def _apart(key: str, arm: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def distance(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
     """Distance of each table from the private rows, against its ε."""
-    figure, axes_of = _new(2.9, columns=len(_DISTANCES))
+    figure, axes_of = new_figure(2.9, columns=len(_DISTANCES))
     said = []
     for axes, (key, title) in zip(axes_of, _DISTANCES.items(), strict=True):
         drawn = _against_epsilon(axes, release, functools.partial(_apart, key))
         said.append(f"{title}: {', '.join(drawn) or 'not defined'}")
         axes.set_ylim(bottom=0)
-        _dress(axes, title, "ε of the table", "distance (lower is closer)" if key == "one_way" else "")
+        dress(axes, title, "ε of the table", "distance (lower is closer)" if key == "one_way" else "")
         axes.tick_params(axis="x", labelrotation=45)
     figure.legend(
         *axes_of[0].get_legend_handles_labels(), fontsize=SMALL, loc="outside upper center", ncols=3, frameon=False
@@ -113,7 +113,7 @@ def distance(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
 
 def linkage(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
     """Share of originals found, against the ε of the latent step."""
-    figure, (axes,) = _new(3.6)
+    figure, (axes,) = new_figure(3.6)
     sets = [e for e in release["linkage"] if e["epsilon"] is not None]
     said = []
     guess: str | None = "by guessing"
@@ -133,7 +133,7 @@ def linkage(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
     _log_axis(axes, [e["epsilon"] for e in sets])
     axes.tick_params(axis="x", labelrotation=45)
     axes.set_ylim(0, 1.02)
-    _dress(axes, "", "ε of the latent step (smaller protects more)", f"share of released {words(release).records}")
+    dress(axes, "", "ε of the latent step (smaller protects more)", f"share of released {words(release).records}")
     axes.legend(fontsize=SMALL, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     caption = (
         f"Bars: {sets[0]['rank1']['level']:.0%} exact intervals. The grey part was noised less, for the attack only: "
@@ -153,7 +153,7 @@ def pictures(release: Mapping[str, Any], images: Mapping[str, np.ndarray]) -> tu
     rows += [(f"ε = {r['latent_epsilon']:g}", images[f"released_{r['latent_epsilon']:g}"]) for r in release["releases"]]
     rows.append(("control", images["control"]))
     count = min(8, len(rows[0][1]))
-    figure, axes_of = _new(WIDTH * len(rows) / (count + 2) * 1.05, len(rows))
+    figure, axes_of = new_figure(WIDTH * len(rows) / (count + 2) * 1.05, len(rows))
     for axes, (name, row) in zip(axes_of, rows, strict=True):
         strip = np.concatenate([np.pad(x, ((0, 0), (0, 1), (0, 0)), constant_values=1.0) for x in row[:count]], axis=1)
         shown = (strip + 1) / 2

@@ -1,9 +1,7 @@
-"""report/index.html of a CADP study: one self-contained page, the answer first. See `html` for the house's rules."""
+"""report/index.html of a CADP study: one self-contained page, the answer first. See `page` for what all pages share."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
@@ -11,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import cadp_figures, cadp_schema, cadp_table_page, tables
+from diffusion_privacy.reports import cadp_figures, cadp_schema, cadp_table_page, page, tables
 from diffusion_privacy.reports.cadp_wording import (
     NAMES,
     cards,
@@ -27,30 +24,14 @@ from diffusion_privacy.reports.cadp_wording import (
     words,
 )
 from diffusion_privacy.reports.figures import Picture
-from diffusion_privacy.reports.html import PAGE_NAME, _figure
-from diffusion_privacy.reports.style import CSS
-from diffusion_privacy.reports.tables import _table
+from diffusion_privacy.reports.page import definitions, document, figure
+from diffusion_privacy.reports.tables import data_table
 from diffusion_privacy.reports.tables import escape as _e
 from diffusion_privacy.reports.wording import count, percent
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>May this data set be given away?</title>
-<style>$css</style>
-</head>
-<body>
-<header>
-<h1>May this data set be given away?</h1>
-<p class="soft">$program · data: $source · schema $schema</p>
-</header>
-<main>
-<h2>What was asked</h2>
-<p>$question</p>
-<h2>The answer</h2>
+_TITLE = "May this data set be given away?"
+
+_BODY = Template("""<h2>The answer</h2>
 <div class="answer"><p>$answer</p>$cards</div>
 <h2>What this does not say</h2>
 $limits
@@ -68,16 +49,7 @@ $extra
 <h2>The flow</h2>
 $flow
 <h2>How it was measured</h2>
-$methods
-<h2>Versions, configuration, hashes</h2>
-$facts
-$timings
-<h3>Configuration</h3>
-$config
-</main>
-</body>
-</html>
-""")
+$methods""")
 
 _METHODS = (
     ("Private copy", "Each record is taken by an invertible network to a vector of numbers, its latent; the latent is "
@@ -132,7 +104,7 @@ def _releases(release: Mapping[str, Any]) -> str:
         f"{epsilon(ledger['stated_total']['epsilon'])}.",
     ]
     warnings = "".join(f'<p class="alarm"><b>Warning.</b> {_e(w)}</p>' for w in first["warnings"])
-    return warnings + _table("What was written", columns, rows) + tables.bullets(lines)
+    return warnings + data_table("What was written", columns, rows) + tables.bullets(lines)
 
 
 def _included(manifest: Mapping[str, Any]) -> str:
@@ -177,8 +149,8 @@ def _arms(release: Mapping[str, Any]) -> str:
         "original in its place, the Fréchet distance (lower = closer) the sets in features of a classifier of the "
         "originals; for the control they show what the class alone gives."
     )
-    first = _table("Right answers of classifiers, by what they were trained on", columns, rows)
-    return first + _table("For comparison", plain, compared) + f'<p class="small">{_e(note)}</p>'
+    first = data_table("Right answers of classifiers, by what they were trained on", columns, rows)
+    return first + data_table("For comparison", plain, compared) + f'<p class="small">{_e(note)}</p>'
 
 
 def _likeness(arm: Mapping[str, Any]) -> str:
@@ -208,7 +180,7 @@ def _links(release: Mapping[str, Any]) -> str:
             cells += [with_interval(found), share(found["chance"]), small(found["p_value"])]
         rows.append(("", cells))
     where = f"among originals of its {words(release).condition}" if release["by_class"] else "among all originals"
-    return _table(f"Looking for the original {where}", columns, rows)
+    return data_table(f"Looking for the original {where}", columns, rows)
 
 
 def _bounds(release: Mapping[str, Any]) -> str:
@@ -231,7 +203,7 @@ def _bounds(release: Mapping[str, Any]) -> str:
             f"{bound['ceiling']:.3g}",
         ]
         rows.append(("", [*cells, finding]))
-    return _table("The latent step, attacked on its worst-case pair", columns, rows)
+    return data_table("The latent step, attacked on its worst-case pair", columns, rows)
 
 
 def _faults(release: Mapping[str, Any]) -> str:
@@ -268,12 +240,12 @@ def _flow(release: Mapping[str, Any]) -> str:
 def _sections(release: Mapping[str, Any], drawn: Mapping[str, Picture]) -> dict[str, str]:
     """What is said of images only."""
     pictures = f"<h2>Pictures</h2>\n{_pictures(drawn)}"
-    return {"utility": _figure(drawn["utility"]), "arms": _arms(release), "extra": pictures}
+    return {"utility": figure(drawn["utility"]), "arms": _arms(release), "extra": pictures}
 
 
 def _pictures(drawn: Mapping[str, Picture]) -> str:
     if "pictures" in drawn:
-        return _figure(drawn["pictures"])
+        return figure(drawn["pictures"])
     return (
         '<p class="note">Pictures of originals are withheld. The person answerable for the data can have them made by '
         "running the report stage with private images allowed. The private copies are in the folders above.</p>"
@@ -282,31 +254,22 @@ def _pictures(drawn: Mapping[str, Picture]) -> str:
 
 def render(release: Mapping[str, Any], drawn: Mapping[str, Picture], digest: str) -> str:
     """The page as text; ``digest`` is the SHA-256 of release.json in hex."""
-    program = release["program"]
     table = words(release).table
     own = cadp_table_page.METHODS if table else _IMAGE_METHODS
-    methods = "".join(f"<dt>{_e(term)}</dt><dd>{_e(text)}</dd>" for term, text in (*_METHODS, *own))
-    return _PAGE.substitute(
-        css=CSS,
-        program=_e(f"{program['name']} {program['version']}"),
-        source=_e(release["data"]["source"]),
-        schema=_e(release["schema_version"]),
-        question=_e(release["question"]),
+    body = _BODY.substitute(
         answer=_e(release["answer"]),
         cards=cards(release),
         limits=tables.bullets(release["limits"]),
         releases=_releases(release),
-        linkage=_figure(drawn["linkage"]),
+        linkage=figure(drawn["linkage"]),
         links=_links(release),
         bounds=_bounds(release),
         faults=_faults(release),
         flow=_flow(release),
-        methods=f"<dl>{methods}</dl>",
-        facts=tables.facts(release, digest),
-        timings=tables.timings(release),
-        config=tables.bullets(tables.flat("", release["config"]), "config"),
+        methods=definitions((*_METHODS, *own)),
         **(cadp_table_page.sections if table else _sections)(release, drawn),
     )
+    return document(_TITLE, release, body, digest)
 
 
 def write_report(report_dir: Path, release: Mapping[str, Any], images: Mapping[str, np.ndarray] | None) -> Path:
@@ -321,15 +284,9 @@ def write_report(report_dir: Path, release: Mapping[str, Any], images: Mapping[s
       InputError: a fault in ``release``, or a directory that cannot be written.
     """
     cadp_schema.validate(release)
-    folder, page = report_dir / "figures", report_dir / PAGE_NAME
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        cadp_schema.write(report_dir / cadp_schema.FILE_NAME, release)
-        digest = hashlib.sha256((report_dir / cadp_schema.FILE_NAME).read_bytes()).hexdigest()
-        drawn = cadp_figures.write_figures(folder, release, images)
-        temporary = page.with_name(PAGE_NAME + ".partial")
-        temporary.write_text(render(release, drawn, digest), encoding="utf-8")
-        os.replace(temporary, page)
-    except OSError as error:
-        raise InputError(f"{report_dir}: expected a writable directory for the report ({error.strerror})") from error
-    return page
+    return page.write(
+        report_dir,
+        lambda path: cadp_schema.write(path, release),
+        lambda folder: cadp_figures.write_figures(folder, release, images),
+        lambda drawn, digest: render(release, drawn, digest),
+    )

@@ -9,11 +9,9 @@ mean less privacy.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import structure
@@ -254,19 +252,9 @@ def validate(release: object) -> None:
 def write(path: Path, release: Mapping[str, Any]) -> None:
     """Validate, then write ``path`` in one step."""
     validate(release)
-    text = json.dumps(release, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    structure.write_json(path, release)
 
 
 def read(path: Path) -> Mapping[str, Any]:
     """The validated content of ``path``; `InputError` names the file and what is wrong."""
-    try:
-        release = json.loads(path.read_text(encoding="utf-8"))
-        validate(release)
-    except OSError as error:
-        raise InputError(f"{path}: expected a readable release file ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
-    return release
+    return cast(Mapping[str, Any], structure.read_json(path, validate))

@@ -8,8 +8,8 @@ from typing import Any
 from diffusion_privacy.reports.cadp_table_wording import number, scored
 from diffusion_privacy.reports.cadp_wording import NAMES, epsilon, share
 from diffusion_privacy.reports.figures import Picture
-from diffusion_privacy.reports.html import _figure
-from diffusion_privacy.reports.tables import _table
+from diffusion_privacy.reports.page import figure
+from diffusion_privacy.reports.tables import data_table
 from diffusion_privacy.reports.tables import escape as _e
 from diffusion_privacy.reports.wording import count, percent
 
@@ -46,7 +46,7 @@ def _scores(release: Mapping[str, Any]) -> str:
         f"choice of the {count(release['n_test'])} test rows; a released table is one draw of the noise, the control "
         f"is the mean of {len(draws)} draws, which lie between {ends[0]} and {ends[1]}."
     )
-    return _table(f"Models of {facts['target']}, by what they were trained on", columns, rows) + _note(note)
+    return data_table(f"Models of {facts['target']}, by what they were trained on", columns, rows) + _note(note)
 
 
 def _distances(release: Mapping[str, Any]) -> str:
@@ -67,7 +67,7 @@ def _distances(release: Mapping[str, Any]) -> str:
         f"{count(facts['outside_range'])} private rows had a number beyond its public range, which was moved to its "
         f"end; {count(facts['dropped'])} rows of the source were left out for missing values, as the settings ask."
     )
-    return _table("How far each table is from the private rows", columns, rows) + _note(note)
+    return data_table("How far each table is from the private rows", columns, rows) + _note(note)
 
 
 def _note(text: str) -> str:
@@ -77,7 +77,7 @@ def _note(text: str) -> str:
 def sections(release: Mapping[str, Any], drawn: Mapping[str, Picture]) -> dict[str, str]:
     """What is said of tables only."""
     return {
-        "utility": _figure(drawn["utility"]),
-        "arms": _scores(release) + _figure(drawn["distance"]) + _distances(release),
+        "utility": figure(drawn["utility"]),
+        "arms": _scores(release) + figure(drawn["distance"]) + _distances(release),
         "extra": "",
     }

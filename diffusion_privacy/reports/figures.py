@@ -56,7 +56,8 @@ class _Drawn:
     caption: str
 
 
-def _new(height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
+def new_figure(height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
+    """An empty white figure, ``height`` inches high, and its panels; ``grid`` goes to `Figure.subplots`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -65,7 +66,8 @@ def _new(height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[F
     return figure, list(np.ravel(figure.subplots(rows, columns, **grid)))
 
 
-def _dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+def dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    """Title, labels with units, a light grid: the look of every panel with axes."""
     axes.set_title(title, fontsize=TEXT, loc="left", fontweight="bold")
     axes.set_xlabel(xlabel, fontsize=TEXT)
     axes.set_ylabel(ylabel, fontsize=TEXT)
@@ -121,7 +123,7 @@ def _h_panel(axes: Axes, name: str, model: Mapping[str, Any], style: Mapping[str
         if role == "private" and curve["t"]:
             start, end = (f"{curve['value'][i]:.2f} at t = {curve['t'][i]:.2f}" for i in (0, -1))
             alt.append(f"{name}: h of {record_name(record)} goes from {start} to {end}; {', '.join(marks)}.")
-    _dress(axes, "", "", "h(t), probability")
+    dress(axes, "", "", "h(t), probability")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.05, 1.05), yticks=(0, 0.25, 0.5, 0.75, 1), xticks=np.linspace(0, 1, 6))
     axes.set_title(name, fontsize=TEXT, loc="left", fontweight="bold", y=1.18)
     box: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "ncols": 2, "handlelength": 3}
@@ -132,7 +134,7 @@ def _h_panel(axes: Axes, name: str, model: Mapping[str, Any], style: Mapping[str
 def h_curves(release: Mapping[str, Any]) -> _Drawn:
     """h(t) of every record, one panel a model, with intervals and t'."""
     models = release["models"]
-    figure, panels = _new(0.4 + 2.8 * len(models), len(models), sharex=True)
+    figure, panels = new_figure(0.4 + 2.8 * len(models), len(models), sharex=True)
     looks = zip(panels, models.items(), STYLES * len(models), strict=False)
     alt = " ".join(_h_panel(axes, name, model, style) for axes, (name, model), style in looks)
     panels[-1].set_xlabel("noise level t (0 data, 1 pure noise)", fontsize=TEXT)
@@ -184,7 +186,7 @@ def q_intervals(release: Mapping[str, Any]) -> _Drawn:
     """Interval of q by each estimator, for each record, one panel a model, on a log axis with the 1/n line."""
     models = release["models"]
     heights = [0.7 + 0.24 * len(_rows(model)) for model in models.values()]
-    figure, panels = _new(0.5 + sum(heights), len(models), sharex=True, height_ratios=heights)
+    figure, panels = new_figure(0.5 + sum(heights), len(models), sharex=True, height_ratios=heights)
     floor, alt = _floor(release), []
     for axes, (name, model), style in zip(panels, models.items(), STYLES * len(models), strict=False):
         rows = _rows(model)
@@ -195,7 +197,7 @@ def q_intervals(release: Mapping[str, Any]) -> _Drawn:
                 f"{significant(entry['upper'], 2, 'up')}."
             )
         axes.axvline(model["memoriser_rate"], color="black", linestyle="--", linewidth=1.2)
-        _dress(axes, f"{name}  (dashed line: 1/n, n = {model['n_train']:,})", "", "")
+        dress(axes, f"{name}  (dashed line: 1/n, n = {model['n_train']:,})", "", "")
         axes.set_yticks(range(len(rows)), [f"{who}, {kind}" for who, kind, _ in rows])
         axes.set(xscale="log", xlim=(floor, 1.5), ylim=(len(rows) - 0.4, -0.6))
     panels[-1].set_xlabel("q, probability per drawn image (log scale)", fontsize=TEXT)
@@ -211,7 +213,7 @@ def q_intervals(release: Mapping[str, Any]) -> _Drawn:
 
 def training_curves(release: Mapping[str, Any], arrays: Mapping[str, ModelArrays]) -> _Drawn:
     """Training loss against step, all models in one panel."""
-    figure, (axes,) = _new(2.8)
+    figure, (axes,) = new_figure(2.8)
     summary = next(iter(release["models"].values()))["training_curve"]
     alt = []
     for (name, model), style in zip(release["models"].items(), STYLES * len(arrays), strict=False):
@@ -223,7 +225,7 @@ def training_curves(release: Mapping[str, Any], arrays: Mapping[str, ModelArrays
         alt.append(f"{name}: from {ends[0]} to {ends[1]} over {model['steps']:,} steps.")
     # A dollar sign would start matplotlib's formula mode.
     label = f"{summary['metric']} ({summary['unit']})".replace("$", r"\$")
-    _dress(axes, "", "training step", label)
+    dress(axes, "", "training step", label)
     if all(np.all(arrays[name].loss > 0) for name in release["models"]):
         axes.set_yscale("log")
         axes.tick_params(axis="y", which="both", labelsize=SMALL)

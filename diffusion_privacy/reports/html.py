@@ -1,46 +1,22 @@
-"""report/index.html: one self-contained page for a data-protection officer.
-
-Pictures are embedded, the style is inline, there is no script, and a content policy forbids loading anything. Every
-text that comes from a release passes through `tables.escape`; markup comes only from the templates here and there.
-"""
+"""report/index.html: one self-contained page for a data-protection officer. See `page` for what all pages share."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import figures, schema, tables, wording
+from diffusion_privacy.reports import figures, page, schema, tables, wording
 from diffusion_privacy.reports.arrays import ModelArrays
 from diffusion_privacy.reports.figures import Picture
-from diffusion_privacy.reports.style import CSS
+from diffusion_privacy.reports.page import definitions, document, figure
 from diffusion_privacy.reports.tables import escape as _e
 
-PAGE_NAME = "index.html"
+_TITLE = "Does the model give the record back?"
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>Does the model give the record back?</title>
-<style>$css</style>
-</head>
-<body>
-<header>
-<h1>Does the model give the record back?</h1>
-<p class="soft">$program · data: $source · schema $schema</p>
-</header>
-<main>
-<h2>What was asked</h2>
-<p>$question</p>
-<h2>The answer</h2>
+_BODY = Template("""<h2>The answer</h2>
 <div class="answer"><p>$answer</p>$verdicts</div>
 $alarms
 <h2>What this does not say</h2>
@@ -64,16 +40,7 @@ $estimate_table
 $detector_table
 <h2>Training</h2>
 $training
-$training_table
-<h2>Versions, configuration, hashes</h2>
-$facts
-$timings
-<h3>Configuration</h3>
-$config
-</main>
-</body>
-</html>
-""")
+$training_table""")
 
 _METHODS = (
     ("Fingerprint", "A mark planted in the private record before training. It makes the record recognisable, as a "
@@ -97,14 +64,6 @@ _METHODS = (
 )  # fmt: skip
 
 
-def _figure(picture: Picture) -> str:
-    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{_e(picture.alt)}">'
-        f"<figcaption><b>{_e(picture.title)}.</b> {_e(picture.caption)}</figcaption></figure>"
-    )
-
-
 def _verdict_cards(release: Mapping[str, Any]) -> str:
     """The private records' verdicts, one card each, below the answer."""
     cards = []
@@ -126,7 +85,7 @@ def _verdict_cards(release: Mapping[str, Any]) -> str:
 
 def _pictures(release: Mapping[str, Any], drawn: Mapping[str, Picture]) -> str:
     groups = [[f"{stem}_{name}" for name in release["models"]] for stem in figures.IMAGE_FIGURES]
-    shown = ["".join(_figure(drawn[name]) for name in group if name in drawn) for group in groups]
+    shown = ["".join(figure(drawn[name]) for name in group if name in drawn) for group in groups]
     if any(shown):
         return "".join(f'<div class="pictures">{group}</div>' for group in shown)
     return (
@@ -146,34 +105,25 @@ def _uncertified(release: Mapping[str, Any]) -> str:
 def render(release: Mapping[str, Any], drawn: Mapping[str, Picture], digest: str) -> str:
     """The page as text. ``release`` is validated, ``drawn`` comes from `figures.write_figures`, ``digest`` is the
     SHA-256 of release.json in hex."""
-    program = release["program"]
     alarms = "".join(f'<p class="alarm"><b>Warning.</b> {_e(text)}</p>' for text in wording.control_alarms(release))
-    methods = "".join(f"<dt>{_e(term)}</dt><dd>{_e(text)}</dd>" for term, text in _METHODS)
-    return _PAGE.substitute(
-        css=CSS,
-        program=_e(f"{program['name']} {program['version']}"),
-        source=_e(release["data"]["source"]),
-        schema=_e(release["schema_version"]),
-        question=_e(release["question"]),
+    body = _BODY.substitute(
         answer=_e(release["answer"]),
         verdicts=_verdict_cards(release),
         alarms=alarms,
         limits=tables.bullets(wording.all_limits(release)),
         verdict_table=tables.verdicts(release),
-        intervals=_figure(drawn["q_intervals"]),
-        h_curve=_figure(drawn["h_curve"]),
+        intervals=figure(drawn["q_intervals"]),
+        h_curve=figure(drawn["h_curve"]),
         t_prime_table=tables.t_primes(release),
         pictures=_pictures(release, drawn),
         uncertified=_uncertified(release),
-        methods=f"<dl>{methods}</dl>",
+        methods=definitions(_METHODS),
         estimate_table=tables.estimates(release),
         detector_table=tables.detectors(release),
-        training=_figure(drawn["training"]),
+        training=figure(drawn["training"]),
         training_table=tables.training(release),
-        facts=tables.facts(release, digest),
-        timings=tables.timings(release),
-        config=tables.bullets(tables.flat("", release["config"]), "config"),
     )
+    return document(_TITLE, release, body, digest)
 
 
 def write_report(
@@ -194,16 +144,9 @@ def write_report(
     missing = sorted(set(release["models"]) - set(arrays))
     if missing:
         raise InputError(f"report arrays: expected one set for each model, missing {', '.join(missing)}")
-    folder = report_dir / "figures"
-    page = report_dir / PAGE_NAME
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        schema.write(report_dir / schema.FILE_NAME, release)
-        digest = hashlib.sha256((report_dir / schema.FILE_NAME).read_bytes()).hexdigest()
-        drawn = figures.write_figures(folder, release, arrays, show_private)
-        temporary = page.with_name(PAGE_NAME + ".partial")
-        temporary.write_text(render(release, drawn, digest), encoding="utf-8")
-        os.replace(temporary, page)
-    except OSError as error:
-        raise InputError(f"{report_dir}: expected a writable directory for the report ({error.strerror})") from error
-    return page
+    return page.write(
+        report_dir,
+        lambda path: schema.write(path, release),
+        lambda folder: figures.write_figures(folder, release, arrays, show_private),
+        lambda drawn, digest: render(release, drawn, digest),
+    )

@@ -15,9 +15,7 @@ The structure is the TypedDicts below, read by `validate` itself: a field docume
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -394,26 +392,9 @@ def validate(release: object) -> None:
 def write(path: Path, release: Mapping[str, Any]) -> None:
     """Validate, then write ``path`` in one step: a reader sees the old file or the whole new one."""
     validate(release)
-    text = json.dumps(release, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
+    structure.write_json(path, release)
 
 
 def read(path: Path) -> Release:
     """The validated content of ``path``; `InputError` names the file and the JSON path of what is wrong."""
-    try:
-        release = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except OSError as error:
-        raise InputError(f"{path}: expected a readable release file ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON ({error})") from error
-    try:
-        validate(release)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return cast(Release, release)
+    return cast(Release, structure.read_json(path, validate))

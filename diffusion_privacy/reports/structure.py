@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
 from diffusion_privacy.errors import InputError
@@ -148,3 +151,30 @@ def check(value: object, kind: Any, path: str, open_kinds: frozenset[type], rule
             _fail(path, f"a number {bounds}", value)
     else:
         _check_scalar(value, kind, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write ``path`` as indented JSON in one step: a reader sees the old file or the whole new one."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def read_json(path: Path, validate: Callable[[object], None]) -> Any:
+    """The content of ``path``, validated; `InputError` names the file and what is wrong, NaN and infinity included."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise InputError(f"{path}: expected a readable release file ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: expected JSON ({error})") from error
+    try:
+        validate(value)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return value

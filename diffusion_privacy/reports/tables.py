@@ -31,10 +31,17 @@ class _Raw(str):
     """A cell that is markup already."""
 
 
-def _table(
+def data_table(
     caption: str, columns: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[str]]], kind: str = "cards"
 ) -> str:
-    """A table whose rows are ``(class, cells)``; a column is ``(name, unit or direction)``; cells are escaped here."""
+    """A table with the row's name in its first column; narrow screens show it as one card a row.
+
+    Args:
+      caption: plain text, as all texts here: they are escaped, unless a cell is markup of this module.
+      columns: ``(name, unit or direction)`` of each; the second may be empty.
+      rows: ``(class of the style sheet, cells)``, as many cells as columns.
+      kind: class of the style sheet; empty for a table that stays one.
+    """
     head = "".join(f'<th scope="col">{escape(name)}<span>{escape(unit)}</span></th>' for name, unit in columns)
     body = []
     for row_class, cells in rows:
@@ -83,7 +90,7 @@ def verdicts(release: Mapping[str, Any]) -> str:
             f"{name}: {wording.count(model['n_train'])} training records, {wording.count(model['n_samples'])} images "
             f"drawn, {wording.significant(model['expected_if_memorised'], 3)} returns expected of a memoriser"
         )
-        tables.append(_table(title, columns, rows))
+        tables.append(data_table(title, columns, rows))
     shared = "The direct images of a model serve all its records: their cost is paid once."
     return "".join(tables) + f'<p class="small">{shared}</p>' + _assumptions(release)
 
@@ -114,7 +121,7 @@ def t_primes(release: Mapping[str, Any]) -> str:
     terms += [wording.paper_terms(entry["paper"]) for entry in records]
     columns = (("Record", ""), ("t′ statistical", ""), ("t′ as in the paper", ""))
     caption = "t′, the largest noise level from which the record comes back (0 to 1, higher = more memorised)"
-    table = _table(caption, columns, rows)
+    table = data_table(caption, columns, rows)
     return table + f'<p class="small">{escape(" ".join(dict.fromkeys(terms)))}</p>'
 
 
@@ -154,7 +161,7 @@ def estimates(release: Mapping[str, Any]) -> str:
             for kind in ("direct", "subspace")
             if record[kind] is not None
         ]
-        tables.append(_table(f"{name}: both estimators", columns, rows))
+        tables.append(data_table(f"{name}: both estimators", columns, rows))
     return "".join(tables) + _further(release)
 
 
@@ -183,7 +190,7 @@ def _further(release: Mapping[str, Any]) -> str:
                 ]
                 rows.append((record["role"], cells))
         if rows:
-            tables.append(_table(f"{name}: further estimators, which enter no verdict", columns, rows))
+            tables.append(data_table(f"{name}: further estimators, which enter no verdict", columns, rows))
     return "".join(tables)
 
 
@@ -201,7 +208,7 @@ def detectors(release: Mapping[str, Any]) -> str:
         thresholds = ", ".join(f"{key} {value:.4g}" for key, value in detector["thresholds"].items())
         rates = [wording.detector_rate(detector[key]) for key in ("false_positive_rate", "true_positive_rate")]
         rows.append(("", [name, *rates, thresholds or "–"]))
-    return _table("The detector’s own errors, per image", columns, rows)
+    return data_table("The detector’s own errors, per image", columns, rows)
 
 
 def training(release: Mapping[str, Any]) -> str:
@@ -227,7 +234,7 @@ def training(release: Mapping[str, Any]) -> str:
                 ],
             )
         )
-    return _table("The models as trained and sampled", columns, rows)
+    return data_table("The models as trained and sampled", columns, rows)
 
 
 def flat(prefix: str, value: Any) -> list[str]:
@@ -261,4 +268,4 @@ def timings(release: Mapping[str, Any]) -> str:
         ("", [stage, wording.duration(time["compile_s"]), wording.duration(time["run_s"])])
         for stage, time in release["timings"].items()
     ]
-    return _table("Time spent", (("Stage", ""), ("Compiling", ""), ("Running", "")), rows, kind="") if rows else ""
+    return data_table("Time spent", (("Stage", ""), ("Compiling", ""), ("Running", "")), rows, kind="") if rows else ""
