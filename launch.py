@@ -2,7 +2,8 @@
 
     python launch.py --config=configs/digits.py --workdir=runs/digits
 
-or make a private copy of a data set and say what that is worth: --config=configs/digits_cadp.py.
+or make a private copy of a data set and say what that is worth: --config=configs/digits_cadp.py for images,
+--config=configs/diabetes_cadp.py for tables.
 
 One run is a config and a working directory. --mode=study (the default) does everything; another mode does one stage,
 which finds what earlier stages left in the workdir. sample and likelihood are stages of the first kind of study only,

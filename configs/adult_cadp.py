@@ -4,7 +4,8 @@
 
 FILE is adult.data of the data set Adult in the UCI Machine Learning Repository. "?" is one more category of the three
 columns that have it. ``income`` goes through randomised response (ε = 1); every other category is a dequantised one-hot
-within the row.
+within the row. Expect, in two to three minutes on two CPU cores, 83 % right incomes from every release and from the
+control, 85 % from the originals, and 75 % for a constant.
 """
 
 from ml_collections import ConfigDict

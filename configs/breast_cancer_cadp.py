@@ -5,6 +5,8 @@
 As in the paper, ``diagnosis`` conditions the flow and is published as it is: the guarantee is for the thirty
 measurements of a tumour whose diagnosis is known. With --config.release.label_epsilon=2
 --config.release.relation=replace-record-and-condition --config.release.total_epsilon=25 it is randomised instead.
+Expect, in one to two minutes on two CPU cores, 79 to 93 % right diagnoses from a release or from the control (one draw
+differs much from the next) and 97 % from the originals.
 """
 
 from ml_collections import ConfigDict
