@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_privacy.anonymity import intervals, lanes, weights
+from diffusion_privacy.anonymity import intervals, lanes, tprime, weights
 from diffusion_privacy.anonymity.subspace import Mixture, balance_terms
 from diffusion_privacy.anonymity.transport import Inverse, Transport
 from diffusion_privacy.diffusion.chain import step_noise, take
@@ -187,15 +187,13 @@ def h_curves(
     For `subspace.design` with ``guidance=(1.0,)``. Arguments and errors as in `tprime.h_curves`.
     """
     uids = np.arange(len(records)) if uids is None else np.asarray(uids)
-    level, record, draw = np.meshgrid(np.sort(levels)[::-1], np.arange(len(records)), np.arange(draws), indexing="ij")
-    batch = {"level": level, "record": record, "draw": draw, "uid": uids[record]}
-    flat = {name: z.reshape(-1).astype(np.int32) for name, z in batch.items()}
+    levels = np.sort(levels)
+    batch = tprime.lane_grid(len(records), uids, levels, draws)
     operands = _operands(transport, score_fn, detect, records, key)
-    margin = lanes.run(_regenerate, transport, operands, flat, chunk=chunk, mesh=mesh)
-    if not np.all(np.isfinite(margin)):
-        raise FloatingPointError("the score or the detector returned a value that is not finite while regenerating")
+    margin = tprime.checked_finite(lanes.run(_regenerate, transport, operands, batch, chunk=chunk, mesh=mesh))
+    hit = (margin > 0).reshape(len(levels), len(records), draws)[::-1]
     curves = np.full((len(records), transport.chain.steps), np.nan)
-    curves[:, np.sort(levels)[::-1] - 1] = (margin > 0).reshape(level.shape).mean(axis=2).T
+    curves[:, levels - 1] = hit.mean(axis=2).T
     return curves
 
 

@@ -100,7 +100,7 @@ def _operands(score_fn: ScoreFn, detect: PyTree, records: np.ndarray, key: Array
     }
 
 
-def _grid(records: int, uids: np.ndarray, levels: np.ndarray, draws: int) -> dict[str, np.ndarray]:
+def lane_grid(records: int, uids: np.ndarray, levels: np.ndarray, draws: int) -> dict[str, np.ndarray]:
     """Lanes sorted by level, highest first: a chunk runs as long as its highest lane."""
     level, record, draw = np.meshgrid(levels[::-1], np.arange(records), np.arange(draws), indexing="ij")
     flat = {"level": level, "record": record, "draw": draw, "uid": uids[record]}
@@ -114,7 +114,8 @@ def _checked_levels(chain: Chain, levels: np.ndarray) -> np.ndarray:
     return levels
 
 
-def _checked_finite(margin: np.ndarray) -> np.ndarray:
+def checked_finite(margin: np.ndarray) -> np.ndarray:
+    """``margin`` itself; `FloatingPointError` when a regeneration was not finite."""
     if not np.all(np.isfinite(margin)):
         raise FloatingPointError("the score or the detector returned a value that is not finite while regenerating")
     return margin
@@ -152,9 +153,9 @@ def h_curves(
     """
     levels = _checked_levels(chain, levels)
     uids = np.arange(len(records)) if uids is None else np.asarray(uids)
-    batch = _grid(len(records), uids, levels, draws)
+    batch = lane_grid(len(records), uids, levels, draws)
     operands = _operands(score_fn, detect, records, key)
-    margin = _checked_finite(lanes.run(_margin_only, chain, operands, batch, chunk=chunk, mesh=mesh))
+    margin = checked_finite(lanes.run(_margin_only, chain, operands, batch, chunk=chunk, mesh=mesh))
     hit = (margin > 0).reshape(len(levels), len(records), draws)[::-1]
     times = chain.times[levels]
     return [HCurve(levels, times, hit[:, r], chain.steps) for r in range(len(records))]
@@ -182,10 +183,10 @@ def regenerated_images(
     """
     levels = _checked_levels(chain, levels)
     uids = np.arange(len(records)) if uids is None else np.asarray(uids)
-    batch = _grid(len(records), uids, levels, draws)
+    batch = lane_grid(len(records), uids, levels, draws)
     operands = _operands(score_fn, detect, records, key)
     out = lanes.run(regenerate, chain, operands, batch, chunk=chunk, mesh=mesh)
-    _checked_finite(out["margin"])
+    checked_finite(out["margin"])
     shape = (len(levels), len(records), draws)
     images = out["x0"].reshape(*shape, *records.shape[1:])[::-1]
     return np.swapaxes(images, 0, 1), np.swapaxes(out["margin"].reshape(shape)[::-1], 0, 1)

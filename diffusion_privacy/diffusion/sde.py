@@ -55,52 +55,50 @@ class GaussianMarginals:
 
 
 @dataclasses.dataclass(frozen=True)
-class VP(GaussianMarginals):
+class _LinearRate(GaussianMarginals):
+    """What the processes with β(t) = β_min + t(β_max − β_min) share: α(t) = exp(−½B(t)) with B(t) = ∫₀ᵗ β."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+
+    def _rate(self, t: Array) -> Array:
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def _integral(self, t: Array) -> Array:
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t * t
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.exp(-0.5 * self._integral(t))
+
+
+@dataclasses.dataclass(frozen=True)
+class VP(_LinearRate):
     """Variance preserving: dx = −½β(t) x dt + √β(t) dw, β(t) = β_min + t(β_max − β_min).
 
     α(t) = exp(−½B(t)), σ(t)² = 1 − exp(−B(t)), B(t) = ∫₀ᵗ β (Song et al., eq. 33). `expm1` keeps σ exact near t = 0.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-3
-
-    def _integral(self, t: Array) -> Array:
-        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t * t
-
-    def alpha(self, t: Array) -> Array:
-        return jnp.exp(-0.5 * self._integral(t))
-
     def sigma(self, t: Array) -> Array:
         return jnp.sqrt(-jnp.expm1(-self._integral(t)))
 
     def coefficients(self, x: Array, t: Array) -> tuple[Array, Array]:
-        beta = self.beta_min + t * (self.beta_max - self.beta_min)
+        beta = self._rate(t)
         return -0.5 * expand(beta, x) * x, jnp.sqrt(beta)
 
 
 @dataclasses.dataclass(frozen=True)
-class SubVP(GaussianMarginals):
+class SubVP(_LinearRate):
     """Sub-variance preserving: the VP drift with g² = β(t)(1 − exp(−2B(t))), so that σ(t) = 1 − exp(−B(t)).
 
     Song et al., eq. 29 and 33.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-3
-
-    def _integral(self, t: Array) -> Array:
-        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t * t
-
-    def alpha(self, t: Array) -> Array:
-        return jnp.exp(-0.5 * self._integral(t))
-
     def sigma(self, t: Array) -> Array:
         return -jnp.expm1(-self._integral(t))
 
     def coefficients(self, x: Array, t: Array) -> tuple[Array, Array]:
-        beta = self.beta_min + t * (self.beta_max - self.beta_min)
+        beta = self._rate(t)
         g2 = -beta * jnp.expm1(-2.0 * self._integral(t))
         return -0.5 * expand(beta, x) * x, jnp.sqrt(g2)
 

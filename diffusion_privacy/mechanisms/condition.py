@@ -168,9 +168,8 @@ class PublicAttributes:
         """Nothing under SAME_CONDITION; else not private."""
         import dp_accounting
 
-        if require_relation(relation).neighbours is Neighbours.SAME_CONDITION:
-            return dp_accounting.NoOpDpEvent()
-        return dp_accounting.NonPrivateDpEvent()
+        may_differ = require_relation(relation).neighbours is Neighbours.ANY_CONDITION
+        return dp_accounting.NonPrivateDpEvent() if may_differ else dp_accounting.NoOpDpEvent()
 
 
 @dataclasses.dataclass(frozen=True)

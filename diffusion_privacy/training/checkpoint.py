@@ -137,6 +137,16 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
 
+def _latest(workdir: Path) -> tuple[ocp.CheckpointManager, Path, int]:
+    """An open manager, its folder, and the step of the latest checkpoint; `InputError` when there is none."""
+    folder = Path(workdir).absolute() / FOLDER
+    manager = _manager(folder, read_only=True) if folder.is_dir() else None
+    step = None if manager is None else manager.latest_step()
+    if manager is None or step is None:
+        raise InputError(f"{folder}: expected a checkpoint, found none; train first")
+    return manager, folder, step
+
+
 def restore_ema(
     workdir: Path, template: PyTree | None = None, identity: Mapping[str, object] | None = None
 ) -> tuple[PyTree, int]:
@@ -150,11 +160,7 @@ def restore_ema(
     Raises:
       InputError: there is no checkpoint, it does not fit, or it is damaged.
     """
-    folder = Path(workdir).absolute() / FOLDER
-    manager = _manager(folder, read_only=True) if folder.is_dir() else None
-    step = None if manager is None else manager.latest_step()
-    if manager is None or step is None:
-        raise InputError(f"{folder}: expected a checkpoint, found none; train first")
+    manager, folder, step = _latest(workdir)
     with manager:
         place = folder / str(step)
         meta = _read_meta(manager, step, place)
@@ -172,11 +178,7 @@ def read_progress(workdir: Path) -> dict[str, Any]:
     Raises:
       InputError: there is no checkpoint, or it is damaged.
     """
-    folder = Path(workdir).absolute() / FOLDER
-    manager = _manager(folder, read_only=True) if folder.is_dir() else None
-    step = None if manager is None else manager.latest_step()
-    if manager is None or step is None:
-        raise InputError(f"{folder}: expected a checkpoint, found none; train first")
+    manager, folder, step = _latest(workdir)
     with manager:
         return dict(_read_meta(manager, step, folder / str(step))["progress"])
 
