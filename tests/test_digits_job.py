@@ -1,29 +1,16 @@
 """The main job as README gives it: the careless model is caught and the careful one comes out clean, in one run."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from launching import launch
 
 from diffusion_privacy.reports import schema
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_careless_is_caught_and_careful_is_clean(tmp_path):
     """Seeds are fixed, so the numbers are those of one draw; the limits asked for leave room for another compiler."""
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
-    result = subprocess.run(
-        [sys.executable, "launch.py", "--config=configs/digits.py", f"--workdir={tmp_path}", "--compilation_cache="],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
+    result = launch("--config=configs/digits.py", f"--workdir={tmp_path}", timeout=1500, without=("NPROC",))
     assert result.returncode == 0, result.stderr
     release = schema.read(tmp_path / "report" / "release.json")
     private = {name: model["records"][0] for name, model in release["models"].items()}

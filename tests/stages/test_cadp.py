@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from launching import changed_config, launch
 
 from diffusion_privacy import settings_cadp
 from diffusion_privacy.data import sources
@@ -27,7 +23,6 @@ from diffusion_privacy.settings_cadp import Cadp
 from diffusion_privacy.stages import cadp_arms, cadp_audit, cadp_evaluate, cadp_study, run
 from diffusion_privacy.stages.workdir import Workdir
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = {
     "split": {"public": 0.3, "private": 0.2, "test": 0.5},
     "flow.training.steps": 30,
@@ -51,28 +46,13 @@ TINY = {
 
 
 def _raw(changes=None):
-    config = copy.deepcopy(importlib.import_module("configs.digits_cadp").get_config().to_dict())
-    for path, value in {**TINY, **(changes or {})}.items():
-        *parents, last = path.split(".")
-        node = config
-        for name in parents:
-            node = node[name]
-        node[last] = value
-    return config
+    return changed_config("digits_cadp", {**TINY, **(changes or {})})
 
 
 def _study(changes=None) -> Cadp:
     found = settings_cadp.parse(_raw(changes))
     assert isinstance(found, Cadp)
     return found
-
-
-def _launch(*args):
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return subprocess.run(
-        [sys.executable, "launch.py", "--compilation_cache=", *args],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -322,7 +302,7 @@ def _edited(tmp_path, changes=None, drop=()):
 @pytest.mark.slow
 def test_study_end_to_end_then_no_work(tmp_path):
     config, work = _edited(tmp_path), tmp_path / "run"
-    first = _launch(config, f"--workdir={work}")
+    first = launch(config, f"--workdir={work}")
     assert first.returncode == 0, first.stderr
     release = cadp_schema.read(work / "report" / "release.json")
     page = (work / "report" / "index.html").read_text()
@@ -331,14 +311,14 @@ def test_study_end_to_end_then_no_work(tmp_path):
     _check_released(work / "releases" / "eps_1")
     untouched = [p for p in work.rglob("*") if p.is_file() and "report" not in p.parts]
     before = {p: p.stat().st_mtime_ns for p in untouched}
-    second = _launch(config, f"--workdir={work}")
+    second = launch(config, f"--workdir={work}")
     assert second.returncode == 0, second.stderr
     assert {p: p.stat().st_mtime_ns for p in untouched} == before
     assert (work / "report" / "figures" / "pictures.png").exists()
-    hidden = _launch(config, f"--workdir={work}", "--mode=report", "--config.report.show_private=False")
+    hidden = launch(config, f"--workdir={work}", "--mode=report", "--config.report.show_private=False")
     assert hidden.returncode == 0, hidden.stderr
     assert not (work / "report" / "figures" / "pictures.png").exists()
-    other = _launch(config, f"--workdir={work}", "--config.seed=1")
+    other = launch(config, f"--workdir={work}", "--config.seed=1")
     assert other.returncode == 2
     assert "config.seed is 0 there and 1 here" in other.stderr
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import importlib
 import json
@@ -10,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from launching import changed_config
 
 from diffusion_privacy import settings_cadp
 from diffusion_privacy.data.table_csv import read_csv
@@ -66,14 +66,7 @@ def _write(path, rows=120, **cells):
 
 
 def _study(path, changes=None, drop=()) -> CadpTable:
-    config = copy.deepcopy(importlib.import_module("configs.diabetes_cadp").get_config().to_dict())
-    config["data"]["params"] = {"path": str(path)}
-    for name, value in {**TINY, **(changes or {})}.items():
-        *parents, last = name.split(".")
-        node = config
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
+    config = changed_config("diabetes_cadp", {"data.params": {"path": str(path)}, **TINY, **(changes or {})})
     for name in drop:
         del config[name]
     found = settings_cadp.parse(config)

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from launching import launch
 
 from diffusion_privacy.reports import cadp_schema
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_digits_are_released_unlinked_and_the_claims_hold(tmp_path):
     """Release noise is fresh in every run. False alarms: 1e-3 for linkage at ε = 1 (each rank), 1 % for each bound."""
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
-    result = subprocess.run(
-        [
-            sys.executable,
-            "launch.py",
-            "--config=configs/digits_cadp.py",
-            f"--workdir={tmp_path}",
-            "--compilation_cache=",
-        ],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
+    result = launch("--config=configs/digits_cadp.py", f"--workdir={tmp_path}", timeout=1500, without=("NPROC",))
     assert result.returncode == 0, result.stderr
     release = cadp_schema.read(tmp_path / "report" / "release.json")
     links = {entry["name"]: entry for entry in release["linkage"]}

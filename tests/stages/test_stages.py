@@ -1,16 +1,13 @@
 """The study end to end on few steps: files, resuming, refusals. What it finds is judged in test_digits_job."""
 
-import copy
-import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import ROOT, changed_config, environment, launch
 
 from diffusion_privacy import settings
 from diffusion_privacy.errors import InputError
@@ -18,7 +15,6 @@ from diffusion_privacy.reports import schema
 from diffusion_privacy.stages import run
 from diffusion_privacy.stages import study as common
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = {
     "score.training.steps": 30,
     "score.training.warmup_steps": 5,
@@ -46,14 +42,7 @@ TINY = {
 
 
 def _raw(changes=None):
-    config = copy.deepcopy(importlib.import_module("configs.digits").get_config().to_dict())
-    for path, value in {**TINY, **(changes or {})}.items():
-        *parents, last = path.split(".")
-        node = config
-        for name in parents:
-            node = node[name]
-        node[last] = value
-    return config
+    return changed_config("digits", {**TINY, **(changes or {})})
 
 
 def _study(changes=None):
@@ -62,14 +51,6 @@ def _study(changes=None):
 
 def _flags(changes=None):
     return [f"--config.{path}={value}" for path, value in {**TINY, **(changes or {})}.items()]
-
-
-def _launch(*args, cwd=ROOT, **kwargs):
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return subprocess.run(
-        [sys.executable, "launch.py", "--compilation_cache=", *args],
-        cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **kwargs,
-    )  # fmt: skip
 
 
 def _assert_refused(result, *words):
@@ -117,7 +98,7 @@ def test_a_private_record_can_be_named_and_must_exist():
 def test_study_end_to_end_then_no_work(tmp_path):
     work = tmp_path / "run"
     # Thresholds of barely trained detectors may miss every positive; that is refused, not glossed over.
-    first = _launch("--config=configs/digits.py", f"--workdir={work}", *_flags({"detector.training.steps": 300}))
+    first = launch("--config=configs/digits.py", f"--workdir={work}", *_flags({"detector.training.steps": 300}))
     assert first.returncode == 0, first.stderr
     release = schema.read(work / "report" / "release.json")
     assert set(release["models"]) == {"careless", "careful"}
@@ -128,10 +109,10 @@ def test_study_end_to_end_then_no_work(tmp_path):
     assert json.loads((work / "likelihood.json").read_text())["careful"]["held_out"]["n"] == 4
     untouched = [p for p in work.rglob("*") if p.is_file() and "report" not in p.parts]
     before = {p: p.stat().st_mtime_ns for p in untouched}
-    second = _launch("--config=configs/digits.py", f"--workdir={work}", *_flags({"detector.training.steps": 300}))
+    second = launch("--config=configs/digits.py", f"--workdir={work}", *_flags({"detector.training.steps": 300}))
     assert second.returncode == 0, second.stderr
     assert {p: p.stat().st_mtime_ns for p in untouched} == before
-    other = _launch("--config=configs/digits.py", f"--workdir={work}", *_flags({"seed": 1}))
+    other = launch("--config=configs/digits.py", f"--workdir={work}", *_flags({"seed": 1}))
     _assert_refused(other, "config.")
     assert {p: p.stat().st_mtime_ns for p in untouched} == before
 
@@ -139,9 +120,8 @@ def test_study_end_to_end_then_no_work(tmp_path):
 @pytest.mark.slow
 def test_sigterm_saves_and_the_next_start_goes_on(tmp_path):
     flags = ["--config=configs/digits.py", "--mode=train", *_flags({"score.training.steps": 400})]
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     args = [sys.executable, "launch.py", "--compilation_cache=", *flags, f"--workdir={tmp_path / 'a'}"]
-    process = subprocess.Popen(args, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(args, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         if "careless: step 10/" in line:
@@ -168,11 +148,11 @@ def test_sigterm_saves_and_the_next_start_goes_on(tmp_path):
     ],
 )
 def test_flags_that_cannot_be_meant_are_refused_in_one_line(args, words):
-    _assert_refused(_launch(*args), *words)
+    _assert_refused(launch(*args), *words)
 
 
 def test_help_names_the_modes():
-    result = _launch("--help")
+    result = launch("--help")
     text = result.stdout + result.stderr
     assert "--mode" in text
     assert "study" in text
