@@ -8,7 +8,8 @@ Two neighbouring relations, and a run states for which one its ε holds:
 
 - ``add-or-remove-one``: what the DP-SGD literature quotes. One step is q N(C) + (1−q) N(0) against N(0).
 - ``replace-one``: what the releases of this package state. One step is q N(C) + (1−q) N(0) against
-  q N(−C) + (1−q) N(0), about twice the ε. That this pair is the worst one: by advanced joint convexity (Balle, Barthe &
+  q N(−C) + (1−q) N(0), about twice the ε: the pair of Koskela, Jälkö & Honkela (AISTATS 2020) for substitution. Why
+  it is the worst one: by advanced joint convexity (Balle, Barthe &
   Gaboardi, arXiv 1807.01647, theorem 2) the divergence is that of N(u) from a mixture of N(0) and N(v), ‖u‖, ‖v‖ <= C,
   hence of N(0) from a mixture with centres −u and v − u, and such a divergence is largest when the centres lie on one
   ray at their largest distances C and 2C (Choquette-Choo et al., arXiv 2310.15526, section 4). A test looks for a
