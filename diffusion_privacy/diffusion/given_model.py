@@ -51,6 +51,31 @@ def _call(denoiser: Denoiser, x: Array, t: Array, label: Array | None) -> Array:
     return denoiser(x, t)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Host:
+    fn: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        return jax.pure_callback(self.run, jax.ShapeDtypeStruct(x.shape, x.dtype), x, t, vmap_method="sequential")
+
+    def run(self, x: Array, t: Array) -> np.ndarray:
+        out = np.asarray(self.fn(np.asarray(x), np.asarray(t)))
+        if out.shape != x.shape or out.dtype.kind != "f":
+            raise InputError(
+                f"model.score: expected floating [B, ...] of the shape of x, {x.shape}, got {out.dtype} {out.shape}"
+            )
+        return out.astype(x.dtype)
+
+
+def from_host(fn: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Denoiser:
+    """A numpy function, e.g. one that calls another framework, as a score or a denoiser.
+
+    It is called once a step with a chunk of images, from several threads where there are several devices, and must not
+    call jax. Slower than a jax function by the way to the host and back.
+    """
+    return _Host(fn)
+
+
 def check(model: GivenModel, shape: tuple[int, ...]) -> None:
     """Calls the score once at every level that the sampler visits, on noise, and looks at what comes back.
 
@@ -75,13 +100,17 @@ def check(model: GivenModel, shape: tuple[int, ...]) -> None:
 
     try:
         finite = np.asarray(jax.jit(lambda: jax.lax.map(lambda kt: one(*kt), (keys, jnp.asarray(times))))())
-    except (TypeError, ValueError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:
+        # The user's function may raise anything, and a host function's error comes wrapped by jax.
+        named = next((line for line in reversed(str(error).splitlines()) if "model.score: " in line), None)
+        if named is not None:
+            raise InputError(named[named.index("model.score: ") :]) from error
         text = " ".join(str(error).split())[:300]
         raise InputError(
-            f"model.score: expected score(x, t) for x of shape {(1, *shape)} and t of shape (1,), it raised "
-            f"{type(error).__name__}: {text}"
+            f"model.score: expected a jax function score(x, t) for x of shape {(1, *shape)} and t of shape (1,), it "
+            f"raised {type(error).__name__}: {text} (given_model.from_host takes one of numpy)"
         ) from error
     if not finite.all():
         bad = float(times[np.flatnonzero(~finite)[-1]])
