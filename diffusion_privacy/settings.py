@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_privacy.anonymity.splitting import Splitting
+from diffusion_privacy.audits import baselines
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.training.state import TrainConfig
 
@@ -121,6 +122,7 @@ class Audit:
       estimators: further estimators to run beside E1, E2 and E4, of `ESTIMATORS`; each multiplies the audit's cost.
       flow_draws: draws a record of ``"change_of_variables"``.
       splitting: cost of ``"splitting"``, see `anonymity.splitting.Splitting`.
+      baselines: what else to run over each model, of `audits.baselines.BASELINES`.
     """
 
     samples: dict[str, int]
@@ -136,6 +138,7 @@ class Audit:
     estimators: tuple[str, ...] = ()
     flow_draws: int = 512
     splitting: Splitting = dataclasses.field(default_factory=Splitting)
+    baselines: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +172,7 @@ class Study:
         unknown = [name for name in self.audit.estimators if name not in ESTIMATORS]
         if unknown:
             raise InputError(f"config.audit.estimators: expected some of {', '.join(ESTIMATORS)}, got {unknown[0]!r}")
+        baselines.check_names(self.audit.baselines, "config.audit.baselines")
         if self.audit.flow_draws < 100:
             raise InputError(f"config.audit.flow_draws: expected at least 100, got {self.audit.flow_draws}")
         if set(self.audit.samples) != {"careless", "careful"}:

@@ -98,18 +98,22 @@ def _membership_rows(found: Membership) -> list[Row]:
     """AUC and the two operating points; limits are the wider of exact (or DeLong's) and bootstrap ones."""
     area, boot = found.auc, found.auc_bootstrap
     n = found.members + found.non_members
-    counted = f"{found.members} members, {found.non_members} non-members"
+    notes = [f"{found.members} members, {found.non_members} non-members"]
+    notes.append(f"wider of {area.method} and stratified bootstrap")
+    upper = max(area.upper, boot[1])
+    if upper < 0.5:
+        notes.append("below chance: this score tells members, but the other way round")
     rows = [
         Row(
             f"{found.attack}: AUC",
             area.value,
             min(area.lower, boot[0]),
-            max(area.upper, boot[1]),
+            upper,
             area.level,
             "probability; 0.5 is chance",
             HIGHER,
             n,
-            (counted, f"wider of {area.method} and stratified bootstrap"),
+            tuple(notes),
         )
     ]
     return rows + [_point_row(found.attack, point, area.level, n) for point in found.points]

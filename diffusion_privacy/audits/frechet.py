@@ -2,7 +2,7 @@
 
 gap = F(generated, held-out) − F(generated, training) with F of `fidelity.frechet_distance` and equally many records on
 both sides, so that the bias of F, which depends on their number, cancels. A model that has not memorised is equally far
-from both: gap 0. Features come from a network that was trained in this project (`detector features`), so numbers do not
+from both: gap 0. Features come from a network that was trained in this project, so numbers do not
 compare with those of Inception features.
 """
 
@@ -77,19 +77,46 @@ def frechet_gap(
     rng = np.random.default_rng(seed)
     size = min(len(sets[1]), len(sets[2]))
     pairs = np.array([_distances(sets[0], *(_choose(rng, x, size) for x in sets[1:])) for _ in range(splits)])
-    train, other = pairs.mean(axis=0)
-    again = [_gap(_resample(rng, sets[0]), *(_resample(rng, _choose(rng, x, size)) for x in sets[1:]))
-             for _ in range(resamples)]  # fmt: skip
-    reach = special.ndtri(0.5 * (1 + level)) * float(np.std(again, ddof=1))
-    pool = np.concatenate(sets[1:])
-    first = float(other - train) if splits == 1 else _gap(sets[0], *(_choose(rng, x, size) for x in sets[1:]))
-    relabelled = []
+    train, other = (float(x) for x in pairs.mean(axis=0))
+    again = []
     for _ in range(resamples):
-        order = rng.permutation(len(pool))[: 2 * size]
-        relabelled.append(_gap(sets[0], pool[order[:size]], pool[order[size:]]))
-    p_value = (1 + int(np.sum(np.array(relabelled) >= first))) / (1 + resamples)
-    value = float(other - train)
-    return FrechetGap(value, value - reach, value + reach, level, float(train), float(other), p_value, size)
+        fit = _Fit.of(_resample(rng, sets[0]))
+        again.append(_gap(fit, *(_resample(rng, _choose(rng, x, size)) for x in sets[1:])))
+    reach = float(special.ndtri(0.5 * (1 + level)) * np.std(again, ddof=1))
+    fit, pool = _Fit.of(sets[0]), np.concatenate(sets[1:])
+    seen = _gap(fit, *(_choose(rng, x, size) for x in sets[1:]))
+    as_large = 0
+    for _ in range(resamples):
+        order = rng.permutation(len(pool))
+        as_large += _gap(fit, pool[order[:size]], pool[order[size : 2 * size]]) >= seen
+    value = other - train
+    p_value = (1 + as_large) / (1 + resamples)
+    return FrechetGap(value, value - reach, value + reach, level, train, other, p_value, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """A Gaussian fitted to features: mean [D], covariance [D, D] and A with A Aᵀ = covariance."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    root: np.ndarray
+
+    @staticmethod
+    def of(x: np.ndarray) -> _Fit:
+        covariance = np.atleast_2d(np.cov(x, rowvar=False))
+        values, vectors = np.linalg.eigh(covariance)
+        return _Fit(x.mean(axis=0), covariance, vectors * np.sqrt(np.maximum(values, 0.0)))
+
+    def distance(self, x: np.ndarray) -> float:
+        """As `fidelity.frechet_distance` to about 1e-7 of the traces, several times faster: no root of x's covariance.
+
+        The eigenvalues of Aᵀ Σ A are those of the product under the root.
+        """
+        mean, covariance = x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))
+        overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(self.root.T @ covariance @ self.root), 0.0)).sum()
+        shift = float(np.sum((mean - self.mean) ** 2))
+        return shift + float(np.trace(covariance) + np.trace(self.covariance) - 2.0 * overlap)
 
 
 def _choose(rng: np.random.Generator, x: np.ndarray, size: int) -> np.ndarray:
@@ -104,6 +131,5 @@ def _distances(generated: np.ndarray, train: np.ndarray, other: np.ndarray) -> t
     return fidelity.frechet_distance(generated, train), fidelity.frechet_distance(generated, other)
 
 
-def _gap(generated: np.ndarray, train: np.ndarray, other: np.ndarray) -> float:
-    near, far = _distances(generated, train, other)
-    return far - near
+def _gap(generated: _Fit, train: np.ndarray, other: np.ndarray) -> float:
+    return generated.distance(other) - generated.distance(train)

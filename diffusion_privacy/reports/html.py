@@ -38,6 +38,7 @@ $uncertified
 $methods
 $estimate_table
 $detector_table
+$baseline_table
 <h2>Training</h2>
 $training
 $training_table""")
@@ -120,6 +121,7 @@ def render(release: Mapping[str, Any], drawn: Mapping[str, Picture], digest: str
         methods=definitions(_METHODS),
         estimate_table=tables.estimates(release),
         detector_table=tables.detectors(release),
+        baseline_table=tables.baselines(release),
         training=figure(drawn["training"]),
         training_table=tables.training(release),
     )

@@ -23,7 +23,8 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 
 from diffusion_privacy.anonymity.summary import Row
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import structure
+from diffusion_privacy.reports import baselines, structure
+from diffusion_privacy.reports.baselines import Baseline
 from diffusion_privacy.reports.structure import Range
 from diffusion_privacy.types import Estimate
 
@@ -221,6 +222,7 @@ class Model(TypedDict):
     expected_if_memorised: NonNegative  # hits among n_samples of a model that memorised all its records alike
     detector: Detector
     records: list[Record]
+    baselines: list[Baseline]  # empty: none asked for
 
 
 class Timing(TypedDict):
@@ -376,6 +378,7 @@ RULES: dict[type, Callable[[Mapping[str, Any], str], None]] = {
     Direct: _estimate_rule,
     Subspace: _estimate_rule,
     Estimator: _estimator_rule,
+    Baseline: baselines.rule,
     Verdict: _verdict_rule,
     HCurve: _curve_rule,
     Model: _model_rule,

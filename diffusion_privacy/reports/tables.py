@@ -194,6 +194,30 @@ def _further(release: Mapping[str, Any]) -> str:
     return "".join(tables)
 
 
+def baselines(release: Mapping[str, Any]) -> str:
+    """One table of all models' baselines; nothing when none was run."""
+    columns = (("Baseline", ""), ("Model", ""), ("Value", "interval"), ("Unit", ""), ("Direction", ""), ("Notes", ""))
+    rows = []
+    for place in range(max(len(model["baselines"]) for model in release["models"].values())):
+        for name, model in release["models"].items():
+            if place >= len(model["baselines"]):
+                continue
+            entry = model["baselines"][place]
+            shown = "–"
+            if entry["value"] is not None:
+                value = wording.significant(entry["value"], 3)
+                low = wording.significant(entry["lower"], 3, "down")
+                high = wording.significant(entry["upper"], 3, "up")
+                shown = f"{value} ({wording.percent(entry['level'])} interval {low} to {high})"
+            rows.append(
+                ("", [entry["name"], name, shown, entry["unit"], entry["direction"], "; ".join(entry["notes"])])
+            )
+    if not rows:
+        return ""
+    remark = "They enter no verdict. Each interval holds by itself; among many, some miss."
+    return data_table("Baselines: what other tests of memorising say", columns, rows) + f'<p class="small">{remark}</p>'
+
+
 def detectors(release: Mapping[str, Any]) -> str:
     """Error rates and thresholds of each model's detector."""
     columns = (

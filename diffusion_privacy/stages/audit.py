@@ -17,12 +17,13 @@ from diffusion_privacy.anonymity.montecarlo import DirectResult
 from diffusion_privacy.anonymity.subspace import SubspaceResult
 from diffusion_privacy.anonymity.tprime import HCurve
 from diffusion_privacy.anonymity.verdict import Verdict
+from diffusion_privacy.audits import neighbours
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import schema, wording
 from diffusion_privacy.reports.arrays import ModelArrays, Regenerated, save_arrays
 from diffusion_privacy.settings import Study
-from diffusion_privacy.stages import audit_estimators
+from diffusion_privacy.stages import audit_baselines, audit_estimators
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.sample import chunk_size
 from diffusion_privacy.stages.workdir import Workdir
@@ -257,11 +258,10 @@ def _arrays(
 ) -> ModelArrays:
     """What the figures show; the regenerated images are the first draws of the h(t) curve itself."""
     roles, chain = setup.roles, setup.chain
-    train = roles.train[name].image.reshape(len(roles.train[name]), -1)
     shown = samples[: min(_SHOWN, len(samples))]
-    flat = shown.reshape(len(shown), -1)
-    squared = np.sum(np.square(flat[:, None].astype(np.float64) - train[None]), axis=2)
-    nearest = np.argmin(squared, axis=1)
+    squared, nearest = neighbours.nearest(
+        neighbours.rows(shown, "samples"), neighbours.rows(roles.train[name].image, "training records")
+    )
     levels = np.unique(np.round(np.linspace(1, chain.steps, min(8, chain.steps))).astype(int))
     images, margins = tprime.regenerated_images(
         chain,
@@ -276,8 +276,8 @@ def _arrays(
     )
     return ModelArrays(
         samples=shown,
-        nearest=roles.train[name].image[nearest],
-        distances=np.sqrt(np.min(squared, axis=1)),
+        nearest=roles.train[name].image[nearest[:, 0]],
+        distances=np.sqrt(squared[:, 0]),
         regenerated={
             role: Regenerated(chain.times[levels], images[i], margins[i] > 0)
             for i, role in enumerate(("private", "control"))
@@ -348,6 +348,7 @@ def audit_model(setup: _Setup, name: str) -> None:
         "expected_if_memorised": len(samples) / n_train,
         "detector": _detector_entry(calibrations, study),
         "records": records,
+        "baselines": audit_baselines.rows(study, setup.workdir, setup.roles, score, samples, name),
     }
     setup.workdir.write_json(setup.workdir.path("audit", f"{name}.json"), entry)
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from diffusion_privacy.audits.fidelity import frechet_distance
-from diffusion_privacy.audits.frechet import frechet_gap
+from diffusion_privacy.audits.frechet import _Fit, frechet_gap
 from diffusion_privacy.errors import InputError
 
 
@@ -19,6 +19,14 @@ def test_it_is_the_difference_of_two_distances():
     assert found.held_out == pytest.approx(frechet_distance(generated, held_out))
     assert found.value == pytest.approx(found.held_out - found.train)
     assert (found.size, found.p_value) == (60, pytest.approx(1 / 21))
+
+
+def test_the_fast_form_is_the_distance():
+    """Also where there are fewer rows than features: the covariance is singular then."""
+    rng = np.random.default_rng(3)
+    for rows, dim in ((50, 4), (9, 16)):
+        one, two = rng.normal(1, 2, (rows, dim)), rng.normal(size=(rows, dim))
+        assert _Fit.of(one).distance(two) == pytest.approx(frechet_distance(one, two), rel=1e-6)
 
 
 def test_a_copied_training_set_shows_and_the_law_does_not():

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from diffusion_privacy.anonymity import summary
+from diffusion_privacy.audits.baselines import HIGHER, Row
 from diffusion_privacy.reports import schema
 from diffusion_privacy.reports.arrays import ModelArrays, Regenerated
+from diffusion_privacy.reports.baselines import entry
 from diffusion_privacy.types import Estimate
 
 LEVELS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
@@ -92,6 +94,13 @@ def estimators() -> list[dict[str, Any]]:
     return [dict(schema.estimator_entry(summary.row(e))) for e in (found, flow)]
 
 
+def baselines() -> list[dict[str, Any]]:
+    unit, scale = "probability; 0.5 is chance", HIGHER
+    found = Row("loss: AUC", 0.61, 0.552, 0.6649, 0.95, unit, scale, 161, ("64 members, 97 non-members",))
+    few = Row("loss: TPR at 0.1 % FPR", None, None, None, 0.95, "share of members", scale, 161, ("too few <records>",))
+    return [dict(entry(row)) for row in (found, few)]
+
+
 def record(role: str, index: int, **parts: Any) -> dict[str, Any]:
     disc = {"kind": "disc", "radius": 1, "centre": [5, 2], "level": 0.0}
     return {"role": role, "index": index, "label": index % 10, "fingerprint": disc, "estimators": estimators(), **parts}
@@ -140,6 +149,7 @@ def model(name: str, n_train: int, private: dict[str, Any]) -> dict[str, Any]:
             "thresholds": {"fingerprint": 1.873, "identity": 0.4421},
         },
         "records": [private, *controls(n, 1 / n_train, name)],
+        "baselines": baselines(),
     }
 
 

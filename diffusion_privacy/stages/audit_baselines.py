@@ -1,0 +1,73 @@
+"""The audit's baselines: membership, extraction, authenticity and the like, over one model (`audits.baselines`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from diffusion_privacy.audits import baselines
+from diffusion_privacy.networks.classifier import Classifier, ConvTrunk
+from diffusion_privacy.reports import baselines as entries
+from diffusion_privacy.settings import Study
+from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.types import Array, PyTree, ScoreFn
+
+_LOG = logging.getLogger(__name__)
+_ROWS = 512
+
+
+def trunk_features(trunk: ConvTrunk, params: PyTree) -> Callable[[np.ndarray], np.ndarray]:
+    """``x[N, H, W, C] -> [N, F]`` of a classifier's last layer but one, a few hundred rows at a time."""
+
+    @jax.jit
+    def some(x: Array) -> Array:
+        return cast(Array, trunk.apply(params, x))
+
+    def features(x: np.ndarray) -> np.ndarray:
+        # The last block repeats its last row, so that one compiled program serves sets of any length.
+        rows = [np.minimum(np.arange(start, start + _ROWS), len(x) - 1) for start in range(0, len(x), _ROWS)]
+        return np.concatenate([np.asarray(some(x[r])) for r in rows])[: len(x)]
+
+    return features
+
+
+def rows(
+    study: Study, workdir: Workdir, roles: common.Roles, score: ScoreFn, samples: np.ndarray, name: str
+) -> list[entries.Baseline]:
+    """What ``audit.baselines`` asks for, as entries of release.json; empty when it asks for nothing.
+
+    Members are the model's training set; non-members the held-out and control records, clean.
+
+    Args:
+      study, workdir, roles: of the run.
+      score: the model.
+      samples: its draws ``[G, H, W, C]``.
+      name: of the model.
+    """
+    chosen = study.audit.baselines
+    if not chosen:
+        return []
+    held_out = np.concatenate([roles.held_out.image, roles.controls.image])
+    network = cast(Classifier, common.classifiers(study)["identity"].network)
+    trunk = ConvTrunk(network.channels, network.max_channels, network.dtype)
+    params: Any = common.load_classifiers(workdir)["identity"]
+    subject = baselines.Subject(
+        score=score,
+        sde=common.make_sde(study),
+        members=roles.train[name].image,
+        non_members=held_out,
+        samples=samples,
+        features=trunk_features(trunk, {"params": params["params"]["trunk"]}),
+        seed=study.seed,
+        level=study.audit.level,
+    )
+    found = baselines.run(chosen, subject)
+    for row in found:
+        if row.value is not None:
+            _LOG.info("audit %s: %s %.3g (%.3g to %.3g)", name, row.name, row.value, row.lower, row.upper)
+    return [entries.entry(row) for row in found]
