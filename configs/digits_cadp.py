@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
                     "scan": True,
                 },
                 "preprocess": "affine",
+                "logit_alpha": 0.05,
                 "reconstruction": 0.0,
                 "perturbation": 0.0,
                 "trained_on": "public",

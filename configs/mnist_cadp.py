@@ -38,12 +38,13 @@ def get_config() -> ConfigDict:
             "scan": True,
         }
         config.flow.preprocess = "logit"
+        config.flow.logit_alpha = 1e-3
         config.flow.training.update(
             {
-                "steps": 3_000,
+                "steps": 1_500,
                 "batch_size": 128,
                 "learning_rate": 1e-3,
-                "warmup_steps": 200,
+                "warmup_steps": 50,
                 "weight_decay": 0.0,
                 "ema_decay": 0.998,
                 "checkpoint_every": 500,

@@ -177,7 +177,7 @@ def _refuse_missing(
             if gone and not drop[i] and policies[names[j]] == "error":
                 raise InputError(
                     f"{where}: row {i + 1}, column {names[j]!r} is missing ({cells[i][j]!r}); expected a value, or "
-                    "missing='drop', 'category' or 'median' for that column"
+                    "missing='drop' or 'category' for that column"
                 )
 
 

@@ -35,7 +35,7 @@ def flow_config(settings: Flow, shape: tuple[int, ...], cond_dim: int) -> FlowCo
 def image_model(settings: Flow, records: Records) -> FlowModel:
     """The flow of images like these, given their class."""
     config = flow_config(settings, tuple(int(v) for v in records.image.shape[1:]), records.num_classes)
-    return flow_model(config, "label", settings.preprocess, records.levels)
+    return flow_model(config, "label", settings.preprocess, records.levels, settings.logit_alpha)
 
 
 def row_model(settings: Flow, rows: Rows, spread: float) -> FlowModel:

@@ -1,0 +1,28 @@
+"""A private copy of your own table, a CSV file with a header, by CADP.
+
+    python launch.py --config=configs/csv_cadp.py --workdir=runs/mine \
+        --config.data.params.path=FILE --config.evaluation.target=COLUMN
+
+COLUMN is predicted from the others to see what the copy is good for. The run stops with one line that says what is
+missing wherever public facts are needed that must not be read off private rows: the limits of a number
+(``columns.ranges``), the categories of a text. Copy this file to state them. Everything else is as for the diabetes
+table; a flow needs some hundreds of public rows to learn from.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import diabetes_cadp
+
+
+def get_config() -> ConfigDict:
+    """The settings, see `diffusion_privacy.settings_cadp.CadpTable`."""
+    config = diabetes_cadp.get_config()
+    with config.unlocked():
+        config.data = {"source": "csv", "params": {"path": "data/table.csv", "missing": "error"}}
+        config.columns.ranges = {}
+        config.columns.declared = ()
+        config.columns.apart = ()
+        config.evaluation.target = "target"
+        config.release.relation = "replace-record-and-condition"
+        config.release.label_epsilon = 0.0
+    return config.lock()
