@@ -47,6 +47,8 @@ class Flow:
       training: by the one loop; with ``training.privacy`` on, by DP-SGD.
       params: fields of `flows.cinn.FlowConfig`; shape and cond_dim come from the data.
       preprocess: ``"affine"`` or ``"logit"`` for images, ``"none"`` for tables, see `flows.preprocess.Preprocess`.
+      logit_alpha: α of the logit map, in (0, 0.5); where most pixels are black or white a small one (0.001) is learned
+        far sooner.
       reconstruction, perturbation: see `flows.objective.loss`.
       trained_on: ``"public"`` or ``"private"``: which share it learns from. With ``"private"`` a release must be
         declared ``dp-sgd`` or ``mechanism-only``.
@@ -55,6 +57,7 @@ class Flow:
     training: TrainConfig
     params: Params = dataclasses.field(default_factory=dict)
     preprocess: str = "affine"
+    logit_alpha: float = 0.05
     reconstruction: float = 0.0
     perturbation: float = 0.0
     trained_on: str = "public"
@@ -242,6 +245,8 @@ class Cadp(PrivateStudy):
         super().__post_init__()
         evaluation = self.evaluation
         _choice("flow.preprocess", self.flow.preprocess, ("affine", "logit"))
+        alpha = self.flow.logit_alpha
+        _need(0 < alpha < 0.5, "flow.logit_alpha", "a number in (0, 0.5)", alpha)
         _need(evaluation.seeds >= 2, "evaluation.seeds", "at least 2", evaluation.seeds)
         _need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
         clip = evaluation.training.grad_clip_norm
