@@ -6,7 +6,8 @@ the mean false-alarm rate q. Every draw then counts twice, once for p and once f
 binomial ones; such a sum is no wider in the tails than the binomial with its mean (Hoeffding 1956), so that
 Clopper-Pearson limits hold for p and q as well.
 
-All draws are made and counted in one compiled loop; nothing is kept of them but counts at a grid of thresholds.
+All draws are made and counted in one compiled loop on every device; nothing is kept of them but counts at a grid of
+thresholds.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from diffusion_privacy.audits.epsilon import CHOOSING_ERROR, EpsilonBound, choose_event, clopper_pearson, log_ratio
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.training.sharding import DATA, REPLICATED, data_mesh, data_parallel
 from diffusion_privacy.types import Array
 
 BatchMechanism = Callable[[Array, Array], Array]
@@ -32,7 +35,7 @@ TAILS = ("gaussian", "laplace")
 PILOT = 2**16
 """Outputs of each latent from which the mean outputs are measured, and the direction and the thresholds are taken."""
 
-_GRID = 128
+_GRID = 32
 """Thresholds counted at once; one number for every use, so that one program serves."""
 
 _CHOOSE, _JUDGE = 1000, 1001
@@ -65,7 +68,8 @@ def worst_case_bound(
     tails: str,
     confidence: float = 0.99,
     overshoot: float = 16.0,
-    chunk: int = 2**16,
+    chunk: int = 2**14,
+    mesh: Mesh | None = None,
 ) -> EpsilonBound:
     """ε lower bound on antipodal latents ±overshoot·C·u, which a correct mechanism clips to norm C.
 
@@ -84,7 +88,8 @@ def worst_case_bound(
         side and as a false alarm or none on the other, so that each limit rests on twice as many trials.
       tails: ``"gaussian"`` or ``"laplace"``: which likelihood ratio.
       overshoot: how far outside the ball the latents lie.
-      chunk: draws of each latent computed at once.
+      chunk: draws of each latent that a device computes at once; the draws depend on it, and on no number of devices.
+      mesh: default: every device.
 
     Raises:
       InputError: unknown ``tails``, fewer than 1,000 or more than 2^30 trials, or NaN from the mechanism.
@@ -95,15 +100,14 @@ def worst_case_bound(
         raise InputError(f"trials: expected within 1,000 and 2^30, got {trials!r}")
     run = mechanism if isinstance(mechanism, jax.tree_util.Partial) else jax.tree_util.Partial(mechanism)
     chunk = min(chunk, trials)
+    counter = _counter(tails, chunk, data_mesh() if mesh is None else mesh)
     name, latents, centres, scores = _pilot(run, key, dim, overshoot * clip_norm, delta, tails, min(PILOT, trials))
     thresholds = _candidates(scores)
 
     def counts(part: int, at: np.ndarray, draws: int) -> tuple[np.ndarray, int]:
         padded, chunks = np.full(_GRID, np.inf, np.float32), -(-draws // chunk)
         padded[: at.size] = at
-        total, broken = _counts(
-            run, jax.random.fold_in(key, part), latents, centres, padded, np.int32(chunks), tails, chunk
-        )
+        total, broken = counter(run, jax.random.fold_in(key, part), latents, centres, padded, np.int32(chunks))
         if broken:
             raise InputError("audit: a score is NaN; expected numbers")
         return np.asarray(total, np.int64)[..., : at.size], chunks * chunk
@@ -135,7 +139,13 @@ def _own_scores(out: Array, centres: Array, tails: str) -> Array:
     return scores * jnp.array([[1.0], [-1.0]])
 
 
-@functools.partial(jax.jit, static_argnames=("tails", "chunk"))
+@functools.cache
+def _counter(tails: str, chunk: int, mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
+    """`_counts` compiled for every device of the mesh."""
+    counts = functools.partial(_counts, tails=tails, chunk=chunk, devices=mesh.devices.size)
+    return data_parallel(counts, mesh, in_specs=REPLICATED, out_specs=REPLICATED)
+
+
 def _counts(
     mechanism: jax.tree_util.Partial,
     key: Array,
@@ -143,17 +153,23 @@ def _counts(
     centres: Array,
     thresholds: Array,
     chunks: Array,
+    *,
     tails: str,
     chunk: int,
+    devices: int,
 ) -> tuple[Array, Array]:
     """Hits and false alarms int32 [2, 2, K] of the two events at each threshold, over ``chunks · chunk`` draws each.
 
-    With them whether any score was NaN, which exceeds nothing and would pass for no leak.
+    With them whether any score was NaN, which exceeds nothing and would pass for no leak. Chunks have keys of their own
+    and are dealt to the devices in turn, so that the counts do not depend on how many there are.
     """
+    device = jax.lax.axis_index(DATA)
 
-    def step(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(turn: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         total, broken = state
-        own = _own_scores(_outputs(mechanism, jax.random.fold_in(key, i), latents, chunk), centres, tails)
+        own = _own_scores(
+            _outputs(mechanism, jax.random.fold_in(key, turn * devices + device), latents, chunk), centres, tails
+        )
         # Without the barrier the draws might be fused into, and repeated for, every comparison.
         own = jax.lax.optimization_barrier(own)[:, None, :]
         hits = jnp.sum(own >= thresholds[:, None], axis=2, dtype=jnp.int32)
@@ -162,7 +178,9 @@ def _counts(
         return total + jnp.stack([hits, alarms]), broken | jnp.isnan(own).any()
 
     start = jnp.zeros((2, 2, thresholds.shape[0]), jnp.int32), jnp.bool_(False)
-    return jax.lax.fori_loop(0, chunks, step, start)
+    turns = (chunks - device + devices - 1) // devices
+    total, broken = jax.lax.fori_loop(0, turns, step, start)
+    return jax.lax.psum(total, DATA), jax.lax.psum(broken.astype(jnp.int32), DATA) > 0
 
 
 def _pilot(
@@ -186,9 +204,9 @@ def _pilot(
 def _candidates(scores: np.ndarray) -> np.ndarray:
     """`_GRID` thresholds, float32: quantiles of the scores under either latent, and steps beyond all that were seen."""
     own = np.sort(scores.ravel())
-    ranks = np.geomspace(1, own.size, 48).astype(int)
-    beyond = np.mean(own) + np.std(own) * np.linspace(-1.0, 6.0, _GRID - 2 * ranks.size)
-    return np.concatenate([own[own.size - ranks], -own[ranks - 1], beyond]).astype(np.float32)
+    upper, other = np.geomspace(1, own.size, 14).astype(int), np.geomspace(1, own.size, 8).astype(int)
+    beyond = np.mean(own) + np.std(own) * np.linspace(-1.0, 6.0, _GRID - upper.size - other.size)
+    return np.concatenate([own[own.size - upper], -own[other - 1], beyond]).astype(np.float32)
 
 
 def _best_event(counts: np.ndarray, n: int, delta: float, thresholds: np.ndarray) -> tuple[np.ndarray, float]:

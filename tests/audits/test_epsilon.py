@@ -22,6 +22,7 @@ from diffusion_privacy.mechanisms import calibration, clipping, noise
 from diffusion_privacy.mechanisms.discrete import DiscreteGaussian
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, many_at_scale
 from diffusion_privacy.mechanisms.relation import REPLACE_RECORD, replace_person
+from diffusion_privacy.training.sharding import data_mesh
 
 RADIUS, DIM, DELTA = 3.0, 2, 1e-5
 
@@ -230,6 +231,19 @@ def test_clopper_pearson_covers():
         assert mass[lower > p].sum() <= 0.005
         assert mass[upper < p].sum() <= 0.005
         assert (mass[lower > p].sum(), mass[upper < p].sum()) != (0, 0)
+
+
+@pytest.mark.slow
+def test_the_bound_does_not_depend_on_the_number_of_devices():
+    def found(devices):
+        return worst_case.worst_case_bound(
+            laplace(2 * RADIUS), jax.random.key(0), dim=DIM, clip_norm=RADIUS, delta=0.0, trials=100_000,
+            tails="laplace", mesh=data_mesh(jax.devices()[:devices]),
+        )  # fmt: skip
+
+    # Seven chunks on one device and on three, which do not divide them.
+    assert found(1) == found(3)
+    assert found(1).trials == 2 * 7 * 2**14
 
 
 def test_limits_cover_the_mean_of_two_unequal_rates():
