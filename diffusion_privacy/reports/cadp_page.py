@@ -187,7 +187,9 @@ def _bounds(release: Mapping[str, Any]) -> str:
     columns = (
         ("Claimed ε", ""),
         ("Measured ε", "at least"),
+        ("Of the claim", "larger = tighter"),
         ("Confidence", ""),
+        ("Trials", "behind each limit"),
         ("Largest that could show", ""),
         ("Finding", ""),
     )
@@ -199,7 +201,9 @@ def _bounds(release: Mapping[str, Any]) -> str:
         cells = [
             epsilon(bound["claimed"]),
             f"{bound['lower']:.3g}",
+            percent(bound["lower"] / bound["claimed"]),
             percent(bound["confidence"]),
+            count(bound["trials"]),
             f"{bound['ceiling']:.3g}",
         ]
         rows.append(("", [*cells, finding]))
