@@ -3,12 +3,13 @@
     python launch.py --config=configs/digits.py --workdir=runs/digits
 
 or make a private copy of a data set and say what that is worth: --config=configs/digits_cadp.py for images,
---config=configs/diabetes_cadp.py for tables.
+--config=configs/diabetes_cadp.py for tables; or audit a model that was trained elsewhere:
+--config=configs/audit_own_model.py.
 
 One run is a config and a working directory. --mode=study (the default) does everything; another mode does one stage,
 which finds what earlier stages left in the workdir. sample and likelihood are stages of the first kind of study only,
-privatize and evaluate of the second. A finished stage does no work; an interrupted one goes on where it
-was. Any field of the config is a flag: --config.score.training.steps=2000.
+privatize and evaluate of the second; the last kind has audit and report. A finished stage does no work; an interrupted
+one goes on where it was. Any field of the config is a flag: --config.score.training.steps=2000.
 
 Exit status: 0 done; 1 a fault in the program; 2 the data, config or workdir is not usable as given (one line says
 what was expected); 75 stopped by a signal, state saved, start it again to go on.
@@ -87,11 +88,14 @@ def _set_up_devices(network: str) -> None:
 
 
 def _run(workdir: str) -> None:
-    from diffusion_privacy import settings, settings_cadp
+    from diffusion_privacy import settings, settings_cadp, settings_own
 
     study = settings_cadp.parse(_CONFIG.value.to_dict())
     # A small flow is a chain of thin layers: splitting its batch costs more than it gains.
-    _set_up_devices(study.score.network.name if isinstance(study, settings.Study) else "mlp")
+    network = study.score.network.name if isinstance(study, settings.Study) else "mlp"
+    if isinstance(study, settings_own.OwnModel) and study.model.kind == "diffusers":
+        network = "unet"
+    _set_up_devices(network)
     from diffusion_privacy.stages import run
 
     run.run(study, Path(workdir), _MODE.value)

@@ -1,7 +1,7 @@
 """Settings of a CADP study: a flow, a release of private records, its utility and its audit.
 
 A config says which study it is by its field ``kind``: ``"cadp"`` for images, ``"cadp_table"`` for a table,
-``"anonymity"`` (or nothing) for `settings.Study`.
+``"own_model"`` for `settings_own.OwnModel`, ``"anonymity"`` (or nothing) for `settings.Study`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from diffusion_privacy import settings
 from diffusion_privacy.data.tables import Column
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Data, Params, Report, Study
+from diffusion_privacy.settings_own import OwnModel
 from diffusion_privacy.training.state import TrainConfig
 
-KINDS = ("anonymity", "cadp", "cadp_table")
+KINDS = ("anonymity", "cadp", "cadp_table", "own_model")
 MECHANISMS = ("gaussian", "laplace", "discrete_gaussian", "discrete_laplace")
 DECLARATIONS = ("public", "dp-sgd", "mechanism-only")
 PRIVATE_ARMS = ("full-batch", "loop")
@@ -310,7 +311,7 @@ def _choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     _need(value in choices, field, f"one of {', '.join(choices)}", value)
 
 
-def parse(config: Mapping[str, Any]) -> Study | Cadp | CadpTable:
+def parse(config: Mapping[str, Any]) -> Study | Cadp | CadpTable | OwnModel:
     """The settings of any kind of study from a config's nested dictionary.
 
     Raises:
@@ -322,4 +323,6 @@ def parse(config: Mapping[str, Any]) -> Study | Cadp | CadpTable:
         return settings.parse(Cadp, config)
     if kind == "cadp_table":
         return settings.parse(CadpTable, config)
+    if kind == "own_model":
+        return settings.parse(OwnModel, config)
     return settings.parse(Study, {name: value for name, value in config.items() if name != "kind"})

@@ -25,6 +25,7 @@ LEVELS = (
     ("audits",),
     ("reports",),
     ("settings",),
+    ("settings_own",),
     ("settings_cadp",),
     ("tasks",),
     ("stages",),

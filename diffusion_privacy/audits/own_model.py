@@ -56,7 +56,6 @@ class Plan:
       false_positive_rate: of a fresh record of the held-out kind, in (0, 1); 0 takes the smallest, 1/(held-out + 1).
       share: of the conformal radius, in (0, 1]; at most ½ keeps balls of different records apart.
       level: confidence level of each record's verdict.
-      seed: 0 <= seed < 2**32.
       chunk: lanes a device handles at a time; 0 chooses by ``memory_gb`` of temporaries.
       check: refuse a score that does not fit its schedule or its records (`audits.plausible`).
     """
@@ -71,7 +70,6 @@ class Plan:
     false_positive_rate: float = 0.0
     share: float = 0.5
     level: float = 0.95
-    seed: int = 0
     chunk: int = 0
     memory_gb: float = 2.0
     check: bool = True
@@ -87,7 +85,6 @@ class Plan:
             ("false_positive_rate", 0 <= self.false_positive_rate < 1, "a number in [0, 1)"),
             ("share", 0 < self.share <= 1, "a number in (0, 1]"),
             ("level", 0.5 < self.level < 1, "a number in (0.5, 1)"),
-            ("seed", 0 <= self.seed < 2**32, "0 … 2**32 − 1"),
             ("chunk", self.chunk >= 0, "0 or more"),
             ("memory_gb", self.memory_gb > 0, "a positive number"),
         ):
@@ -147,6 +144,7 @@ def audit_model(
     distance: str | Distance = "l2",
     copy: Copies | None = None,
     plan: Plan | None = None,
+    seed: int = 0,
 ) -> OwnAudit:
     """How often does this model give these records back?
 
@@ -161,19 +159,22 @@ def audit_model(
       copy: how a copy may differ from the record; None for `detector_tasks.Perturbation` (images), or white noise of
         0.05 (records of another shape).
       plan: see `Plan`.
+      seed: 0 <= seed < 2**32; results depend on it and on nothing else random.
 
     Raises:
       InputError: records, model or detector that are not usable, or a score that does not fit its schedule: one line
         says what was expected.
     """
     plan = Plan() if plan is None else plan
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed: expected 0 … 2**32 − 1, got {seed}")
     private, held_out = _checked(private, held_out, n_train)
     given_model.check(model, private.shape[1:])
     measure = nearness.named(distance)
     found = _detector(measure, private, held_out, plan)
     score = lanes.operand(model.score)
     chunk = plan.chunk or lanes.chunk_for_budget(score, private.shape[1:], plan.memory_gb * 2**30, ceiling=256)
-    work = _Work(dataclasses.replace(model, score=score), private, held_out, n_train, measure, found, plan, chunk)
+    work = _Work(dataclasses.replace(model, score=score), private, held_out, n_train, measure, found, plan, chunk, seed)
     try:
         return _run(work, copy)
     except FloatingPointError as error:
@@ -218,6 +219,7 @@ class _Work:
     balls: list[Balls]
     plan: Plan
     chunk: int
+    seed: int
 
     @property
     def level(self) -> float:
@@ -240,7 +242,7 @@ def _run(work: _Work, copy: Copies | None) -> OwnAudit:
         work.private,
         levels,
         plan.h_draws,
-        rng.stream(plan.seed, "own.h"),
+        rng.stream(work.seed, "own.h"),
         chunk=work.chunk,
     )
     _LOG.info("audit: h(t) drawn at %d levels for %d records", len(levels), len(curves))
@@ -250,7 +252,7 @@ def _run(work: _Work, copy: Copies | None) -> OwnAudit:
         work.detect,
         work.private,
         [subspace.design(curve.by_level) for curve in curves],
-        rng.stream(plan.seed, "own.subspace"),
+        rng.stream(work.seed, "own.subspace"),
         draws=plan.subspace_draws,
         max_draws=plan.subspace_max_draws,
         level=work.level,
@@ -266,7 +268,7 @@ def _copies_seen(work: _Work, copy: Copies | None) -> list[Rate]:
     if copy is None:
         copy = Perturbation() if work.private.ndim == 4 else _noisy
     make = jax.jit(lambda record, keys: jax.vmap(lambda key: copy(record, key))(keys))
-    key, rates = rng.stream(work.plan.seed, "own.copies"), []
+    key, rates = rng.stream(work.seed, "own.copies"), []
     for r, record in enumerate(work.private):
         keys = rng.per_record(jax.random.fold_in(key, r), jnp.arange(work.plan.copies))
         copies = np.asarray(make(record, keys))
@@ -285,7 +287,7 @@ def _draw(work: _Work) -> tuple[np.ndarray, Plausibility | None, list[ControlTes
     Raises:
       InputError: the first of them say that the score does not fit its schedule.
     """
-    plan, key = work.plan, rng.stream(work.plan.seed, "own.sample")
+    plan, key = work.plan, rng.stream(work.seed, "own.sample")
     records = np.concatenate([work.private, work.held_out])
     count, shape = len(work.private), work.private.shape[1:]
     hits = np.zeros(count, int)
@@ -310,7 +312,7 @@ def _draw(work: _Work) -> tuple[np.ndarray, Plausibility | None, list[ControlTes
 
 
 def _plausible(work: _Work, drawn: np.ndarray) -> Plausibility:
-    found = plausible.plausibility(work.model, drawn, work.held_out, rng.stream(work.plan.seed, "own.plausible"))
+    found = plausible.plausibility(work.model, drawn, work.held_out, rng.stream(work.seed, "own.plausible"))
     if found.faults:
         raise InputError(f"model: expected a score that fits its schedule and records; {'; '.join(found.faults)}")
     return found

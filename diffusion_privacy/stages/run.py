@@ -9,6 +9,7 @@ from typing import Any
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Study
 from diffusion_privacy.settings_cadp import Cadp, CadpTable
+from diffusion_privacy.settings_own import OwnModel
 from diffusion_privacy.stages import (
     cadp_audit,
     cadp_evaluate,
@@ -17,6 +18,7 @@ from diffusion_privacy.stages import (
     cadp_table_evaluate,
     cadp_table_study,
     cadp_train,
+    own_model,
 )
 from diffusion_privacy.stages.audit import audit
 from diffusion_privacy.stages.likelihood import likelihood
@@ -53,14 +55,18 @@ TABLE_STAGES: dict[str, Callable[[CadpTable, Workdir], None]] = {
 }
 """The stages of a private table, in their order."""
 
+OWN_STAGES: dict[str, Callable[[OwnModel, Workdir], None]] = {"audit": own_model.audit, "report": own_model.report}
+"""The stages of a model that was trained elsewhere, in their order."""
+
 _BY_KIND: dict[type, Mapping[str, Callable[[Any, Workdir], None]]] = {
     Study: STAGES,
     Cadp: CADP_STAGES,
     CadpTable: TABLE_STAGES,
+    OwnModel: OWN_STAGES,
 }
 
 
-def run(study: Study | Cadp | CadpTable, workdir: Path, mode: str = "study") -> None:
+def run(study: Study | Cadp | CadpTable | OwnModel, workdir: Path, mode: str = "study") -> None:
     """Runs one stage of a study of any kind, or all for ``mode = "study"``.
 
     Raises:

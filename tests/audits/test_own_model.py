@@ -70,7 +70,7 @@ def test_the_result_says_what_it_rests_on(audited) -> None:
 def decided(hits: int, control_hits: list[int], seen_hits: int = 60) -> tuple[verdict.Verdict, tuple[str, ...]]:
     """The verdict on counts alone, without E2's help."""
     held = np.zeros((39, DIM), np.float32)
-    work = own_model._Work(MEMORISER, TRAIN[:1], held, 20, None, [], PLAN, 256)
+    work = own_model._Work(MEMORISER, TRAIN[:1], held, 20, None, [], PLAN, 256, 0)
     level = work.level
     seen = own_model.rate(seen_hits, 64, level)
     control = own_model.nearness.control_test(hits, np.array(control_hits))
@@ -211,7 +211,7 @@ def test_records_that_cannot_be_used_are_named(change, named) -> None:
         audit_model(MEMORISER, arguments.pop("private"), arguments.pop("held_out"), **arguments)
 
 
-@pytest.mark.parametrize("field", ["samples", "h_draws", "gamma", "share", "level", "copies", "seed", "subspace_draws"])
+@pytest.mark.parametrize("field", ["samples", "h_draws", "gamma", "share", "level", "copies", "subspace_draws"])
 def test_a_plan_out_of_range_is_named(field) -> None:
     with pytest.raises(InputError, match=rf"audit\.{field}"):
         Plan(**{field: -1})
