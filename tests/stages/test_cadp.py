@@ -90,6 +90,8 @@ def test_a_config_says_which_study_it_is():
         ("evaluation.level", 0.3),
         ("evaluation.training.grad_clip_norm", 1.0),
         ("attack.trials", 10),
+        ("attack.trials", 2**31),
+        ("attack.tightness", 1.0),
         ("attack.release_repeats", 5),
     ],
 )
