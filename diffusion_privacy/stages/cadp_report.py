@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
-import jax
-
-import diffusion_privacy
-from diffusion_privacy import settings as settings_module
 from diffusion_privacy.reports import cadp_page, cadp_table_wording, cadp_wording
 from diffusion_privacy.reports.cadp_schema import SCHEMA_VERSION, TABLE_VERSION, TableFacts
 from diffusion_privacy.settings_cadp import CadpTable, PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
+from diffusion_privacy.stages.facts import run_facts
 from diffusion_privacy.stages.workdir import Workdir
-from diffusion_privacy.training.checkpoint import versions
 
 _QUESTION = (
     "The private records went through a mechanism, one private copy for each. What is promised to the people behind "
@@ -36,21 +31,10 @@ def _ledger(settings: PrivateStudy, workdir: Workdir) -> dict[str, Any]:
 
 
 def _facts(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[Any]) -> dict[str, Any]:
-    device = jax.devices()[0]
-    timings = workdir.root / "timings.json"
     sizes = {"public": len(parts.public), "private": len(parts.private), "test": len(parts.test)}
+    version = TABLE_VERSION if isinstance(settings, CadpTable) else SCHEMA_VERSION
     return {
-        "schema_version": TABLE_VERSION if isinstance(settings, CadpTable) else SCHEMA_VERSION,
-        "program": {"name": "diffusion_privacy", "version": diffusion_privacy.__version__},
-        "versions": versions(),
-        "device": {
-            "platform": device.platform,
-            "kind": f"{device.device_kind} ({platform.machine()})",
-            "count": jax.device_count(),
-        },
-        "seed": settings.seed,
-        "config": workdir.config,
-        "config_hash": settings_module.digest(workdir.config),
+        **run_facts(workdir, version, settings.seed),
         "question": _QUESTION,
         "data": {
             "source": settings.data.source,
@@ -58,7 +42,6 @@ def _facts(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[Any]) -
             "shape": [int(v) for v in parts.private.image.shape[1:]],
             **sizes,
         },
-        "timings": workdir.read_json(timings) if timings.exists() else {},
     }
 
 

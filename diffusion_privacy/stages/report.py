@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
-import diffusion_privacy
-from diffusion_privacy import settings
 from diffusion_privacy.reports import html, wording
 from diffusion_privacy.reports.arrays import load_arrays
 from diffusion_privacy.reports.schema import SCHEMA_VERSION
 from diffusion_privacy.settings import Study
 from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages.facts import run_facts
 from diffusion_privacy.stages.workdir import Workdir
-from diffusion_privacy.training.checkpoint import versions
 
 _QUESTION = (
     "If images are drawn from this model, how often does one of them show the private record, recognisable by its "
@@ -49,21 +44,8 @@ def answer(models: Mapping[str, Any]) -> str:
 
 
 def _release(study: Study, workdir: Workdir, models: dict[str, Any], roles: common.Roles) -> dict[str, Any]:
-    device = jax.devices()[0]
-    config = workdir.config
-    timings = workdir.root / "timings.json"
     release: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "program": {"name": "diffusion_privacy", "version": diffusion_privacy.__version__},
-        "versions": versions(),
-        "device": {
-            "platform": device.platform,
-            "kind": f"{device.device_kind} ({platform.machine()})",
-            "count": jax.device_count(),
-        },
-        "seed": study.seed,
-        "config": config,
-        "config_hash": settings.digest(config),
+        **run_facts(workdir, SCHEMA_VERSION, study.seed),
         "question": _QUESTION,
         "answer": answer(models),
         "limits": [],
@@ -75,7 +57,6 @@ def _release(study: Study, workdir: Workdir, models: dict[str, Any], roles: comm
             "controls": len(roles.controls),
         },
         "models": models,
-        "timings": workdir.read_json(timings) if timings.exists() else {},
     }
     likelihood = workdir.root / "likelihood.json"
     if likelihood.exists():
