@@ -37,6 +37,7 @@ _GROWTH = 0.5
 # Rounds stay few near γ, at the price of so many draws too many.
 _LEAST_GROWTH = 0.125
 _PATIENCE = 4
+_LEAST_BUDGET = 64
 _MOST = 10**8
 
 Draw = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -54,7 +55,7 @@ class Rule:
       error: α, the probability of any wrong decision about any level of any record.
       looks: levels a record may look at; None for twice what an undisturbed bisection takes.
       max_draws: draws after which a level is given up as too close to γ; the search goes on beside it. None for four
-        times what a level without a hit takes.
+        times what a level without a hit takes, 64 at least.
       width: a bracket of so many places of the list of levels is narrow enough; 1 for neighbours.
       simultaneous: False for α a record instead of for all.
 
@@ -108,7 +109,7 @@ class Rule:
                 f"adaptive.max_draws: {self.max_draws} draws without a hit cannot show h <= {self.ceiling:g} at error "
                 f"{each:.2g}; expected {needed} or more, or a larger gamma_upper"
             )
-        return _PATIENCE * needed if self.max_draws is None else self.max_draws
+        return max(_LEAST_BUDGET, _PATIENCE * needed) if self.max_draws is None else self.max_draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,12 +197,22 @@ def _bracket(decision: np.ndarray) -> tuple[int, int]:
 
 
 def _next_place(decision: np.ndarray, width: int) -> int:
-    """Middle of the longest run of levels not yet looked at inside the bracket; −1 when there is nothing to do."""
+    """The level to look at next, −1 when there is nothing to do.
+
+    The middle of the longest run inside the bracket that no one looked at. Around a level that was given up, h is near
+    γ: if a bracket of the width asked for fits around it, its ends are tried first.
+    """
     low, high = _bracket(decision)
     places = np.arange(low + 1, high)
     fresh = places[decision[low + 1 : high] == sequential.OPEN]
     if high - low <= width or fresh.size == 0:
         return -1
+    close = places[decision[low + 1 : high] == _GIVEN_UP]
+    if close.size and close[-1] - close[0] + 2 <= width:
+        start = max(int(close[0]) - max(1, (width - int(close[-1] - close[0])) // 2), low)
+        for end in (start, start + width):
+            if low < end < high and decision[end] == sequential.OPEN:
+                return end
     runs = np.split(fresh, np.flatnonzero(np.diff(fresh) > 1) + 1)
     longest = max(runs, key=len)
     return int(longest[len(longest) // 2])

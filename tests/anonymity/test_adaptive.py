@@ -56,7 +56,7 @@ def test_a_record_errs_at_most_at_the_stated_rate(gamma) -> None:
     """Error .3 a record, 80 records, every level as near to γ as the nulls allow: .3 plus 3.3 standard errors. Then
     falling curves: the same, and wherever nothing is wrong t' lies in the bracket."""
     flat = np.where(LEVELS % 2 == 0, gamma, np.nextafter(gamma, 1))
-    rule = Rule(gamma, error=0.3, simultaneous=False)
+    rule = Rule(gamma, error=0.3, looks=5, simultaneous=False)
     assert np.mean(wrong(run(flat, rule, 80), flat)) < 0.3 + 3.3 * np.sqrt(0.3 * 0.7 / 80)
     h = falling(16, 3)
     audit = run(h, rule, 80)
@@ -72,7 +72,7 @@ def test_all_records_together_err_at_the_rate_of_one() -> None:
     of these curves hold an error."""
     h = np.full(31, 0.5)
     h[::2] = np.nextafter(0.5, 1)
-    rule = Rule(0.5, error=0.3)
+    rule = Rule(0.5, error=0.3, looks=3)
     assert np.mean([wrong(run(h, rule, 10, s), h).any() for s in range(30)]) < 0.3 + 3.3 * np.sqrt(0.3 * 0.7 / 30)
     loose = Rule(0.5, error=0.9, looks=1, simultaneous=False)
     assert np.mean([wrong(run(h, loose, 10, s), h).any() for s in range(10)]) > 0.6
