@@ -88,11 +88,11 @@ def _set_up_devices(network: str) -> None:
 
 
 def _run(workdir: str) -> None:
-    from diffusion_privacy import settings, settings_cadp, settings_own
+    from diffusion_privacy import settings, settings_cadp, settings_own, settings_sweep
 
     study = settings_cadp.parse(_CONFIG.value.to_dict())
     # A small flow is a chain of thin layers: splitting its batch costs more than it gains.
-    network = study.score.network.name if isinstance(study, settings.Study) else "mlp"
+    network = study.score.network.name if isinstance(study, settings.Study | settings_sweep.SizeSweep) else "mlp"
     if isinstance(study, settings_own.OwnModel) and study.model.kind == "diffusers":
         network = "unet"
     _set_up_devices(network)

@@ -26,6 +26,7 @@ LEVELS = (
     ("reports",),
     ("settings",),
     ("settings_own",),
+    ("settings_sweep",),
     ("settings_cadp",),
     ("tasks",),
     ("stages",),

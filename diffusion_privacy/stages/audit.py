@@ -37,7 +37,7 @@ _SHOWN_DRAWS = 6
 
 
 @dataclasses.dataclass(frozen=True)
-class _Setup:
+class Setup:
     """What does not change between the models of a study; the calibrated detector of all audited records among it."""
 
     study: Study
@@ -56,11 +56,11 @@ class _Setup:
         return np.asarray(self.roles.marked.index)
 
 
-def _setup(study: Study, workdir: Workdir) -> _Setup:
-    roles = common.load_roles(study, workdir)
+def set_up(study: Study, workdir: Workdir, roles: common.Roles) -> Setup:
+    """Calibrates the detector of all audited records on what the reference draws."""
     chain = common.make_chain(study, common.make_sde(study))
     detect, calibrations = _calibrate(study, workdir, roles, chain)
-    return _Setup(study, workdir, roles, chain, detect, calibrations)
+    return Setup(study, workdir, roles, chain, detect, calibrations)
 
 
 def _positives(study: Study, chain: Chain, score: ScoreFn, margin: PyTree, roles: common.Roles) -> np.ndarray:
@@ -130,7 +130,7 @@ def _calibrate(
     return jax.tree_util.Partial(margin, {**params, **table}), found
 
 
-def _curves(setup: _Setup, score: ScoreFn, detect: PyTree, name: str, chunk: int) -> list[HCurve]:
+def _curves(setup: Setup, score: ScoreFn, detect: PyTree, name: str, chunk: int) -> list[HCurve]:
     config = setup.study.audit
     levels = np.unique(np.round(np.linspace(1, setup.chain.steps, config.h_levels)).astype(int))
     key = rng.stream(setup.study.seed, f"h.{name}")
@@ -140,7 +140,7 @@ def _curves(setup: _Setup, score: ScoreFn, detect: PyTree, name: str, chunk: int
     )
 
 
-def _direct(setup: _Setup, margins: np.ndarray, calibration: PairCalibration) -> DirectResult:
+def _direct(setup: Setup, margins: np.ndarray, calibration: PairCalibration) -> DirectResult:
     return montecarlo.direct(
         int(np.sum(margins > 0)),
         len(margins),
@@ -202,7 +202,7 @@ def _verdict(found: Verdict, name: str) -> dict[str, Any]:
 
 
 def _record(
-    setup: _Setup,
+    setup: Setup,
     number: int,
     curve: HCurve,
     direct: DirectResult,
@@ -231,7 +231,7 @@ def _record(
     }
 
 
-def _training(setup: _Setup, name: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+def _training(setup: Setup, name: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     columns = read_csv(setup.workdir.root / "train" / name / "metrics.csv")
     kept = np.isfinite(columns["loss"])
     steps, loss = columns["step"][kept].astype(int), columns["loss"][kept]
@@ -247,7 +247,7 @@ def _training(setup: _Setup, name: str) -> tuple[dict[str, Any], np.ndarray, np.
 
 
 def _arrays(
-    setup: _Setup,
+    setup: Setup,
     score: ScoreFn,
     detect: PyTree,
     name: str,
@@ -302,7 +302,7 @@ def _detector_entry(calibrations: list[PairCalibration], study: Study) -> dict[s
     }
 
 
-def audit_model(setup: _Setup, name: str) -> None:
+def audit_model(setup: Setup, name: str) -> None:
     """Audits one trained model and writes ``audit/NAME.json`` and ``audit/NAME.npz``."""
     study, chain = setup.study, setup.chain
     score = common.load_score(study, setup.workdir, name)
@@ -359,7 +359,7 @@ def audit(study: Study, workdir: Workdir) -> None:
     if not missing:
         return
     with workdir.timed("audit calibration"):
-        setup = _setup(study, workdir)
+        setup = set_up(study, workdir, common.load_roles(study, workdir))
     for name in missing:
         with workdir.timed(f"audit {name}"):
             audit_model(setup, name)

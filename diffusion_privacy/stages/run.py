@@ -10,6 +10,7 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Study
 from diffusion_privacy.settings_cadp import Cadp, CadpTable
 from diffusion_privacy.settings_own import OwnModel
+from diffusion_privacy.settings_sweep import SizeSweep
 from diffusion_privacy.stages import (
     cadp_audit,
     cadp_evaluate,
@@ -19,6 +20,7 @@ from diffusion_privacy.stages import (
     cadp_table_study,
     cadp_train,
     own_model,
+    size_sweep,
 )
 from diffusion_privacy.stages.audit import audit
 from diffusion_privacy.stages.likelihood import likelihood
@@ -58,15 +60,24 @@ TABLE_STAGES: dict[str, Callable[[CadpTable, Workdir], None]] = {
 OWN_STAGES: dict[str, Callable[[OwnModel, Workdir], None]] = {"audit": own_model.audit, "report": own_model.report}
 """The stages of a model that was trained elsewhere, in their order."""
 
+SWEEP_STAGES: dict[str, Callable[[SizeSweep, Workdir], None]] = {
+    "train": size_sweep.train,
+    "sample": size_sweep.sample,
+    "audit": size_sweep.audit,
+    "report": size_sweep.report,
+}
+"""The stages of a sweep over training-set and network sizes, in their order."""
+
 _BY_KIND: dict[type, Mapping[str, Callable[[Any, Workdir], None]]] = {
     Study: STAGES,
     Cadp: CADP_STAGES,
     CadpTable: TABLE_STAGES,
+    SizeSweep: SWEEP_STAGES,
     OwnModel: OWN_STAGES,
 }
 
 
-def run(study: Study | Cadp | CadpTable | OwnModel, workdir: Path, mode: str = "study") -> None:
+def run(study: Study | Cadp | CadpTable | OwnModel | SizeSweep, workdir: Path, mode: str = "study") -> None:
     """Runs one stage of a study of any kind, or all for ``mode = "study"``.
 
     Raises:

@@ -45,10 +45,14 @@ def draw(
 def sample(study: Study, workdir: Workdir) -> None:
     """Draws the images that E1 counts and the reference's images that calibrate the detector."""
     counts = {**study.audit.samples, common.REFERENCE: study.detector.negatives}
-    missing = [n for n in counts if not workdir.path("samples", f"{n}.npz").exists()]
-    if not missing:
+    if all(workdir.path("samples", f"{n}.npz").exists() for n in counts):
         return
-    roles = common.load_roles(study, workdir)
+    draw_all(study, workdir, common.load_roles(study, workdir), counts)
+
+
+def draw_all(study: Study, workdir: Workdir, roles: common.Roles, counts: dict[str, int]) -> None:
+    """Draws ``counts[name]`` images from each model that has none yet."""
+    missing = [n for n in counts if not workdir.path("samples", f"{n}.npz").exists()]
     shape = roles.private.image.shape[1:]
     chain = common.make_chain(study, common.make_sde(study))
     for name in missing:

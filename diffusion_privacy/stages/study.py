@@ -93,9 +93,9 @@ def split(study: Study, source: Records) -> dict[str, np.ndarray]:
     return {name: np.array(value, int) for name, value in rows.items()}
 
 
-def load_roles(study: Study, workdir: Workdir) -> Roles:
-    """Loads the source, splits it and plants the fingerprints; writes split.json once."""
-    source = sources.load(study.data.source, **study.data.params)
+def load_roles(study: Study, workdir: Workdir, source: Records | None = None) -> Roles:
+    """Loads the source unless it is given, splits it and plants the fingerprints; writes split.json once."""
+    source = sources.load(study.data.source, **study.data.params) if source is None else source
     rows = split(study, source)
     mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
     private, controls = source.take(rows["private"]), source.take(rows["controls"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -43,10 +44,21 @@ def train(study: Study, workdir: Workdir) -> None:
     done = workdir.root / "train" / "done.json"
     if done.exists():
         return
+    fit_scores(study, workdir, roles, [*common.MODELS, common.REFERENCE])
+    fit_detector(study, workdir, roles)
+    workdir.write_json(done, {"models": [*common.MODELS, common.REFERENCE, "fingerprint", "identity"]})
+
+
+def fit_scores(study: Study, workdir: Workdir, roles: common.Roles, names: Sequence[str]) -> None:
+    """Trains the score models ``names``, each on ``roles.train[name]``."""
     task = common.score_task(study)
-    for name in (*common.MODELS, common.REFERENCE):
+    for name in names:
         with workdir.timed(f"train {name}"):
             _fit(task, roles.train[name], study.score.training, study, workdir, name)
+
+
+def fit_detector(study: Study, workdir: Workdir, roles: common.Roles) -> None:
+    """Trains C_f and C_id on the clean records of the largest set."""
     mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
     nets, change = common.classifiers(study), perturbation(study)
     clean = _clean(roles)
@@ -58,7 +70,6 @@ def train(study: Study, workdir: Workdir) -> None:
         people = np.concatenate([roles.private.identity, roles.controls.identity])
         c_id = IdentityBankTask(nets["identity"].init, nets["identity"], mark, audited, people, change)
         _fit(c_id, clean, study.detector.training, study, workdir, "identity")
-    workdir.write_json(done, {"models": [*common.MODELS, common.REFERENCE, "fingerprint", "identity"]})
 
 
 def _clean(roles: common.Roles) -> Records:
