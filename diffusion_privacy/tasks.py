@@ -9,6 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_privacy.anonymity.bank import IdentityBankTask
+from diffusion_privacy.anonymity.detector_tasks import FingerprintTask, IdentityTask
+from diffusion_privacy.anonymity.reidentification import EmbeddingTask
 from diffusion_privacy.diffusion import objective
 from diffusion_privacy.diffusion.sde import expand
 from diffusion_privacy.flows import objective as flow_objective
@@ -179,3 +182,15 @@ class ArmsTask:
     def _cross_entropy(self, params: PyTree, batch: PyTree) -> Array:
         logp = jax.nn.log_softmax(self.logits(params, jnp.asarray(batch["image"])))
         return -jnp.take_along_axis(logp, jnp.asarray(batch["label"])[..., None], axis=-1)[..., 0]
+
+
+TASKS: dict[str, type] = {
+    "score": ScoreTask,
+    "flow": FlowTask,
+    "arms": ArmsTask,
+    "fingerprint": FingerprintTask,
+    "identity": IdentityTask,
+    "identity_bank": IdentityBankTask,
+    "embedding": EmbeddingTask,
+}
+"""Everything that the one loop can learn, by name; each has the three methods of `types.Task`."""
