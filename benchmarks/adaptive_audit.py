@@ -2,17 +2,17 @@
 
     python -m benchmarks.adaptive_audit [--records 128] [--paths 1024] [--seed 0]
 
-The model is a memoriser whose score is closed form: every fourth of the audited records is an atom of it, the rest are
-held out; the detector names the nearest record. By symmetry of the atoms q is exactly 1/(records/4) for each of
-them, whatever the number of steps.
+The model is a memoriser whose score is closed form: some of the audited records are its atoms, the rest are held out;
+the detector names the nearest record. By symmetry q is the same for all atoms.
 
 t': the grid draws 16 chains at each of 100 levels (Dombrowski & Kainz, arXiv 2306.01363), read with exact limits
 corrected for 100 levels: the highest level with lower limit > γ, and the lowest above it with upper limit <= γ'. The
-adaptive audit is asked for a bracket no wider than the grid's median one in its group (atoms, held out), at the same
-error of 5 % a record.
+adaptive audit is asked for a bracket no wider than the grid's median one in its group (atoms, a quarter; held out), at
+the same error of 5 % a record.
 
-q: E2 with the same number of paths on every record, beside screening, bisection and successive halving, whose
-finalists get as many fresh paths at the same level. Widths are of log q, nats.
+q, with four times the records and as many atoms: the grid and then E2 with the same number of paths on every record,
+beside screening (a quarter goes on), bisection and successive halving, whose finalists, as many as there are atoms, get
+as many fresh paths at the same level. Widths are of log q, nats.
 
 Counted are score evaluations of the reverse chains (a draw from level k costs k) and of screening; a count does not
 depend on the machine.
@@ -81,10 +81,10 @@ class Case:
     key: Array
 
 
-def make_case(count: int, seed: int) -> Case:
-    """``count`` records, every fourth an atom of the model."""
+def make_case(count: int, stride: int, seed: int) -> Case:
+    """``count`` records, every ``stride``-th an atom of the model."""
     points = orbit(count, seed)
-    held = np.arange(count) % 4 == 0
+    held = np.arange(count) % stride == 0
     score, detect = Partial(atom_score, jnp.asarray(points[held])), Partial(nearest, jnp.asarray(points))
     return Case(points, held, Chain(VP(), STEPS), score, detect, jax.random.key(seed))
 
@@ -146,26 +146,30 @@ def _log_width(results: list[subspace.SubspaceResult]) -> float:
     return float(np.mean([np.log(r.estimate.upper / r.estimate.lower) for r in results]))
 
 
-def rates(case: Case, draws: int) -> dict[str, Any]:
-    """E2 on every record after the grid, beside screening, bisection and halving."""
-    count, finalists = len(case.records), int(case.held.sum())
-    mixture = subspace.design(np.where(np.arange(STEPS) < STEPS // 2, 1.0, 0.0))
-    every = subspace.estimate(
-        case.chain,
-        case.score,
-        case.detect,
-        case.records,
-        [mixture] * count,
-        jax.random.fold_in(case.key, 1),
-        draws=draws,
-        max_draws=draws,
-        chunk=CHUNK,
-    )
-    grid_calls = count * STEPS * (STEPS + 1) // 2 * GRID_DRAWS
-    fixed = grid_calls + sum(r.estimate.network_calls for r in every)
+def fixed_rates(case: Case, draws: int) -> tuple[int, dict[int, subspace.SubspaceResult]]:
+    """(calls for all records, E2 of the atoms by record): the grid, then E2 with components from its curves.
 
+    The same number of draws is spent on every record, so that the count is known; only the atoms' are drawn here.
+    """
+    number = np.flatnonzero(case.held)
+    detect = Partial(_among, jnp.asarray(number), lanes.operand(case.detect))
+    images, levels = case.records[number], np.arange(1, STEPS + 1)
+    key = jax.random.fold_in(case.key, 1)
+    curves = tprime.h_curves(case.chain, case.score, detect, images, levels, GRID_DRAWS, key, uids=number, chunk=CHUNK)
+    mixtures = [subspace.design(c.by_level) for c in curves]
+    found = subspace.estimate(
+        case.chain, case.score, detect, images, mixtures, key, uids=number, draws=draws, max_draws=draws, chunk=CHUNK
+    )
+    each = curves[0].network_calls + found[0].estimate.network_calls
+    return each * len(case.records), dict(zip(number.tolist(), found, strict=True))
+
+
+def rates(case: Case, draws: int) -> dict[str, Any]:
+    """Grid and E2 on every record, beside screening, bisection and halving."""
+    finalists = int(case.held.sum())
+    fixed, atoms = fixed_rates(case, draws)
     screened = screening.screen(case.chain, case.score, case.records, case.key, chunk=CHUNK)
-    top = np.sort(screened.ranking[: count // 2])
+    top = np.sort(screened.ranking[: len(case.records) // 4])
     detect = Partial(_among, jnp.asarray(top), lanes.operand(case.detect))
     rule = Rule(0.1, 0.5, ERROR, simultaneous=False)
     audit = adaptive.intervals_of(
@@ -177,36 +181,40 @@ def rates(case: Case, draws: int) -> dict[str, Any]:
         case.chain, case.score, detect, case.records[top], mixtures, case.key, ladder, uids=top, chunk=CHUNK
     )
     chosen = top[final.finalists]
-    calls = screened.network_calls + audit.network_calls + final.network_calls
-    truth = 1 / finalists
+    adaptive_calls = screened.network_calls + audit.network_calls + final.network_calls
+    both = [(atoms[r], e2) for r, e2 in zip(chosen.tolist(), final.results, strict=True) if r in atoms]
+    recall = {
+        f"recall_{share:g}": screening.recall_at(screened.score, case.held, share) for share in (0.01, 0.05, 0.25)
+    }
     return {
-        "records": count,
+        "records": len(case.records),
+        "atoms": finalists,
         "paths": draws,
-        "finalists_held": float(np.mean(case.held[chosen])),
-        "recall_of_screening_at_half": float(np.mean(np.isin(np.flatnonzero(case.held), top))),
-        "fixed_log_width": _log_width([every[i] for i in chosen]),
-        "adaptive_log_width": _log_width(final.results),
-        "adaptive_intervals_with_truth": float(
-            np.mean([r.estimate.lower <= truth <= r.estimate.upper for r in final.results])
-        ),
+        "atoms_among_finalists": len(both),
+        "recall_of_screening": {
+            name: dataclasses.asdict(rate) | {"value": rate.value} for name, rate in recall.items()
+        },
+        "fixed_log_width": _log_width([fixed_one for fixed_one, _ in both]),
+        "adaptive_log_width": _log_width([e2 for _, e2 in both]),
+        "reliable": [sum(pair[i].estimate.reliable for pair in both) for i in (0, 1)],
         "fixed_calls": fixed,
-        "adaptive_calls": calls,
+        "adaptive_calls": adaptive_calls,
         "screening_calls": screened.network_calls,
         "bisection_calls": audit.network_calls,
         "halving_calls": final.network_calls,
-        "ratio": fixed / calls,
+        "ratio": fixed / adaptive_calls,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=int, default=128, help="audited records, a multiple of 4")
+    parser.add_argument("--records", type=int, default=128, help="audited records of t', a multiple of 4")
     parser.add_argument("--paths", type=int, default=1024, help="E2's paths a record")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.records < 16 or options.records % 4:
         parser.error(f"--records must be a multiple of 4 and 16 or more, got {options.records}")
-    case = make_case(options.records, options.seed)
+    case = make_case(options.records, 4, options.seed)
     curves = tprime.h_curves(
         case.chain, case.score, case.detect, case.records, np.arange(1, STEPS + 1), GRID_DRAWS, case.key, chunk=CHUNK
     )
@@ -214,7 +222,7 @@ def main() -> None:
     print("    γ    γ'  records   grid width  adaptive width  grid calls  adaptive calls   ratio")
     rows = t_prime(case, np.stack([c.hits for c in curves]))
     everyone = overall(rows)
-    q = rates(case, options.paths)
+    q = rates(make_case(4 * options.records, 16, options.seed), options.paths)
     print(
         f"q: {q['fixed_calls']:,} calls fixed, {q['adaptive_calls']:,} adaptive, ratio {q['ratio']:.1f}; width of log q"
     )

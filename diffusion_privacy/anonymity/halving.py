@@ -24,6 +24,8 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import Array, PyTree, ScoreFn
 
 _LOG = logging.getLogger(__name__)
+# As in `screening`: one key may serve every part of an audit.
+_STREAM = 0x68616C76
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +118,7 @@ def successive_halving(
       detect: ``margin(x[B, ...], record[B]) -> [B]``, positive means record number ``record[B]`` is shown.
       records: ``[R, ...]``, the most suspicious first where there is a ranking: it breaks ties.
       mixtures: one a record, e.g. `subspace.design` of `AdaptiveAudit.by_level`.
-      key: of the run; every rung folds in its number, every lane its record's uid and its draw.
+      key: of the run; a stream of its own, then the rung's number, then a lane's uid and draw.
       ladder: see `Ladder`.
       uids: ``[R]`` stable numbers of the records (default 0 … R−1).
       chunk, mesh: see `lanes.run`.
@@ -137,7 +139,7 @@ def successive_halving(
             jax.tree_util.Partial(_among, jnp.asarray(rows), lanes.operand(detect)),
             records[rows],
             [mixtures[i] for i in rows],
-            jax.random.fold_in(key, rung),
+            jax.random.fold_in(jax.random.fold_in(key, _STREAM), rung),
             uids=uids[rows],
             draws=draws,
             max_draws=most,

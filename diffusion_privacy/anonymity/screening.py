@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -29,6 +30,9 @@ from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import expand
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import Array, PyTree, ScoreFn
+
+# Keeps a caller's one key for every part of an audit from giving two parts the same noise.
+_STREAM = 0x73637265
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +148,7 @@ def screen(
       chain: the sampler as it is run; clipping and kernel variance enter the terms.
       score_fn: ``score(x, t)``; a `jax.tree_util.Partial` reuses the program across models.
       records: ``[N, ...]``.
-      key: of the run; a lane folds in its record's uid, its level and its draw.
+      key: of the run; a stream of its own, into which a lane folds its record's uid, its level and its draw.
       levels: distinct, in 2 … J; default `window`.
       draws: M >= 2 a record and level (one has no standard error).
       reference: a model that never saw the records; its terms on the same noised images are subtracted, at twice the
@@ -167,7 +171,7 @@ def screen(
     flat = {"record": record, "uid": uids[record], "level": level, "draw": draw}
     batch = {name: z.reshape(-1).astype(np.int32) for name, z in flat.items()}
     operands = {
-        "key": key,
+        "key": jax.random.fold_in(key, _STREAM),
         "score": lanes.operand(score_fn),
         "reference": lanes.operand(score_fn if reference is None else reference),
         "records": jnp.asarray(records, jnp.float32),
