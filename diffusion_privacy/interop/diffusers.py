@@ -68,9 +68,11 @@ def _check_together(config: UNet2DConfig, schedule: Schedule, unet: str, schedul
 def _check_records(config: UNet2DConfig, shape: tuple[int, ...] | None, label: int | None, where: str) -> None:
     if shape is not None:
         if len(shape) != 3 or shape[2] != config.in_channels:
-            raise InputError(f"{where}: in_channels is {config.in_channels}; expected records of shape {tuple(shape)}")
+            raise InputError(
+                f"records: expected {config.in_channels} channels (in_channels in {where}), got shape {shape}"
+            )
         if config.size is not None and tuple(shape[:2]) != config.size:
-            raise InputError(f"{where}: sample_size is {config.sample_size}; expected records of shape {tuple(shape)}")
+            raise InputError(f"records: expected {config.size} pixels (sample_size in {where}), got shape {shape}")
     classes = config.num_class_embeds
     if classes is None and label is not None:
         raise InputError(f"model.label: expected none, {where} has no num_class_embeds")

@@ -111,9 +111,11 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path) -> None:
     folder = copy(tmp_path)
     with pytest.raises(InputError, match=r"model\.path: .*nowhere"):
         diffusers.load(tmp_path / "nowhere", 10)
-    with pytest.raises(InputError, match=r"sample_size is 8; expected records of shape \(16, 16, 1\)"):
+    with pytest.raises(
+        InputError, match=r"records: expected \(8, 8\) pixels \(sample_size in .*got shape \(16, 16, 1\)"
+    ):
         diffusers.load(folder, 10, shape=(16, 16, 1))
-    with pytest.raises(InputError, match="in_channels is 1"):
+    with pytest.raises(InputError, match="records: expected 1 channels"):
         diffusers.load(folder, 10, shape=(8, 8, 3))
     with pytest.raises(InputError, match=r"model\.label: expected none"):
         diffusers.load(folder, 10, label=0)
