@@ -85,7 +85,7 @@ class Detector:
     """The classifier pair and its calibration.
 
     Attributes:
-      network: fields of `networks.classifier.Classifier` but ``num_outputs``.
+      network: fields of `networks.classifier.Classifier` but ``num_outputs``; an embedding has them too.
       training: of both classifiers.
       false_positive_rate: requested of the pair, in (0, 1); needs 1/rate − 1 negatives.
       negatives: images drawn from a reference model that never saw the private record.
@@ -93,6 +93,9 @@ class Detector:
       positive_time: noise level in (0, 1) from which positives are regenerated; small.
       most_fingerprints: largest number of fingerprints on an image of C_id's training, of both classes.
       perturbation: see `anonymity.detector_tasks.Perturbation`.
+      identity: how a record is recognised: ``"classifier"``, one output a record (`anonymity.bank`), or
+        ``"embedding"``, the cosine with its embedding (`anonymity.reidentification`), which is trained on the careful
+        model's records without knowing who is audited; controls are not among them.
     """
 
     training: TrainConfig
@@ -103,6 +106,7 @@ class Detector:
     positive_time: float = 0.1
     most_fingerprints: int = 4
     perturbation: Params = dataclasses.field(default_factory=dict)
+    identity: typing.Literal["classifier", "embedding"] = "classifier"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ all other classes. One network then serves every record of an audit, in one comp
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ from diffusion_privacy.anonymity.detector_tasks import NetworkApply, NetworkInit
 from diffusion_privacy.anonymity.fingerprints import Fingerprint, plant_several
 from diffusion_privacy.training.rng import per_record
 from diffusion_privacy.types import Array, PyTree
+
+Scores = Callable[[PyTree, Array], tuple[Array, Array]]
+"""``(params, x[B, ...]) -> (C_f [B], C_id [B, R])``, hashable: `PairScores` or `reidentification.EmbeddingScores`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,7 +108,7 @@ class PairMargin:
     ``params`` adds ``thresholds [R, 2]`` and ``scales [R, 2]`` (fingerprint, identity) to those of `PairScores`.
     """
 
-    scores: PairScores
+    scores: Scores
 
     def __call__(self, params: PyTree, x: Array, record: Array) -> Array:
         """``[B]``; positive means both parts fire for record number ``record[B]``."""
@@ -114,13 +118,13 @@ class PairMargin:
         return jnp.min((parts - params["thresholds"][record]) / params["scales"][record], axis=1)
 
 
-def _score_lanes(scores: PairScores, operands: PyTree, batch: dict[str, Array]) -> dict[str, Array]:
+def _score_lanes(scores: Scores, operands: PyTree, batch: dict[str, Array]) -> dict[str, Array]:
     f, identity = scores(operands, batch["x"])
     return {"fingerprint": f, "identity": identity}
 
 
 def evaluate(
-    scores: PairScores, params: PyTree, images: np.ndarray, *, chunk: int = 256, mesh: Mesh | None = None
+    scores: Scores, params: PyTree, images: np.ndarray, *, chunk: int = 256, mesh: Mesh | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(C_f ``[N]``, C_id ``[N, R]``) of ``images[N, H, W, C]``, in one compiled program.
 

@@ -90,8 +90,7 @@ def _calibrate(
     study: Study, workdir: Workdir, roles: common.Roles, chain: Chain
 ) -> tuple[PyTree, list[PairCalibration]]:
     """One pair a record, the same for every model of the study."""
-    nets, params = common.classifiers(study), common.load_classifiers(workdir)
-    scores = bank.PairScores(nets["fingerprint"], nets["identity"])
+    scores, params, floors = common.pair_scores(study, workdir, roles)
     margin = bank.PairMargin(scores)
     count, config = len(roles.marked), study.detector
     drawn = workdir.read_arrays(workdir.root / "samples" / f"{common.REFERENCE}.npz")["images"]
@@ -109,6 +108,7 @@ def _calibrate(
                 (negatives[0], negatives[1][:, r]),
                 (f[r], identity[r, :, r]),
                 config.false_positive_rate,
+                floors=(0.0, float(floors[r])),
                 level=verdict.part_level(study.audit.level),
             )
         except InputError as error:

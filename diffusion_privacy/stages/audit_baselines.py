@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_privacy.audits import baselines
 from diffusion_privacy.networks.classifier import Classifier, ConvTrunk
+from diffusion_privacy.networks.embedding import Embedder
 from diffusion_privacy.reports import baselines as entries
 from diffusion_privacy.settings import Study
 from diffusion_privacy.stages import study as common
@@ -53,7 +54,7 @@ def rows(
     if not chosen:
         return []
     held_out = np.concatenate([roles.held_out.image, roles.controls.image])
-    network = cast(Classifier, common.classifiers(study)["identity"].network)
+    network = cast(Classifier | Embedder, common.classifiers(study)["identity"].network)
     trunk = ConvTrunk(network.channels, network.max_channels, network.dtype)
     params: Any = common.load_classifiers(workdir)["identity"]
     subject = baselines.Subject(

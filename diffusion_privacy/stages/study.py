@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy.anonymity import fingerprints
+from diffusion_privacy.anonymity.bank import PairScores, Scores, evaluate
+from diffusion_privacy.anonymity.conformal import conformal_threshold
+from diffusion_privacy.anonymity.reidentification import EmbeddingScores
 from diffusion_privacy.data import records as records_module
 from diffusion_privacy.data import sources
 from diffusion_privacy.data.records import Records
@@ -154,12 +157,36 @@ def load_score(study: Study, workdir: Workdir, name: str) -> ScoreFn:
 
 
 def classifiers(study: Study) -> dict[str, Classify]:
-    """C_f with one output and C_id with one a record and one for everybody else."""
-    outputs = {"fingerprint": 1, "identity": study.split.controls + 2}
-    return {
-        name: Classify(build("classifier", num_outputs=count, **study.detector.network))
-        for name, count in outputs.items()
-    }
+    """C_f with one output, and C_id with one a record and one for everybody else, or as an embedding."""
+    fields = study.detector.network
+    if study.detector.identity == "embedding":
+        identity = Classify(build("embedder", **fields))
+    else:
+        identity = Classify(build("classifier", num_outputs=study.split.controls + 2, **fields))
+    return {"fingerprint": Classify(build("classifier", num_outputs=1, **fields)), "identity": identity}
+
+
+def pair_scores(study: Study, workdir: Workdir, roles: Roles) -> tuple[Scores, PyTree, np.ndarray]:
+    """The pair's scores of all audited records, their parameters, and the lowest identity threshold of each, ``[R]``.
+
+    A classifier's floor is its 50 % line, 0. An embedding's is the cosine that 99 % of other people's records stay
+    below: set on records and not on generated negatives, so that the conformal rate is not touched.
+
+    Raises:
+      InputError: an embedding, and too few other people's records for its floors.
+    """
+    nets, params = classifiers(study), load_classifiers(workdir)
+    if study.detector.identity == "classifier":
+        return PairScores(nets["fingerprint"], nets["identity"]), params, np.zeros(len(roles.marked))
+    scores = EmbeddingScores(nets["fingerprint"], nets["identity"])
+    clean = np.concatenate([roles.private.image, roles.controls.image])
+    vectors = jax.jit(nets["identity"])(params["identity"], jnp.asarray(clean))
+    params = {**params, "vectors": vectors}
+    people = np.concatenate([roles.private.identity, roles.controls.identity])
+    others = roles.train["careful"]
+    _, cosines = evaluate(scores, params, others.image)
+    floors = [conformal_threshold(cosines[others.identity != people[r], r], 0.01) for r in range(len(people))]
+    return scores, params, np.array(floors)
 
 
 def load_classifiers(workdir: Workdir) -> PyTree:

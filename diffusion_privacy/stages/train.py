@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffusion_privacy import settings
-from diffusion_privacy.anonymity import fingerprints
+from diffusion_privacy.anonymity import fingerprints, reidentification
 from diffusion_privacy.anonymity.bank import IdentityBankTask
 from diffusion_privacy.anonymity.detector_tasks import FingerprintTask, Perturbation
+from diffusion_privacy.anonymity.reidentification import EmbeddingTask
 from diffusion_privacy.data.pipeline import Batches
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.errors import InputError
@@ -66,10 +67,20 @@ def fit_detector(study: Study, workdir: Workdir, roles: common.Roles) -> None:
         c_f = FingerprintTask(nets["fingerprint"].init, nets["fingerprint"], mark, change)
         _fit(c_f, clean, study.detector.training, study, workdir, "fingerprint")
     with workdir.timed("train identity detector"):
-        audited = np.concatenate([roles.private.image, roles.controls.image])
-        people = np.concatenate([roles.private.identity, roles.controls.identity])
-        c_id = IdentityBankTask(nets["identity"].init, nets["identity"], mark, audited, people, change)
-        _fit(c_id, clean, study.detector.training, study, workdir, "identity")
+        _fit(_identity_task(study, roles, clean), clean, study.detector.training, study, workdir, "identity")
+
+
+def _identity_task(study: Study, roles: common.Roles, clean: Records) -> Task:
+    mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
+    network, change = common.classifiers(study)["identity"], perturbation(study)
+    if study.detector.identity == "embedding":
+        # The records come in the order in which the seed dealt them: the first are as good as any.
+        pool = clean.take(np.arange(min(len(clean), reidentification.POOL)))
+        most = study.detector.most_fingerprints
+        return EmbeddingTask(network.init, network, mark, pool.image, pool.identity, change, most)
+    audited = np.concatenate([roles.private.image, roles.controls.image])
+    people = np.concatenate([roles.private.identity, roles.controls.identity])
+    return IdentityBankTask(network.init, network, mark, audited, people, change)
 
 
 def _clean(roles: common.Roles) -> Records:
