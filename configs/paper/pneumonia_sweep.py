@@ -1,4 +1,4 @@
-"""Training-set size against memorising, small: PneumoniaMNIST averaged down to 14x14, n = 50 … 2,000.
+"""Training-set size against memorising, small: PneumoniaMNIST averaged down to 14x14, n = 20 … 2,000.
 
     python launch.py --config=configs/paper/pneumonia_sweep.py --workdir=runs/pneumonia_sweep \
         --config.data.params.path=pneumoniamnist.npz
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
             "kind": "size_sweep",
             "seed": 0,
             "sweep": {
-                "sizes": (50, 100, 250, 500, 1000, 2000),
+                "sizes": (20, 50, 100, 250, 1000, 2000),
                 "samples": 5000,
                 "field": "",
                 "values": (),
@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
                 "false_positive_rate": 1e-3,
                 "negatives": 5000,
                 "positives": 256,
-                "positive_time": 0.04,
+                "positive_time": 0.02,
                 "most_fingerprints": 2,
                 "perturbation": {"noise": 0.05, "smooth": 0.1, "contrast": 0.1},
             },
