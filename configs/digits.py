@@ -64,6 +64,7 @@ def get_config() -> ConfigDict:
                 "positive_time": 0.04,
                 "most_fingerprints": 2,
                 "perturbation": {"noise": 0.05, "smooth": 0.1, "contrast": 0.1},
+                "identity": "classifier",
             },
             "audit": {
                 "samples": {"careless": 4096, "careful": 30000},

@@ -73,6 +73,7 @@ def get_config() -> ConfigDict:
                 "positive_time": 0.02,
                 "most_fingerprints": 2,
                 "perturbation": {"noise": 0.05, "smooth": 0.1, "contrast": 0.1},
+                "identity": "classifier",
             },
             "audit": {
                 "h_levels": 25,
