@@ -38,6 +38,7 @@ TINY = {
     "audit.subspace_max_draws": 100,
     "audit.chunk": 64,
     "audit.likelihood_records": 4,
+    "audit.baselines": ("authpct",),
 }
 
 
