@@ -23,6 +23,8 @@ from diffusion_privacy.flows.subnets import DenseNet
 # Compositions of rows that are checked by themselves; compiling them takes seconds.
 SLOW = ("cinn", "cinn-spline-orthogonal", "spline-conv", "rnvp-conv", "rnvp-dense", "gin-conv", "stack")
 ROWS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in TABLE]
+# The one large row that is fast in float64, where a wrong formula shows, is slow in the other precision.
+ROWS32 = [pytest.param(r.values[0], marks=pytest.mark.slow) if r.values[0] == "cinn-everything" else r for r in ROWS]
 
 
 def measure(bijection: Bijection, seed: int = 0) -> dict[str, float]:
@@ -65,7 +67,7 @@ def test_inverse_and_logdet_float64(name):
         check(TABLE[name](), 1e-9)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", ROWS32)
 def test_inverse_and_logdet_float32(name):
     check(TABLE[name](), 1e-4)
 

@@ -53,8 +53,7 @@ def gaussian(epsilon=1.0, relation=REPLACE_RECORD):
     return GaussianMechanism.calibrated(epsilon, 1e-5, 2.0, relation, 100)
 
 
-def run(n=10, **changes):
-    images, labels = records(n)
+def go(images, labels, **changes):
     settings = {
         "mechanism": gaussian(),
         "condition": PublicCondition(3),
@@ -64,6 +63,10 @@ def run(n=10, **changes):
         "batch_size": 4,
     } | changes
     return privatise(encode, decode, images, labels, **settings)
+
+
+def run(n=10, **changes):
+    return go(*records(n), **changes)
 
 
 def test_promise_and_count():
@@ -169,16 +172,6 @@ def test_bad_records_are_named():
     images, labels = records()
     broken = images.copy()
     broken[7, 0, 0, 0] = np.nan
-
-    def go(images, labels, **changes):
-        settings = {
-            "mechanism": gaussian(),
-            "condition": PublicCondition(3),
-            "relation": REPLACE_RECORD,
-            "delta": 1e-5,
-            "flow": PUBLIC,
-        }
-        return privatise(encode, decode, images, labels, **(settings | changes))
 
     with pytest.raises(InputError, match="record 7"):
         go(broken, labels)
