@@ -161,8 +161,8 @@ class Columns:
     """What is public about a table, and which columns the latent leaves out.
 
     Attributes:
-      apart: categorical columns that become the flow's condition. With ``release.label_epsilon`` each goes through k-ary
-        randomised response, an even share of it each; without, they are published as they are. All other categorical
+      apart: categorical columns that become the flow's condition. With ``release.label_epsilon`` each goes through
+        k-ary randomised response, an even share of it each; without, they are published as they are. All other categorical
         columns are dequantised one-hots and part of the latent.
       declared: every column of a CSV file, in its order; empty to infer them from the rows.
       vouched: the user states that names, kinds, categories and decimals as inferred are public. A release refuses
