@@ -162,8 +162,8 @@ class Columns:
 
     Attributes:
       apart: categorical columns that become the flow's condition. With ``release.label_epsilon`` each goes through
-        k-ary randomised response, an even share of it each; without, they are published as they are. All other categorical
-        columns are dequantised one-hots and part of the latent.
+        k-ary randomised response, an even share of it each; without, they are published as they are. All other
+        categorical columns are dequantised one-hots and part of the latent.
       declared: every column of a CSV file, in its order; empty to infer them from the rows.
       vouched: the user states that names, kinds, categories and decimals as inferred are public. A release refuses
         inferred columns without it.
