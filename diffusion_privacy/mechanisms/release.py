@@ -13,6 +13,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -73,10 +74,10 @@ def noised(mechanism: Mechanism, z: Array) -> np.ndarray:
     """Fresh private latents: ``z[B, D] -> z̃[B, D]`` float32, each record by itself with its own entropy."""
     if isinstance(mechanism, DiscreteGaussian | DiscreteLaplace):
         return np.asarray(mechanism.many(noise.os_bytes, np.asarray(z)), np.float32)
-    if not isinstance(mechanism, GaussianMechanism | LaplaceMechanism | MetricMechanism):
-        raise InputError(f"mechanism: expected one that this program knows how to run, got {mechanism!r}")
     keys = noise.fresh_keys(z.shape[0])
-    return np.asarray(many_at_scale(mechanism.unscaled(), mechanism.noise_scale, keys, jnp.asarray(z)), np.float32)
+    if isinstance(mechanism, GaussianMechanism | LaplaceMechanism | MetricMechanism):
+        return np.asarray(many_at_scale(mechanism.unscaled(), mechanism.noise_scale, keys, jnp.asarray(z)), np.float32)
+    return np.asarray(jax.vmap(mechanism)(keys, jnp.asarray(z)), np.float32)
 
 
 def privatise(

@@ -225,6 +225,29 @@ def test_a_latent_of_several_parts_has_one_ball(selection):
     np.testing.assert_allclose(flat[inside], 1e-3, atol=1e-4)
 
 
+def test_a_mechanism_of_ones_own_is_taken_as_it_is():
+    class Halved(GaussianMechanism):
+        name = "halved"
+
+    @dataclasses.dataclass(frozen=True)
+    class Own:
+        inner: GaussianMechanism
+        name = "own"
+        arithmetic = norm = "l2"
+
+        def __call__(self, key, z):
+            return self.inner(key, z)
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    for mechanism in (Halved(2.0, gaussian().sigma), Own(gaussian())):
+        out = run(mechanism=mechanism, match=False)
+        assert out.manifest.mechanism == mechanism.name
+        assert out.manifest.epsilon == pytest.approx(1.0)
+        assert np.std(out.data) > 1.0
+
+
 def test_clip_share_is_of_public_latents_only():
     latents = np.zeros((4, 16))
     latents[0] = 100.0
