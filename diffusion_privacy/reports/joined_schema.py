@@ -83,7 +83,8 @@ class RecordRisk(TypedDict):
     """One marked record: how often an image of the shared thing shows it.
 
     For a model: one drawn image. For the private copy: one image of it picked at random; the copy is ONE draw of its
-    mechanism, ``verdict`` speaks of the mechanism over ``direct.n`` images of simulated copies that were never released.
+    mechanism, and ``direct`` counts over images of simulated copies that were never released: it speaks of the
+    mechanism.
     """
 
     role: Literal["private", "control"]
