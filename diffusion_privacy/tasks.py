@@ -16,7 +16,7 @@ from diffusion_privacy.diffusion import objective
 from diffusion_privacy.diffusion.sde import expand
 from diffusion_privacy.flows import objective as flow_objective
 from diffusion_privacy.flows.objective import FlowModel
-from diffusion_privacy.types import SDE, Array, PyTree, ScoreFn
+from diffusion_privacy.types import SDE, Array, ConditionalScore, PyTree, ScoreFn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +95,48 @@ class ScoreTask:
     def score(self, params: PyTree, label: Array | None = None) -> ScoreFn:
         """The trained score, as a pytree over ``params``."""
         return objective.score_fn(self.apply, jax.tree.map(jnp.asarray, params), self.sde, self.prediction, label)
+
+    def conditional_score(self, params: PyTree) -> ConditionalScore:
+        """The trained score with the label as its first argument, as a pytree over ``params``."""
+        return objective.conditional_score_fn(self.apply, jax.tree.map(jnp.asarray, params), self.sde, self.prediction)
+
+
+@dataclasses.dataclass(frozen=True)
+class SideBySide:
+    """M score models trained by one program, each on records of its own with initialisation and noise of its own.
+
+    Batches are those of `stages.cadp_arms.ArmBatches` with one arm and M seeds: ``image[B, 1, M, ...]``,
+    ``label[B, 1, M]``. The loss is the sum over models: Adam moves every number by itself, so that each model is
+    trained as it would be alone, as long as neither gradients are clipped nor weights decayed by their shape.
+    """
+
+    task: ScoreTask
+    models: int
+
+    def init(self, key: Array, batch: PyTree) -> PyTree:
+        one = self._rows(batch, 0)
+        return jax.vmap(lambda k: self.task.init(k, one))(jax.random.split(key, self.models))
+
+    def loss(self, params: PyTree, batch: PyTree, key: Array) -> tuple[Array, dict[str, Array]]:
+        losses = self._losses(params, batch, key)
+        return jnp.sum(losses, axis=0), {"per_model": jnp.mean(losses, axis=0)}
+
+    def evaluate(self, params: PyTree, batch: PyTree, key: Array) -> dict[str, Array]:
+        return {"loss": jnp.mean(self._losses(params, batch, key), axis=0)}
+
+    def _rows(self, batch: PyTree, model: int) -> dict[str, Array]:
+        rows = {name: jnp.asarray(batch[name])[:, 0, model] for name in ("image", "label")}
+        return {**rows, "position": jnp.asarray(batch["position"])}
+
+    def _losses(self, params: PyTree, batch: PyTree, key: Array) -> Array:
+        """``[M, B]``."""
+
+        def one(own: PyTree, image: Array, label: Array, number: Array) -> Array:
+            rows = {"image": image, "label": label, "position": jnp.asarray(batch["position"])}
+            return self.task.loss(own, rows, jax.random.fold_in(key, number))[0]
+
+        image, label = (jnp.asarray(batch[name])[:, 0] for name in ("image", "label"))
+        return jax.vmap(one, in_axes=(0, 1, 1, 0))(params, image, label, jnp.arange(self.models))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +228,7 @@ class ArmsTask:
 
 TASKS: dict[str, type] = {
     "score": ScoreTask,
+    "scores": SideBySide,
     "flow": FlowTask,
     "arms": ArmsTask,
     "fingerprint": FingerprintTask,

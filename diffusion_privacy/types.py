@@ -22,6 +22,9 @@ PyTree = Any
 ScoreFn = Callable[[Array, Array], Array]
 """``score(x[B, ...], t[B]) -> [B, ...]``, the gradient of log p_t at x. Carries its parameters by closure."""
 
+ConditionalScore = Callable[[Array, Array, Array], Array]
+"""``score(label[B], x[B, ...], t[B]) -> [B, ...]``, the gradient of log p_t(x | label) at x."""
+
 Detector = Callable[[Array], Array]
 """``margin(x[B, ...]) -> [B]``; a positive margin means "this image shows the record"."""
 

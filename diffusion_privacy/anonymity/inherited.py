@@ -22,7 +22,7 @@ import math
 
 import numpy as np
 
-from diffusion_privacy.anonymity import betting
+from diffusion_privacy.anonymity import betting, intervals
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import Estimate
 
@@ -78,6 +78,43 @@ def pooled(hits: np.ndarray, images: np.ndarray, confidence: float = 0.95) -> Po
     return Pooled(float(rates.mean()), upper, confidence, rates.size, int(images.sum()), spread)
 
 
+def pooled_copies(hits: np.ndarray, images: np.ndarray, confidence: float = 0.95) -> Pooled:
+    """Upper limit of the hit rate over private copies of a data set, exact (Clopper-Pearson) in the number of images.
+
+    `pooled` bounds a mean over models, of which each is one draw. A private copy is more: given the flow, which the
+    copies share, each of its images has its own noise, so that all images of all copies are independent. Their hit
+    probabilities differ from record to record; the limit of equal ones holds all the same, because a sum of
+    independent hits with unequal probabilities has a lighter lower tail, below its mean by one or more, than a
+    binomial of the same mean (Hoeffding 1956, theorem 4), and the limit is further above the count than that at any
+    confidence from one half on.
+
+    The rate is that of one image of the copy picked at random. It is over the noise of the mechanism, GIVEN the flow:
+    the latent step is private for every fixed flow, so that E6 holds given the flow too.
+
+    Args:
+      hits: ``[M]`` images of each copy that the detector names.
+      images: ``[M]`` images in it.
+      confidence: one-sided, above one half.
+
+    Raises:
+      InputError: as `pooled`.
+    """
+    plain = pooled(hits, images, confidence)
+    if confidence <= 0.5:
+        raise InputError(f"confidence: expected more than 0.5, got {confidence}")
+    upper = intervals.clopper_pearson(int(np.sum(hits)), plain.images, 2 * confidence - 1)[1]
+    return dataclasses.replace(plain, value=float(np.sum(hits)) / plain.images, upper=upper)
+
+
+def images_needed(bound: float, epsilon: float, delta: float, *, confidence: float = 0.95) -> int | None:
+    """Smallest number of images of private copies that certifies q_p <= ``bound`` if none is a hit (`pooled_copies`).
+
+    None where δ alone exceeds the bound.
+    """
+    rate = _rate_needed(bound, epsilon, delta)
+    return None if rate is None else math.ceil(math.log(1 - confidence) / math.log1p(-rate))
+
+
 def inherited(without: Pooled, epsilon: float, delta: float, *, steps: int = 0) -> Estimate:
     """Upper limit of q_p from models trained without the record.
 
@@ -120,9 +157,13 @@ def inherited(without: Pooled, epsilon: float, delta: float, *, steps: int = 0) 
 
 def models_needed(bound: float, epsilon: float, delta: float, *, confidence: float = 0.95) -> int | None:
     """Smallest number of models that certifies q_p <= ``bound`` if none gives a hit; None where δ alone exceeds it."""
+    rate = _rate_needed(bound, epsilon, delta)
+    return None if rate is None else math.ceil(math.log((1 - confidence) / 2) / math.log1p(-rate))
+
+
+def _rate_needed(bound: float, epsilon: float, delta: float) -> float | None:
+    """The limit of the rate without the record that certifies ``bound``; None where there is none."""
     if not 0 < bound < 1:
         raise InputError(f"bound: expected a number strictly between 0 and 1, got {bound}")
     rate = (bound - delta) * math.exp(-epsilon)
-    if rate <= 0:
-        return None
-    return math.ceil(math.log((1 - confidence) / 2) / math.log1p(-min(rate, 1 - 1e-12)))
+    return min(rate, 1 - 1e-12) if rate > 0 else None

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from diffusion_privacy.anonymity import intervals, lanes
 from diffusion_privacy.diffusion import chain as chains
 from diffusion_privacy.diffusion.chain import Chain
-from diffusion_privacy.types import Array, Estimate, PyTree, ScoreFn
+from diffusion_privacy.types import Array, ConditionalScore, Estimate, PyTree, ScoreFn
 
 
 def sample_lanes(setting: tuple[Chain, tuple[int, ...]], operands: PyTree, batch: dict[str, Array]) -> Array:
@@ -51,12 +51,52 @@ def sample(
     """
     draw = np.arange(first, first + count, dtype=np.int32)
     operands = {"key": key, "score": lanes.operand(score_fn)}
-    out = lanes.run(sample_lanes, (chain, shape), operands, {"draw": draw}, chunk=chunk, mesh=mesh)
-    if not np.all(np.isfinite(out)):
-        raise FloatingPointError(
-            f"{np.sum(~np.isfinite(out).reshape(count, -1).all(1))} of {count} samples are not finite"
-        )
-    return out
+    return _finite(lanes.run(sample_lanes, (chain, shape), operands, {"draw": draw}, chunk=chunk, mesh=mesh))
+
+
+def _finite(samples: np.ndarray) -> np.ndarray:
+    bad = ~np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
+    if bad.any():
+        raise FloatingPointError(f"{np.sum(bad)} of {len(samples)} samples are not finite")
+    return samples
+
+
+def _labelled_lanes(setting: tuple[Chain, tuple[int, ...]], operands: PyTree, batch: dict[str, Array]) -> Array:
+    def score(x: Array, t: Array) -> Array:
+        return operands["score"](batch["label"], x, t)
+
+    return sample_lanes(setting, {"key": operands["key"], "score": score}, batch)
+
+
+def sample_labelled(
+    chain: Chain,
+    score: ConditionalScore,
+    shape: tuple[int, ...],
+    labels: np.ndarray,
+    key: Array,
+    *,
+    chunk: int = 256,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """``[N, *shape]`` samples of a conditional model, float32, the i-th of class ``labels[i]``, in one program.
+
+    With labels drawn independently from the classes' shares the samples are independent draws of one sampler: first a
+    class, then an image of it. That is the sampler that E1 then speaks of.
+
+    Args:
+      chain: the sampler.
+      score: ``(label[B], x[B, ...], t[B]) -> [B, ...]``; a `jax.tree_util.Partial` reuses compiled programs.
+      shape: of one image.
+      labels: int ``[N]``.
+      key: sample i is a function of (key, i) and its label.
+      chunk, mesh: see `lanes.run`.
+
+    Raises:
+      FloatingPointError: a sample is not finite.
+    """
+    rows = {"draw": np.arange(len(labels), dtype=np.int32), "label": np.asarray(labels, np.int32)}
+    operands = {"key": key, "score": lanes.operand(score)}
+    return _finite(lanes.run(_labelled_lanes, (chain, shape), operands, rows, chunk=chunk, mesh=mesh))
 
 
 def _margins(setting: int, operands: PyTree, batch: dict[str, Array]) -> Array:

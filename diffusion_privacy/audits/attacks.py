@@ -17,6 +17,7 @@ Pass the score as a `jax.tree_util.Partial` that carries its parameters, or ever
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ from diffusion_privacy.anonymity import lanes
 from diffusion_privacy.diffusion.likelihood import LikelihoodConfig, log_likelihood
 from diffusion_privacy.diffusion.sde import expand
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.types import SDE, Array, ScoreFn
+from diffusion_privacy.types import SDE, Array, ConditionalScore, ScoreFn
 
 LogProb = Callable[[Array, Array], Array]
 """``log_prob(x[B, ...], cond[B, K]) -> [B]`` in nats; K may be 0."""
@@ -70,8 +71,18 @@ def _finite(scores: np.ndarray, name: str) -> np.ndarray:
     return np.asarray(scores, np.float64)
 
 
-def _run(fn: lanes.LaneFn, setting: _Setting, score: Any, x: np.ndarray, chunk: int, name: str) -> np.ndarray:
+def _run(
+    fn: lanes.LaneFn,
+    setting: _Setting,
+    score: Any,
+    x: np.ndarray,
+    chunk: int,
+    name: str,
+    label: np.ndarray | None = None,
+) -> np.ndarray:
     rows = {"x": x, "index": np.arange(len(x), dtype=np.int32)}
+    if label is not None:
+        rows["label"] = np.asarray(label, np.int32)
     return _finite(lanes.run(fn, setting, score, rows, chunk=chunk), name)
 
 
@@ -86,8 +97,9 @@ def _flat_norm(x: Array, power: float) -> Array:
 
 
 def _loss_lanes(setting: _Setting, operands: Any, rows: dict[str, Array]) -> Array:
-    score, key = operands
+    given, key = operands
     x, sde = rows["x"], setting.sde
+    score = functools.partial(given, rows["label"]) if "label" in rows else given
     size = math.prod(x.shape[1:])
     times = jnp.repeat(jnp.asarray(setting.times, x.dtype), setting.draws)
 
@@ -105,10 +117,11 @@ def _loss_lanes(setting: _Setting, operands: Any, rows: dict[str, Array]) -> Arr
 
 
 def loss(
-    score: ScoreFn,
+    score: ScoreFn | ConditionalScore,
     sde: SDE,
     x: np.ndarray,
     *,
+    label: np.ndarray | None = None,
     times: Sequence[float] = (0.05, 0.1, 0.2, 0.3),
     draws: int = 2,
     seed: int = 0,
@@ -117,9 +130,10 @@ def loss(
     """Minus the denoising loss ‖ε − ε(x_t, t)‖²/D, averaged over times and draws (Matsumoto et al., arXiv 2302.03262).
 
     Args:
-      score: the model.
+      score: the model; with ``label`` a `types.ConditionalScore`.
       sde: its forward process.
       x: records [N, ...] in the model's range.
+      label: classes int [N] of the records, for a conditional model: the attacker knows them.
       times: within [t_min, 1].
       draws: noises at each time, each a function of (seed, record number, time, draw).
       seed: of the noise.
@@ -135,7 +149,7 @@ def loss(
     if not times or draws < 1:
         raise InputError(f"loss: expected at least one time and one draw, got {list(times)} and {draws}")
     setting = _Setting(sde, tuple(_time(sde, t, "loss.times") for t in times), draws)
-    return _run(_loss_lanes, setting, (lanes.operand(score), jax.random.key(seed)), x, chunk, "loss")
+    return _run(_loss_lanes, setting, (lanes.operand(score), jax.random.key(seed)), x, chunk, "loss", label)
 
 
 def _pia_lanes(setting: _Setting, operands: Any, rows: dict[str, Array]) -> Array:

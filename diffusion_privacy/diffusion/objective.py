@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from diffusion_privacy.diffusion.sde import DDPM, expand
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.types import SDE, Array, PyTree, ScoreFn
+from diffusion_privacy.types import SDE, Array, ConditionalScore, PyTree, ScoreFn
 
 PREDICTIONS = ("eps", "x0", "v", "score")
 WEIGHTINGS = ("simple", "likelihood")
@@ -98,6 +98,16 @@ def score_fn(apply: Apply, params: PyTree, sde: SDE, prediction: str, label: Arr
     """
     check_prediction(prediction)
     return jax.tree_util.Partial(_Score(apply, sde, prediction), params, label)
+
+
+def conditional_score_fn(apply: Apply, params: PyTree, sde: SDE, prediction: str) -> ConditionalScore:
+    """`score_fn` with the label as first argument: ``(label[B] or scalar, x[B, ...], t[B]) -> [B, ...]``.
+
+    Raises:
+      InputError: unknown prediction.
+    """
+    check_prediction(prediction)
+    return jax.tree_util.Partial(_Score(apply, sde, prediction), params)
 
 
 def scaled_input(apply: Apply, sde: SDE) -> Apply:

@@ -140,7 +140,8 @@ def _curves(setup: Setup, score: ScoreFn, detect: PyTree, name: str, chunk: int)
     )
 
 
-def _direct(setup: Setup, margins: np.ndarray, calibration: PairCalibration) -> DirectResult:
+def direct_result(setup: Setup, margins: np.ndarray, calibration: PairCalibration) -> DirectResult:
+    """E1 of one record from its margins ``[N]``, at the level that a verdict asks of its parts."""
     return montecarlo.direct(
         int(np.sum(margins > 0)),
         len(margins),
@@ -154,13 +155,15 @@ def _rate(value: Rate) -> dict[str, Any]:
     return {"value": value.value, "lower": value.lower, "upper": value.upper, "level": value.level, "n": value.n}
 
 
-def _t_prime(curve: HCurve, gamma: float, level: float) -> dict[str, Any]:
+def t_prime_entry(curve: HCurve, gamma: float, level: float) -> dict[str, Any]:
+    """t' of one record, ours and the paper's, as `schema.TPrime`."""
     statistical = tprime.statistical_t_prime(curve, gamma, level)
     paper = {"value": tprime.paper_t_prime(curve), "draws": 16, "levels": len(curve.levels)}
     return {"paper": paper, "statistical": dataclasses.asdict(statistical)}
 
 
-def _h_curve(curve: HCurve, level: float) -> dict[str, Any]:
+def h_curve_entry(curve: HCurve, level: float) -> dict[str, Any]:
+    """One record's curve as `schema.HCurve`."""
     lower, upper = curve.limits(level)
     return {
         "t": curve.times.tolist(),
@@ -187,7 +190,8 @@ def _sentence(found: Verdict, name: str) -> str:
     return f"Not certified for the {name}: between {lower} and {upper} {unit} show it, with {sure} confidence."
 
 
-def _verdict(found: Verdict, name: str) -> dict[str, Any]:
+def verdict_entry(found: Verdict, name: str) -> dict[str, Any]:
+    """A verdict on the record ``name`` as `schema.Verdict`."""
     return {
         "status": found.status,
         "bound": found.bound,
@@ -222,12 +226,12 @@ def _record(
         "index": int(marked.index[number]),
         "label": int(marked.label[number]),
         "fingerprint": {"kind": kind, **setup.roles.params[number]} if kind != "none" else None,
-        "t_prime": _t_prime(curve, gamma, level),
-        "h_curve": _h_curve(curve, level),
+        "t_prime": t_prime_entry(curve, gamma, level),
+        "h_curve": h_curve_entry(curve, level),
         "direct": schema.direct_entry(direct.estimate, direct.hits),
         "subspace": schema.subspace_entry(e2.estimate, e2.hits, e2.pareto_k, e2.max_weight_share),
         "estimators": [schema.estimator_entry(row) for row in further],
-        "verdict": _verdict(found, f"{role} record {int(marked.index[number])}"),
+        "verdict": verdict_entry(found, f"{role} record {int(marked.index[number])}"),
     }
 
 
@@ -290,7 +294,8 @@ def _arrays(
     )
 
 
-def _detector_entry(calibrations: list[PairCalibration], study: Study) -> dict[str, Any]:
+def detector_entry(calibrations: list[PairCalibration], study: Study) -> dict[str, Any]:
+    """The first private record's detector as `schema.Detector`."""
     private = calibrations[0]
     return {
         "false_positive_rate": _rate(private.false_positive_rate),
@@ -328,7 +333,7 @@ def audit_model(setup: Setup, name: str) -> None:
     _LOG.info("audit %s: subspaces integrated, %s paths", name, [r.estimate.n for r in e2])
     n_train = len(setup.roles.train[name])
     calibrations = setup.calibrations
-    direct = [_direct(setup, margins[:, r], calibrations[r]) for r in range(len(images))]
+    direct = [direct_result(setup, margins[:, r], calibrations[r]) for r in range(len(images))]
     further = audit_estimators.further(study, chain, score, setup.detect, images, setup.uids, e2, name, chunk)
     records = [
         _record(setup, r, curves[r], direct[r], e2[r], calibrations[r], 1 / n_train, further[r])
@@ -346,7 +351,7 @@ def audit_model(setup: Setup, name: str) -> None:
         "sampler": {"name": study.sampler.kernel, **dataclasses.asdict(study.sampler)},
         "n_samples": len(samples),
         "expected_if_memorised": len(samples) / n_train,
-        "detector": _detector_entry(calibrations, study),
+        "detector": detector_entry(calibrations, study),
         "records": records,
         "baselines": audit_baselines.rows(study, setup.workdir, setup.roles, score, samples, name),
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.data.table_rows import Rows
@@ -91,10 +92,15 @@ def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
         ledger to show for it, nor ``mechanism-only``; the ledger is exhausted;
         the relation, ε or δ is missing or out of range. No release is left half-written.
     """
+    if any(not common.release_path(workdir, e).exists() for e in settings.release.epsilons):
+        release_all(settings, workdir, common.load_parts(settings, workdir))
+
+
+def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[Any]) -> None:
+    """`privatize` of records that are at hand; the public ones only say how often the clip shortens a latent."""
     missing = [e for e in settings.release.epsilons if not common.release_path(workdir, e).exists()]
     if not missing:
         return
-    parts = common.load_parts(settings, workdir)
     private = parts.private
     # Everything that can be refused is refused before the flow is read, and before the first of several releases.
     hashes = common.hashes(private)

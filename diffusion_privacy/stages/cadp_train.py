@@ -6,16 +6,23 @@ from diffusion_privacy import settings as settings_module
 from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
 from diffusion_privacy.stages import dp_training
+from diffusion_privacy.stages.cadp_study import Parts, R
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training.loop import train as run_loop
 
 
 def train(settings: PrivateStudy, workdir: Workdir) -> None:
-    """Trains the flow; writes down which records it learns from, and what that costs them, before it sees the first."""
+    """Trains the flow."""
     parts = common.load_parts(settings, workdir)
     done = workdir.root / "train" / "done.json"
     if done.exists():
         return
+    records = fit_flow(settings, workdir, parts)
+    workdir.write_json(done, {"models": ["flow"], "records": len(records)})
+
+
+def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
+    """Writes down which records the flow learns from, pays for them where it must, trains it; returns those records."""
     records = parts.public if settings.flow.trained_on == "public" else parts.private
     workdir.write_json(workdir.path("train", "trained_on.json"), {"hashes": list(common.hashes(records))})
     config, folder = settings.flow.training, workdir.path("train", "flow")
@@ -32,4 +39,4 @@ def train(settings: PrivateStudy, workdir: Workdir) -> None:
             name="flow",
             identity=identity,
         )
-    workdir.write_json(done, {"models": ["flow"], "records": len(records)})
+    return records

@@ -42,6 +42,18 @@ def spend_of(folder: Path) -> Spend | None:
     return spend_of_plan(privacy.from_json(progress["privacy"])) if "privacy" in progress else None
 
 
+def plan_of(folder: Path) -> Plan:
+    """The plan of the private run in ``folder``, by its latest checkpoint.
+
+    Raises:
+      InputError: no checkpoint, a damaged one, or training that was not private.
+    """
+    progress = read_progress(folder)
+    if "privacy" not in progress:
+        raise InputError(f"{folder}: expected a model trained with DP-SGD, this one was not")
+    return privacy.from_json(progress["privacy"])
+
+
 def pay(ledger: Ledger, folder: Path, stage: str, config: TrainConfig, hashes: Sequence[str]) -> str:
     """Enters a private run into the ledger, once, before it sees a record; returns the stage's name there.
 
@@ -63,7 +75,7 @@ def pay(ledger: Ledger, folder: Path, stage: str, config: TrainConfig, hashes: S
         temporary = path.with_name(path.name + ".partial")
         temporary.write_text(json.dumps({"stage": f"{stage}, DP-SGD, run {secrets.token_hex(4)}"}) + "\n")
         os.replace(temporary, path)
-    name = _stage(folder)
+    name = stage_of(folder)
     if name not in {entry.stage for entry in ledger.entries()}:
         ledger.record(Entry(name, spend_of_plan(plan), tuple(hashes)))
     return name
@@ -81,13 +93,14 @@ def require_paid(ledger: Ledger, folder: Path) -> Spend:
             f"config.release.flow_training: 'dp-sgd', but the model in {folder} was not trained with DP-SGD; set "
             "flow.training.privacy.epsilon and train it in another workdir"
         )
-    name = _stage(folder)
+    name = stage_of(folder)
     if all(entry.stage != name or entry.spend != spend for entry in ledger.entries()):
         raise InputError(f"{ledger.path}: expected the entry {name!r} with the event of {folder}, found none")
     return spend
 
 
-def _stage(folder: Path) -> str:
+def stage_of(folder: Path) -> str:
+    """The name in the ledger of the private run in ``folder``; InputError where `pay` was not called for it."""
     path = folder / _NAME
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["stage"])

@@ -1,0 +1,173 @@
+"""Settings of a joined study: one set of private records, four ways to share it, one ledger and one report.
+
+It is made of the other studies' groups: ``data``, ``split``, ``flow`` and ``release`` mean what they mean in
+`settings_cadp`; ``fingerprint``, ``score``, ``sampler`` and ``detector`` what they mean in `settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.settings import Audit, Data, Detector, Named, Report, Sampler, Score, Split, Study
+from diffusion_privacy.settings_cadp import Evaluation, Flow, PrivateStudy, Release, Shares
+from diffusion_privacy.training.state import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """Who carries the fingerprint.
+
+    Attributes:
+      private: private records with a planted fingerprint, whose return is measured; the certificate trains models anew
+        for each of them.
+      controls: held-out records with one, out of the test share: the audit must not find them.
+    """
+
+    private: int = 1
+    controls: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Risk:
+    """What is measured of every way to share, and at what cost; fields as in `settings.Audit`.
+
+    Attributes:
+      samples: images drawn from each model; the first ``evaluation_samples`` of them train classifiers.
+      evaluation_samples: as many as that.
+      attack_records: most members, and most non-members, that the loss attack looks at.
+    """
+
+    samples: int = 10_000
+    evaluation_samples: int = 2_000
+    h_levels: int = 25
+    h_draws: int = 32
+    gamma: float = 0.05
+    subspace_draws: int = 1024
+    subspace_max_draws: int = 4096
+    attack_records: int = 2_000
+    level: float = 0.95
+    chunk: int = 0
+    memory_gb: float = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Certify:
+    """E6: how often the same way of sharing shows a record that it never saw.
+
+    Attributes:
+      copies: private copies simulated with the record replaced.
+      copy_models: score models trained on such copies, side by side in one program.
+      dp_models: score models trained with DP-SGD without the record, one after the other.
+      samples: images drawn from each of these models.
+    """
+
+    copies: int = 200
+    copy_models: int = 16
+    dp_models: int = 4
+    samples: int = 1_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Joined:
+    """Everything that decides the numbers of a joined study, but for the noise of the release and of private training.
+
+    Attributes:
+      score: of all score models; each is conditional on the class, whose number of values comes from the data.
+      private_training: of the score model trained with DP-SGD; its ``privacy`` must be on.
+      release: exactly one ε; the condition is published, so that ``label_epsilon`` must be 0.
+    """
+
+    seed: int
+    data: Data
+    fingerprint: Named
+    flow: Flow
+    release: Release
+    score: Score
+    private_training: TrainConfig
+    sampler: Sampler
+    detector: Detector
+    evaluation: Evaluation
+    split: Shares = dataclasses.field(default_factory=Shares)
+    marks: Marks = dataclasses.field(default_factory=Marks)
+    risk: Risk = dataclasses.field(default_factory=Risk)
+    certify: Certify = dataclasses.field(default_factory=Certify)
+    report: Report = dataclasses.field(default_factory=Report)
+    kind: str = "joined"
+
+    def __post_init__(self) -> None:
+        self._check_sharing()
+        # Built once here, so that what they refuse is refused before anything is trained.
+        _ = self.cadp, self.study
+        risk, certify = self.risk, self.certify
+        for name, value, least in (
+            ("marks.private", self.marks.private, 1),
+            ("marks.controls", self.marks.controls, 1),
+            ("risk.samples", risk.samples, 100),
+            ("certify.copies", certify.copies, 1),
+            ("certify.copy_models", certify.copy_models, 1),
+            ("certify.dp_models", certify.dp_models, 1),
+            ("certify.samples", certify.samples, 1),
+            ("risk.attack_records", risk.attack_records, 8),
+        ):
+            _need(value >= least, name, f"at least {least}", value)
+        within = 1 <= risk.evaluation_samples <= risk.samples
+        _need(within, "risk.evaluation_samples", f"1 … risk.samples = {risk.samples}", risk.evaluation_samples)
+
+    def _check_sharing(self) -> None:
+        release, private = self.release, self.private_training.privacy
+        _need(len(release.epsilons) == 1, "release.epsilons", "exactly one ε", release.epsilons)
+        _need(release.label_epsilon == 0, "release.label_epsilon", "0: the class is public", release.label_epsilon)
+        people = release.records_per_person
+        _need(people == 1, "release.records_per_person", "1, DP-SGD counts single records", people)
+        _need(private.on, "private_training.privacy.epsilon", "a number above 0", private.epsilon)
+        _need(not self.score.training.privacy.on, "score.training.privacy", "none, see private_training", "one")
+        _need("num_classes" not in self.score.network.params, "score.network.params.num_classes", "none", "one")
+        clip = self.score.training.grad_clip_norm
+        _need(clip == 0, "score.training.grad_clip_norm", "0 (it would couple models trained side by side)", clip)
+        clip = self.evaluation.training.grad_clip_norm
+        _need(clip == 0, "evaluation.training.grad_clip_norm", "0 (it would couple the classifiers)", clip)
+        _need(self.evaluation.seeds >= 2, "evaluation.seeds", "at least 2", self.evaluation.seeds)
+        kind = self.detector.identity
+        _need(kind == "classifier", "detector.identity", "'classifier'", kind)
+
+    @functools.cached_property
+    def cadp(self) -> PrivateStudy:
+        """The release as the stages of a CADP study take it."""
+        return PrivateStudy(seed=self.seed, data=self.data, flow=self.flow, release=self.release, split=self.split)
+
+    @functools.cached_property
+    def study(self) -> Study:
+        """The audit of a score model as the stages of an anonymity study take it."""
+        risk = self.risk
+        return Study(
+            seed=self.seed,
+            data=self.data,
+            split=Split(controls=self.marks.private - 1 + self.marks.controls),
+            fingerprint=self.fingerprint,
+            score=self.score,
+            sampler=self.sampler,
+            detector=self.detector,
+            audit=Audit(
+                samples={"careless": risk.samples, "careful": risk.samples},
+                h_levels=risk.h_levels,
+                h_draws=risk.h_draws,
+                gamma=risk.gamma,
+                subspace_draws=risk.subspace_draws,
+                subspace_max_draws=risk.subspace_max_draws,
+                level=risk.level,
+                chunk=risk.chunk,
+                memory_gb=risk.memory_gb,
+            ),
+        )
+
+    @property
+    def epsilon(self) -> float:
+        """ε of the latent step of the private copy."""
+        return self.release.epsilons[0]
+
+
+def _need(holds: bool, field: str, expected: str, value: object) -> None:
+    if not holds:
+        raise InputError(f"config.{field}: expected {expected}, got {value!r}")

@@ -1,0 +1,126 @@
+"""What may be promised for each way to share, read from the ledger's entries and from nothing else.
+
+A way to share rests on the stages that lead to it. Its ε is their composition, under the one condition that nothing
+else that touched the records is given away: the run as a whole trains a model on the records as they are, so its total
+is "no guarantee", and the report says so. A stage that the ledger does not know makes the way "no guarantee" as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion_privacy.mechanisms import ledger as ledger_module
+from diffusion_privacy.mechanisms.ledger import Total, event_to_json
+from diffusion_privacy.settings_joined import Joined
+from diffusion_privacy.stages import cadp_study, dp_training
+from diffusion_privacy.stages import joined_study as common
+from diffusion_privacy.stages.workdir import Workdir
+
+ONLY_THIS = "if nothing else that was computed from these records is given away, this report included"
+_MODEL_PUBLIC = (
+    "the number of records",
+    "the share of each class among the records, by which the model draws classes",
+    "the settings of network, training and sampler",
+)
+
+
+def stages(settings: Joined, workdir: Workdir, way: str) -> tuple[str, ...]:
+    """Names in the ledger of everything that way to share rests on."""
+    if way == "raw_model":
+        return (common.RAW_STAGE,)
+    if way == "dp_model":
+        return (dp_training.stage_of(common.dp_folder(workdir)),)
+    release = common.release_stage(settings, workdir)
+    found = {
+        "public": (),
+        "dp-sgd": (dp_training.stage_of(workdir.path("train", "flow")),)
+        if settings.release.flow_training == "dp-sgd"
+        else (),
+        "mechanism-only": (f"flow training for {release}",),
+    }[settings.release.flow_training]
+    return (*found, release, *((common.COPY_STAGE,) if way == "copy_model" else ()))
+
+
+def promise(settings: Joined, workdir: Workdir, way: str) -> Total:
+    """The composition of the way's stages; "no guarantee" where one has no event or is not in the ledger."""
+    ledger = common.make_ledger(settings, workdir)
+    return ledger_module.covering(ledger.entries(), stages(settings, workdir, way), settings.release.delta)
+
+
+def _manifest(settings: Joined, workdir: Workdir) -> dict[str, Any]:
+    folder = cadp_study.release_path(workdir, settings.epsilon)
+    return dict(workdir.read_json(folder / "manifest.json"))
+
+
+def guarantee(settings: Joined, workdir: Workdir, way: str, certified: list[Any]) -> dict[str, Any]:
+    """`joined_schema.Guarantee` of one way."""
+    total = promise(settings, workdir, way)
+    epsilon = total.account.epsilon if total.guarantee else None
+    manifest = _manifest(settings, workdir)
+    if way in ("raw_model", "dp_model"):
+        relation, public = "replace-one", list(_MODEL_PUBLIC)
+    else:
+        relation, public = manifest["relation"], list(manifest["public"])
+    mechanism = {
+        "raw_model": "none",
+        "dp_model": _dp_sgd(settings, workdir),
+        "copy_model": f"trained on the private copy alone, which is {_copy_words(manifest)}",
+        "copy": _copy_words(manifest),
+    }[way]
+    why = "" if epsilon is not None else total.describe()
+    sentence = "No promise is made to any record."
+    if epsilon is not None:
+        sentence = f"ε = {epsilon:.4g} at δ = {total.account.delta:g} for every record ({relation}), {ONLY_THIS}."
+    return {
+        "epsilon": epsilon,
+        "delta": total.account.delta,
+        "relation": relation,
+        "mechanism": mechanism,
+        "public": public,
+        "stages": list(stages(settings, workdir, way)) if epsilon is not None else [],
+        "why": why,
+        "sentence": sentence,
+        "certified": certified if epsilon is not None else [],
+    }
+
+
+def _dp_sgd(settings: Joined, workdir: Workdir) -> str:
+    plan = dp_training.plan_of(common.dp_folder(workdir))
+    return (
+        f"DP-SGD: {plan.steps} steps, each record drawn with probability {plan.sampling_probability:.4g}, "
+        f"gradients cut to norm {plan.clip_norm:g}, noise of {plan.noise_multiplier:.4g} times that"
+    )
+
+
+def _copy_words(manifest: Mapping[str, Any]) -> str:
+    return (
+        f"made by {manifest['mechanism']} noise of scale {manifest['noise_scale']:.4g} on latents cut to norm "
+        f"{manifest['clip_norm']:.4g}; flow training: {manifest['flow_training']}"
+    )
+
+
+def ledger_entry(settings: Joined, workdir: Workdir) -> dict[str, Any]:
+    """`joined_schema.Ledger`: every entry, the total of all, and what should be there and is not."""
+    ledger = common.make_ledger(settings, workdir)
+    entries, total = ledger.entries(), ledger.total()
+    known = {entry.stage for entry in entries}
+    expected = {stage for way in (*common.MODELS, common.COPY) for stage in stages(settings, workdir, way)}
+    expected |= {common.DETECTOR_STAGE, common.AUDIT_STAGE}
+    missing = sorted(expected - known)
+    sentence = f"no guarantee: the ledger lacks {', '.join(missing)}" if missing else total.describe()
+    return {
+        "entries": [
+            {
+                "stage": entry.stage,
+                "event": None if entry.spend is None else event_to_json(entry.spend.event),
+                "records": None if entry.records is None else len(entry.records),
+            }
+            for entry in entries
+        ],
+        "guarantee": total.guarantee and not missing,
+        "sentence": sentence,
+        "uncovered": list(total.uncovered),
+        "not_recorded": missing,
+        "stated_total": {"epsilon": ledger.epsilon, "delta": ledger.delta},
+    }

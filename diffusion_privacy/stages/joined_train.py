@@ -1,0 +1,139 @@
+"""Stages `privatize`, `train` and `sample` of a joined study: everything that could be shared.
+
+The ledger is written before a record is touched: the release and the private training are paid for first, the training
+of the copy's model is entered as what it is, post-processing, and then come the stages without an event, which make the
+total of the run "no guarantee". What a single way to share rests on is read from the same entries (`joined_guarantee`).
+"""
+
+from __future__ import annotations
+
+import logging
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_privacy import settings as settings_module
+from diffusion_privacy.anonymity import lanes, montecarlo
+from diffusion_privacy.data.pipeline import Batches
+from diffusion_privacy.data.records import Records
+from diffusion_privacy.diffusion.chain import Chain
+from diffusion_privacy.mechanisms.accounting import Spend
+from diffusion_privacy.settings_joined import Joined
+from diffusion_privacy.stages import cadp_privatize, cadp_study, cadp_train, dp_training
+from diffusion_privacy.stages import joined_study as common
+from diffusion_privacy.stages import sample as sample_stage
+from diffusion_privacy.stages import study as score_study
+from diffusion_privacy.stages import train as train_stage
+from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.training import rng
+from diffusion_privacy.training.loop import train as run_loop
+from diffusion_privacy.training.state import TrainConfig
+from diffusion_privacy.types import Array, ConditionalScore
+
+_LOG = logging.getLogger(__name__)
+
+
+def privatize(settings: Joined, workdir: Workdir) -> None:
+    """Trains the flow and releases the private copy, paid for in the ledger; what is there already stays."""
+    if cadp_study.release_path(workdir, settings.epsilon).exists():
+        return
+    sets = common.load_sets(settings, workdir)
+    cadp_train.fit_flow(settings.cadp, workdir, sets.parts)
+    cadp_privatize.release_all(settings.cadp, workdir, sets.parts)
+
+
+def fit_score(
+    settings: Joined, workdir: Workdir, name: str, records: Records, config: TrainConfig, seed: int, *folder: str
+) -> None:
+    """Trains one conditional score model; ``folder`` below the workdir, by default ``train/NAME``."""
+    identity = {"config": settings_module.digest({"score": settings_module.to_dict(settings)["score"], "name": name})}
+    run_loop(
+        common.score_task(settings, records.num_classes),
+        Batches(records, config.batch_size, seed),
+        config,
+        workdir=workdir.path(*(folder or ("train", name))),
+        seed=seed,
+        name=name,
+        identity=identity,
+    )
+
+
+def train(settings: Joined, workdir: Workdir) -> None:
+    """Trains every model of the study; one that is finished costs nothing, an interrupted one goes on.
+
+    Raises:
+      InputError: the ledger has no room for the private training, or there is no private copy yet.
+    """
+    done = workdir.path("train", "done.json")
+    if done.exists():
+        return
+    sets = common.load_sets(settings, workdir)
+    private, seed = sets.parts.private, settings.seed
+    released = common.load_copy(settings, workdir, private).records
+    ledger, hashes = common.make_ledger(settings, workdir), cadp_study.hashes(private)
+    config = settings.private_training
+    dp_training.pay(ledger, common.dp_folder(workdir), "train dp_model", config, hashes)
+    common.note(ledger, common.COPY_STAGE, _nothing(), hashes)
+    with workdir.timed("train dp_model"):
+        fit_score(settings, workdir, "dp_model", private, config, seed)
+    with workdir.timed("train copy_model"):
+        fit_score(settings, workdir, "copy_model", released, settings.score.training, seed)
+    common.note(ledger, common.RAW_STAGE, None, hashes)
+    with workdir.timed("train raw_model"):
+        fit_score(settings, workdir, "raw_model", private, settings.score.training, seed)
+    common.note(ledger, common.DETECTOR_STAGE, None, hashes)
+    train_stage.fit_scores(settings.study, workdir, sets.roles, [score_study.REFERENCE])
+    train_stage.fit_detector(settings.study, workdir, sets.roles)
+    workdir.write_json(done, {"models": [*common.MODELS, score_study.REFERENCE, "fingerprint", "identity"]})
+
+
+def _nothing() -> Spend:
+    """Post-processing costs nothing."""
+    import dp_accounting
+
+    return Spend(dp_accounting.NoOpDpEvent(), "replace-one")
+
+
+def make_chain(settings: Joined) -> Chain:
+    """The sampler of every shared model."""
+    return score_study.make_chain(settings.study, score_study.make_sde(settings.study))
+
+
+def chunk_size(settings: Joined, score: ConditionalScore, shape: tuple[int, ...]) -> int:
+    """Lanes a device handles at a time: as configured, or as many as the memory budget allows."""
+    if settings.risk.chunk:
+        return settings.risk.chunk
+
+    def of_first_class(x: Array, t: Array) -> Array:
+        return score(jnp.zeros(x.shape[0], jnp.int32), x, t)
+
+    return lanes.chunk_for_budget(of_first_class, shape, settings.risk.memory_gb * 2**30, ceiling=256)
+
+
+def draw(
+    settings: Joined, score: ConditionalScore, private: Records, count: int, name: str, number: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(images ``[N, H, W, C]``, classes ``[N]``) of a model: a class by its share, then an image of it."""
+    shape, chain = private.image.shape[1:], make_chain(settings)
+    labels = common.draw_labels(settings, private, count, name, number)
+    key = rng.stream(settings.seed, f"sample.{name}", number)
+    chunk = chunk_size(settings, score, shape)
+    return montecarlo.sample_labelled(chain, score, shape, labels, key, chunk=chunk), labels
+
+
+def sample(settings: Joined, workdir: Workdir) -> None:
+    """Draws the labelled images that E1 counts and classifiers learn from, and the reference's unlabelled ones."""
+    names = (*common.MODELS, score_study.REFERENCE)
+    if all((workdir.root / "samples" / f"{name}.npz").exists() for name in names):
+        return
+    sets = common.load_sets(settings, workdir)
+    private = sets.parts.private
+    for name in common.MODELS:
+        path = workdir.path("samples", f"{name}.npz")
+        if path.exists():
+            continue
+        score = common.load_score(settings, workdir, name, private.num_classes)
+        with workdir.timed(f"sample {name}"):
+            images, labels = draw(settings, score, private, settings.risk.samples, name)
+        workdir.write_arrays(path, {"images": images, "labels": labels})
+    sample_stage.draw_all(settings.study, workdir, sets.roles, {score_study.REFERENCE: settings.detector.negatives})
