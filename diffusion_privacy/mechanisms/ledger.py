@@ -107,7 +107,8 @@ class Entry:
     Attributes:
       stage: what was done, e.g. ``"flow training"``, ``"release dir-name"``.
       spend: its event, or None when it touched the records without one.
-      records: source hashes of the records it touched; None for "all of them", or where no such hash is known.
+      records: source hashes of the records it touched; None for "all of them", or where no such hash is known. An
+        empty list counts as None: a stage that touched nothing has no entry.
     """
 
     stage: str
@@ -164,7 +165,7 @@ def total(entries: Sequence[Entry], delta: float) -> Total:
             lost.append(entry.stage)
         else:
             covered.append(entry)
-    everywhere = [e.spend for e in covered if e.records is None and e.spend is not None]
+    everywhere = [e.spend for e in covered if not e.records and e.spend is not None]
     touched: dict[str, list[int]] = {}
     for i, entry in enumerate(covered):
         for record in set(entry.records or ()):
@@ -175,6 +176,93 @@ def total(entries: Sequence[Entry], delta: float) -> Total:
         account([*everywhere, *(s for s in (covered[i].spend for i in path) if s is not None)], delta) for path in paths
     ]
     return Total(max(accounts, key=lambda a: a.epsilon), tuple(lost), len(entries))
+
+
+@dataclasses.dataclass(frozen=True)
+class Covering:
+    """What the stages behind ONE thing cost together, or why nothing can be promised for it; see `covering`.
+
+    Attributes:
+      account: ε in nats of the named stages together, under replace-one; infinite without a guarantee, so that whoever
+        reads it alone promises nothing.
+      stages: the names that were asked for, each once.
+      missing: named, but the ledger has no such entry.
+      repeated: named, and the ledger has several such entries: which of them the thing rests on cannot be told.
+      uncovered: named, without an event or with one that is not private.
+      left_out: every other entry of the ledger, in its order. The promise holds only while nothing of theirs is shared.
+    """
+
+    account: Account
+    stages: tuple[str, ...]
+    missing: tuple[str, ...]
+    repeated: tuple[str, ...]
+    uncovered: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def guarantee(self) -> bool:
+        """False means "no guarantee"; `why` says why."""
+        return math.isfinite(self.account.epsilon)
+
+    @property
+    def why(self) -> str:
+        """Why there is no guarantee; empty where there is one."""
+        if self.guarantee:
+            return ""
+        faults = {
+            "without an entry in the ledger": self.missing,
+            "with several entries of the same name in the ledger": self.repeated,
+            "without a privacy event": self.uncovered,
+        }
+        found = [f"{', '.join(names)} {fault}" for fault, names in faults.items() if names]
+        if not self.stages:
+            found = ["no stage was named, and nothing that learned from records rests on none"]
+        return "; ".join(found) or "the composition has no finite ε"
+
+    def describe(self) -> str:
+        """One sentence for the report."""
+        if not self.guarantee:
+            return f"no guarantee: {self.why}"
+        return (
+            f"ε = {self.account.epsilon:.6g} at δ = {self.account.delta:g} over {', '.join(self.stages)} (replace-one)"
+        )
+
+
+def covering(entries: Sequence[Entry], stages: Sequence[str], delta: float) -> Covering:
+    """What may be promised for a thing that was computed from the outputs of the named stages alone.
+
+    Why that is enough: the entries are mechanisms, each private whatever the earlier ones gave out. What is computed
+    from the outputs of a set S of them, and from nothing else that depends on the private records, is post-processing
+    of the composition over S. Its (ε, δ) holds whatever the other stages did, as long as nothing of theirs is given
+    out too. So ``stages`` must be closed upstream: a stage that used the output of another one on the same records
+    (a score model that learned from a private copy, a copy made by a private flow) needs that one named as well. Only
+    the caller knows that; a name too many makes ε larger and nothing wrong.
+
+    Nothing is dropped: an entry is either composed or listed in ``left_out``, and whatever cannot be told from the
+    ledger (no entry, two of one name, no event) makes the whole "no guarantee".
+
+    Args:
+      entries: of the ledger, all of them.
+      stages: names of its entries, in any order; a name given twice is the same stage.
+      delta: δ in [0, 1) at which ε is read.
+
+    Raises:
+      InputError: δ out of range, or an event that cannot be converted to replace-one.
+    """
+    named = tuple(dict.fromkeys(stages))
+    count = {name: sum(entry.stage == name for entry in entries) for name in named}
+    composed = total([entry for entry in entries if entry.stage in count], delta)
+    missing = tuple(name for name in named if count[name] == 0)
+    repeated = tuple(name for name in named if count[name] > 1)
+    whole = bool(named) and not missing and not repeated and composed.guarantee
+    return Covering(
+        composed.account if whole else Account(math.inf, delta, "none", {}),
+        named,
+        missing,
+        repeated,
+        tuple(dict.fromkeys(composed.uncovered)),
+        tuple(entry.stage for entry in entries if entry.stage not in count),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
