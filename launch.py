@@ -88,11 +88,12 @@ def _set_up_devices(network: str) -> None:
 
 
 def _run(workdir: str) -> None:
-    from diffusion_privacy import settings, settings_cadp, settings_own, settings_sweep
+    from diffusion_privacy import settings, settings_joined, settings_kinds, settings_own, settings_sweep
 
-    study = settings_cadp.parse(_CONFIG.value.to_dict())
+    study = settings_kinds.parse(_CONFIG.value.to_dict())
+    scored = settings.Study | settings_sweep.SizeSweep | settings_joined.Joined
     # A small flow is a chain of thin layers: splitting its batch costs more than it gains.
-    network = study.score.network.name if isinstance(study, settings.Study | settings_sweep.SizeSweep) else "mlp"
+    network = study.score.network.name if isinstance(study, scored) else "mlp"
     if isinstance(study, settings_own.OwnModel) and study.model.kind == "diffusers":
         network = "unet"
     _set_up_devices(network)

@@ -1,8 +1,6 @@
 """Settings of a CADP study: a flow, a release of private records, its utility and its audit.
 
-A config says which study it is by its field ``kind``: ``"cadp"`` for images, ``"cadp_table"`` for a table,
-``"own_model"`` for `settings_own.OwnModel`, ``"size_sweep"`` for `settings_sweep.SizeSweep`, ``"anonymity"`` (or
-nothing) for `settings.Study`.
+`Cadp` is that of images, `CadpTable` that of a table; see `settings_kinds` for how a config chooses.
 """
 
 from __future__ import annotations
@@ -10,18 +8,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any
 
-from diffusion_privacy import settings, settings_sweep
 from diffusion_privacy.data.tables import Column
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.settings import Data, Params, Report, Study
-from diffusion_privacy.settings_own import OwnModel
-from diffusion_privacy.settings_sweep import SizeSweep
+from diffusion_privacy.settings import Data, Params, Report
 from diffusion_privacy.training.state import TrainConfig
 
-KINDS = ("anonymity", "cadp", "cadp_table", "own_model", "size_sweep")
 MECHANISMS = ("gaussian", "laplace", "discrete_gaussian", "discrete_laplace")
 DECLARATIONS = ("public", "dp-sgd", "mechanism-only")
 PRIVATE_ARMS = ("full-batch", "loop")
@@ -311,22 +303,3 @@ def _need(holds: bool, field: str, expected: str, value: object) -> None:
 
 def _choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     _need(value in choices, field, f"one of {', '.join(choices)}", value)
-
-
-def parse(config: Mapping[str, Any]) -> Study | Cadp | CadpTable | OwnModel | SizeSweep:
-    """The settings of any kind of study from a config's nested dictionary.
-
-    Raises:
-      InputError: an unknown kind, or what `settings.parse` refuses.
-    """
-    kind = config.get("kind", "anonymity")
-    _choice("kind", kind, KINDS)
-    if kind == "size_sweep":
-        return settings_sweep.parse(config)
-    if kind == "cadp":
-        return settings.parse(Cadp, config)
-    if kind == "cadp_table":
-        return settings.parse(CadpTable, config)
-    if kind == "own_model":
-        return settings.parse(OwnModel, config)
-    return settings.parse(Study, {name: value for name, value in config.items() if name != "kind"})

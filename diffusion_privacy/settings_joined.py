@@ -98,8 +98,6 @@ class Joined:
 
     def __post_init__(self) -> None:
         self._check_sharing()
-        # Built once here, so that what they refuse is refused before anything is trained.
-        _ = self.cadp, self.study
         risk, certify = self.risk, self.certify
         for name, value, least in (
             ("marks.private", self.marks.private, 1),
@@ -114,6 +112,8 @@ class Joined:
             _need(value >= least, name, f"at least {least}", value)
         within = 1 <= risk.evaluation_samples <= risk.samples
         _need(within, "risk.evaluation_samples", f"1 … risk.samples = {risk.samples}", risk.evaluation_samples)
+        # Built once here, so that what they refuse is refused before anything is trained.
+        _ = self.cadp, self.study
 
     def _check_sharing(self) -> None:
         release, private = self.release, self.private_training.privacy
@@ -126,6 +126,8 @@ class Joined:
         _need("num_classes" not in self.score.network.params, "score.network.params.num_classes", "none", "one")
         clip = self.score.training.grad_clip_norm
         _need(clip == 0, "score.training.grad_clip_norm", "0 (it would couple models trained side by side)", clip)
+        decay = self.score.training.weight_decay
+        _need(decay == 0, "score.training.weight_decay", "0 (stacked models have other shapes)", decay)
         clip = self.evaluation.training.grad_clip_norm
         _need(clip == 0, "evaluation.training.grad_clip_norm", "0 (it would couple the classifiers)", clip)
         _need(self.evaluation.seeds >= 2, "evaluation.seeds", "at least 2", self.evaluation.seeds)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_privacy.mechanisms import ledger as ledger_module
-from diffusion_privacy.mechanisms.ledger import Total, event_to_json
+from diffusion_privacy.mechanisms.ledger import Covering, event_to_json
 from diffusion_privacy.settings_joined import Joined
 from diffusion_privacy.stages import cadp_study, dp_training
 from diffusion_privacy.stages import joined_study as common
@@ -42,7 +42,7 @@ def stages(settings: Joined, workdir: Workdir, way: str) -> tuple[str, ...]:
     return (*found, release, *((common.COPY_STAGE,) if way == "copy_model" else ()))
 
 
-def promise(settings: Joined, workdir: Workdir, way: str) -> Total:
+def promise(settings: Joined, workdir: Workdir, way: str) -> Covering:
     """The composition of the way's stages; "no guarantee" where one has no event or is not in the ledger."""
     ledger = common.make_ledger(settings, workdir)
     return ledger_module.covering(ledger.entries(), stages(settings, workdir, way), settings.release.delta)

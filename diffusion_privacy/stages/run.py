@@ -9,6 +9,8 @@ from typing import Any
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Study
 from diffusion_privacy.settings_cadp import Cadp, CadpTable
+from diffusion_privacy.settings_joined import Joined
+from diffusion_privacy.settings_kinds import AnyStudy
 from diffusion_privacy.settings_own import OwnModel
 from diffusion_privacy.settings_sweep import SizeSweep
 from diffusion_privacy.stages import (
@@ -19,6 +21,9 @@ from diffusion_privacy.stages import (
     cadp_table_evaluate,
     cadp_table_study,
     cadp_train,
+    joined_certify,
+    joined_evaluate,
+    joined_train,
     own_model,
     size_sweep,
 )
@@ -60,6 +65,15 @@ TABLE_STAGES: dict[str, Callable[[CadpTable, Workdir], None]] = {
 OWN_STAGES: dict[str, Callable[[OwnModel, Workdir], None]] = {"audit": own_model.audit, "report": own_model.report}
 """The stages of a model that was trained elsewhere, in their order."""
 
+JOINED_STAGES: dict[str, Callable[[Joined, Workdir], None]] = {
+    "privatize": joined_train.privatize,
+    "train": joined_train.train,
+    "sample": joined_train.sample,
+    "evaluate": joined_evaluate.evaluate,
+    "audit": joined_certify.audit,
+}
+"""The stages of four ways to share the same records, in their order."""
+
 SWEEP_STAGES: dict[str, Callable[[SizeSweep, Workdir], None]] = {
     "train": size_sweep.train,
     "sample": size_sweep.sample,
@@ -74,10 +88,11 @@ _BY_KIND: dict[type, Mapping[str, Callable[[Any, Workdir], None]]] = {
     CadpTable: TABLE_STAGES,
     SizeSweep: SWEEP_STAGES,
     OwnModel: OWN_STAGES,
+    Joined: JOINED_STAGES,
 }
 
 
-def run(study: Study | Cadp | CadpTable | OwnModel | SizeSweep, workdir: Path, mode: str = "study") -> None:
+def run(study: AnyStudy, workdir: Path, mode: str = "study") -> None:
     """Runs one stage of a study of any kind, or all for ``mode = "study"``.
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from launching import changed_config, launch
 
-from diffusion_privacy import settings_cadp
+from diffusion_privacy import settings_kinds
 from diffusion_privacy.data import sources
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.decoding import match_prior
@@ -50,7 +50,7 @@ def _raw(changes=None):
 
 
 def _study(changes=None) -> Cadp:
-    found = settings_cadp.parse(_raw(changes))
+    found = settings_kinds.parse(_raw(changes))
     assert isinstance(found, Cadp)
     return found
 
@@ -61,10 +61,10 @@ def _study(changes=None) -> Cadp:
 def test_a_config_says_which_study_it_is():
     assert isinstance(_study(), Cadp)
     digits = importlib.import_module("configs.digits").get_config().to_dict()
-    assert isinstance(settings_cadp.parse(digits), Study)
-    assert isinstance(settings_cadp.parse({**digits, "kind": "anonymity"}), Study)
+    assert isinstance(settings_kinds.parse(digits), Study)
+    assert isinstance(settings_kinds.parse({**digits, "kind": "anonymity"}), Study)
     with pytest.raises(InputError, match=r"config\.kind"):
-        settings_cadp.parse({**digits, "kind": "other"})
+        settings_kinds.parse({**digits, "kind": "other"})
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_release_without_a_relation_is_refused():
     config = _raw()
     del config["release"]["relation"]
     with pytest.raises(InputError, match=r"config\.release\.relation"):
-        settings_cadp.parse(config)
+        settings_kinds.parse(config)
 
 
 # --- refusals of the release, before anything is computed -------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from launching import changed_config
 
-from diffusion_privacy import settings_cadp
+from diffusion_privacy import settings_kinds
 from diffusion_privacy.data.table_csv import read_csv
 from diffusion_privacy.data.tables import Schema
 from diffusion_privacy.errors import InputError
@@ -69,7 +69,7 @@ def _study(path, changes=None, drop=()) -> CadpTable:
     config = changed_config("diabetes_cadp", {"data.params": {"path": str(path)}, **TINY, **(changes or {})})
     for name in drop:
         del config[name]
-    found = settings_cadp.parse(config)
+    found = settings_kinds.parse(config)
     assert isinstance(found, CadpTable)
     return found
 
@@ -80,7 +80,7 @@ def _study(path, changes=None, drop=()) -> CadpTable:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_is_a_table_study(name):
     config = importlib.import_module(f"configs.{name}").get_config().to_dict()
-    assert isinstance(settings_cadp.parse(config), CadpTable)
+    assert isinstance(settings_kinds.parse(config), CadpTable)
 
 
 @pytest.mark.parametrize(

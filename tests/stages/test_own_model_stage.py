@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from interop.golden_files import GOLDEN
 
-from diffusion_privacy import settings_cadp
+from diffusion_privacy import settings_kinds
 from diffusion_privacy.audits.own_model import OwnAudit
 from diffusion_privacy.data import sources
 from diffusion_privacy.errors import InputError
@@ -31,7 +31,7 @@ def study(**changes) -> OwnModel:
         for name in parents:
             node = node[name]
         node[last] = value
-    found = settings_cadp.parse(config)
+    found = settings_kinds.parse(config)
     assert isinstance(found, OwnModel)
     return found
 

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from diffusion_privacy import settings_cadp, settings_sweep
+from diffusion_privacy import settings_kinds, settings_sweep
 from diffusion_privacy.data.sources import digits
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import sweep_figure
@@ -43,21 +43,21 @@ def tiny(**sweep):
 
 @pytest.mark.parametrize("name", ["pneumonia_sweep", "pneumonia_sweep_full", "pneumonia_model_sweep"])
 def test_the_papers_configs_are_read(name):
-    job = settings_cadp.parse(raw(name))
+    job = settings_kinds.parse(raw(name))
     assert isinstance(job, settings_sweep.SizeSweep)
     assert job.study.audit.samples == {"careless": job.sweep.samples, "careful": job.sweep.samples}
     assert len({point.name for point in job.points()}) == len(job.points()) >= 4
 
 
 def test_points_combine_sizes_and_values():
-    job = settings_cadp.parse(tiny(field="hidden", values=(8, 16)))
+    job = settings_kinds.parse(tiny(field="hidden", values=(8, 16)))
     assert [p.name for p in job.points()] == ["n20_hidden8", "n20_hidden16", "n40_hidden8", "n40_hidden16"]
     assert [job.at(p).score.network.params["hidden"] for p in job.points()] == [8, 16, 8, 16]
     assert job.study.score.network.params == {"hidden": 16, "depth": 1}
 
 
 def test_training_sets_are_nested_and_hold_the_private_record(tmp_path):
-    job = settings_cadp.parse(tiny())
+    job = settings_kinds.parse(tiny())
     roles = size_sweep._roles(job, Workdir(tmp_path, job))
     small, large = roles.train["n20"], roles.train["n40"]
     assert (len(small), len(large)) == (20, 40)
@@ -90,11 +90,11 @@ def test_images_are_averaged_over_squares():
 )
 def test_bad_settings_are_refused(change, message):
     with pytest.raises(InputError, match=message):
-        settings_cadp.parse(tiny(**change))
+        settings_kinds.parse(tiny(**change))
 
 
 def test_more_records_than_there_are_is_refused(tmp_path):
-    job = settings_cadp.parse(tiny(sizes=(20, 4000)))
+    job = settings_kinds.parse(tiny(sizes=(20, 4000)))
     with pytest.raises(InputError, match="at most 179"):
         run.run(job, tmp_path, "train")
 
@@ -119,7 +119,7 @@ def test_every_point_is_trained_sampled_audited_and_reported(tmp_path, monkeypat
     """With the stages of the study (tested by themselves) replaced by ones that note what they are asked for."""
     from reports.sample_release import make_release
 
-    job = settings_cadp.parse(tiny(field="hidden", values=(8, 16)))
+    job = settings_kinds.parse(tiny(field="hidden", values=(8, 16)))
     asked = []
 
     def fit_scores(study, workdir, roles, names):

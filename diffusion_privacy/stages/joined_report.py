@@ -1,0 +1,121 @@
+"""Stage `report` of a joined study: release.json, figures, the page, and a bundle for each model that may be shared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from diffusion_privacy.audits import neighbours
+from diffusion_privacy.reports import joined_page, joined_wording
+from diffusion_privacy.reports.joined_figures import JoinedArrays
+from diffusion_privacy.reports.joined_schema import SCHEMA_VERSION
+from diffusion_privacy.settings_joined import Joined
+from diffusion_privacy.stages import cadp_study, joined_guarantee
+from diffusion_privacy.stages import joined_study as common
+from diffusion_privacy.stages.facts import run_facts
+from diffusion_privacy.stages.joined_evaluate import YARDSTICKS
+from diffusion_privacy.stages.joined_study import Sets
+from diffusion_privacy.stages.workdir import Workdir
+
+_SHOWN = 24
+_NEAREST = 4
+
+_QUESTION = (
+    "These private records can be shared in four ways. What is each good for, how often does it give a marked record "
+    "back, and what can be promised to every record?"
+)
+_TITLES = {
+    "raw_model": ("A model trained on the records", "a score model trained on the private records as they are"),
+    "dp_model": ("A model trained with DP-SGD", "the same kind of model, trained on the private records with DP-SGD"),
+    "copy_model": ("A model trained on the private copy", "the same model, trained on the private copy alone"),
+    "copy": ("The private copy", "a data set with one private image for each record, made by CADP"),
+}
+
+
+def _folder(settings: Joined, workdir: Workdir, way: str) -> str:
+    path = cadp_study.release_path(workdir, settings.epsilon) if way == common.COPY else workdir.root / "bundles" / way
+    return str(path.relative_to(workdir.root))
+
+
+def _way(settings: Joined, workdir: Workdir, way: str, utility: dict[str, Any], n_train: int) -> dict[str, Any]:
+    title, what = _TITLES[way]
+    certified = workdir.read_json(workdir.root / "certify.json")
+    return {
+        "title": title,
+        "kind": "data set" if way == common.COPY else "model",
+        "what": what,
+        "n_train": n_train,
+        "folder": _folder(settings, workdir, way),
+        "utility": utility,
+        "risk": workdir.read_json(workdir.root / "audit" / f"{way}.json"),
+        "guarantee": joined_guarantee.guarantee(settings, workdir, way, certified.get(way, [])),
+    }
+
+
+def make_release(settings: Joined, workdir: Workdir, sets: Sets) -> dict[str, Any]:
+    """`joined_schema.JoinedRelease`, from the stages' files."""
+    private = sets.parts.private
+    found = workdir.read_json(workdir.root / "evaluation.json")["sets"]
+    release: dict[str, Any] = {
+        **run_facts(workdir, SCHEMA_VERSION, settings.seed),
+        "question": _QUESTION,
+        "data": {
+            "source": settings.data.source,
+            "n": len(private) + len(sets.parts.public) + len(sets.parts.test) + len(sets.roles.controls),
+            "shape": [int(v) for v in private.image.shape[1:]],
+            "classes": private.num_classes,
+            "private": len(private),
+            "public": len(sets.parts.public),
+            "test": len(sets.parts.test),
+            "marked": sets.audited,
+            "controls": len(sets.roles.controls),
+        },
+        "level": settings.risk.level,
+        "detector": workdir.read_json(workdir.root / "audit" / "detector.json"),
+        "ways_to_share": {
+            way: _way(settings, workdir, way, found[way], len(private)) for way in (*common.MODELS, common.COPY)
+        },
+        "yardsticks": [{"name": name, "what": what, "utility": found[name]} for name, what in YARDSTICKS.items()],
+        "ledger": joined_guarantee.ledger_entry(settings, workdir),
+    }
+    for field, words in (
+        ("uncertified", joined_wording.uncertified),
+        ("limits", joined_wording.limits),
+        ("answer", joined_wording.answer),
+    ):
+        release[field] = words(release)
+    return release
+
+
+def _arrays(settings: Joined, workdir: Workdir, sets: Sets) -> JoinedArrays:
+    """What the pictures show: the nearest shared images to each marked record, and some that nobody picked."""
+    private, count = sets.parts.private, sets.audited
+    released = common.load_copy(settings, workdir, private).records
+    shared = {name: workdir.read_arrays(workdir.root / "samples" / f"{name}.npz")["images"] for name in common.MODELS}
+    shared[common.COPY] = released.image
+    marked = private.image[:count]
+    nearest, distances = {}, {}
+    for way, images in shared.items():
+        squared, rows = neighbours.nearest(
+            neighbours.rows(marked, "marked records"), neighbours.rows(images, way), k=_NEAREST
+        )
+        nearest[way], distances[way] = images[rows], np.sqrt(squared)
+    some = np.arange(count, min(len(private), count + _SHOWN))
+    return JoinedArrays(
+        marked=marked,
+        originals=sets.roles.private.image,
+        nearest=nearest,
+        distances=distances,
+        shared={way: images[:_SHOWN] for way, images in shared.items()},
+        copy_originals=private.image[some],
+        copies=released.image[some],
+    )
+
+
+def report(settings: Joined, workdir: Workdir) -> None:
+    """Writes ``report/``; made anew each time, since it costs seconds and its settings may change."""
+    sets = common.load_sets(settings, workdir)
+    release = make_release(settings, workdir, sets)
+    arrays = _arrays(settings, workdir, sets)
+    joined_page.write_report(workdir.root / "report", release, arrays, settings.report.show_private)

@@ -1,0 +1,268 @@
+"""Four ways to share: settings, parts that must be independent, and the whole on few steps, ledger faults included."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from launching import changed_config
+
+from diffusion_privacy import settings_kinds
+from diffusion_privacy.anonymity import montecarlo
+from diffusion_privacy.audits import attacks
+from diffusion_privacy.diffusion.chain import Chain
+from diffusion_privacy.diffusion.sde import VP
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.networks.mlp import MLP
+from diffusion_privacy.reports import joined_schema
+from diffusion_privacy.settings_joined import Joined
+from diffusion_privacy.stages import joined_audit, joined_certify, joined_guarantee, joined_study, run
+from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.tasks import ScoreTask, SideBySide
+
+_FEW = {"steps": 12, "warmup_steps": 2, "log_every": 6, "checkpoint_every": 12, "batch_size": 16}
+_TINY = {
+    "split": {"public": 0.1, "private": 0.04, "test": 0.86},
+    "flow.params.depths": (1,),
+    "flow.params.dense_depth": 1,
+    "score.network.params": {"hidden": 16, "depth": 1},
+    "sampler.steps": 6,
+    "detector.network": {"channels": 4, "max_channels": 4},
+    "detector.negatives": 200,
+    "detector.positives": 16,
+    "detector.positive_time": 0.2,
+    "detector.false_positive_rate": 0.05,
+    "evaluation.seeds": 2,
+    "evaluation.hidden": 8,
+    "risk.samples": 200,
+    "risk.evaluation_samples": 80,
+    "risk.h_levels": 3,
+    "risk.h_draws": 16,
+    "risk.subspace_draws": 128,
+    "risk.subspace_max_draws": 128,
+    "risk.attack_records": 80,
+    "risk.chunk": 64,
+    "certify": {"copies": 3, "copy_models": 2, "dp_models": 2, "samples": 50},
+    "private_training.privacy.augmentations": 1,
+    **{f"{part}.{field}": v for part in ("flow.training", "score.training", "private_training", "detector.training",
+                                         "evaluation.training") for field, v in _FEW.items()},
+}  # fmt: skip
+
+
+def _study(changes=None) -> Joined:
+    found = settings_kinds.parse(changed_config("digits_release", copy.deepcopy({**_TINY, **(changes or {})})))
+    assert isinstance(found, Joined)
+    return found
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("release.epsilons", (1.0, 2.0)),
+        ("release.label_epsilon", 1.0),
+        ("release.records_per_person", 2),
+        ("release.flow_training", "dp-sgd"),
+        ("private_training.privacy.epsilon", 0.0),
+        ("score.training.privacy", {"epsilon": 1.0}),
+        ("score.training.grad_clip_norm", 1.0),
+        ("score.training.weight_decay", 0.1),
+        ("score.network.params", {"hidden": 16, "num_classes": 3}),
+        ("evaluation.training.grad_clip_norm", 1.0),
+        ("evaluation.seeds", 1),
+        ("detector.identity", "embedding"),
+        ("marks.private", 0),
+        ("marks.controls", 0),
+        ("certify.copies", 0),
+        ("risk.evaluation_samples", 1000),
+        ("risk.level", 0.2),
+    ],
+)
+def test_faults_are_named_in_one_line(path, value):
+    named = path.removeprefix("risk.level") or "level"
+    with pytest.raises(InputError, match=named.replace(".", r"\.")) as caught:
+        _study({path: value})
+    assert "\n" not in str(caught.value)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _task() -> ScoreTask:
+    return ScoreTask(MLP(hidden=8, depth=1, num_classes=3), VP(), 5, conditional=True)
+
+
+def test_models_side_by_side_learn_as_each_would_alone():
+    """Gradients of model m: those of its own loss, with its own noise, and nothing of the others'."""
+    task, models = _task(), 3
+    key = jax.random.key(0)
+    image = jax.random.normal(key, (5, 1, models, 4, 4, 1))
+    label = jax.random.randint(key, (5, 1, models), 0, 3)
+    batch = {"image": image, "label": label, "position": jnp.arange(5)}
+    many = SideBySide(task, models)
+    # The last layers start at zero; moved off it, every parameter has a gradient.
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key, p.shape), many.init(key, batch))
+    start = jax.tree.leaves(many.init(key, batch))
+    assert any(not np.allclose(leaf[0], leaf[1]) for leaf in start)
+
+    together = jax.grad(lambda p: jnp.mean(many.loss(p, batch, key)[0]))(params)
+    for m in range(models):
+        rows = {"image": image[:, 0, m], "label": label[:, 0, m], "position": jnp.arange(5)}
+        own = jax.tree.map(lambda leaf, m=m: leaf[m], params)
+        alone = jax.grad(lambda p: jnp.mean(task.loss(p, rows, jax.random.fold_in(key, m))[0]))(own)
+        jax.tree.map(lambda a, b, m=m: np.testing.assert_allclose(a[m], b, rtol=2e-4, atol=1e-6), together, alone)
+
+
+def test_labelled_samples_are_those_of_their_class():
+    task, key = _task(), jax.random.key(1)
+    params = task.init(key, {"image": jnp.zeros((1, 4, 4, 1)), "label": jnp.zeros(1, jnp.int32)})
+    params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(key, p.shape), params)
+    chain, labels = Chain(VP(), 5), np.array([2, 0, 1, 1, 2, 0, 0], np.int32)
+    mixed = montecarlo.sample_labelled(chain, task.conditional_score(params), (4, 4, 1), labels, key, chunk=4)
+    for label in range(3):
+        whole = montecarlo.sample(chain, task.score(params, jnp.int32(label)), (4, 4, 1), len(labels), key, chunk=4)
+        np.testing.assert_allclose(mixed[labels == label], whole[labels == label], rtol=1e-5, atol=1e-5)
+    assert not np.allclose(mixed, whole)
+
+
+def test_the_loss_attack_gives_the_model_each_record_s_class():
+    task, key = _task(), jax.random.key(2)
+    params = task.init(key, {"image": jnp.zeros((1, 4, 4, 1)), "label": jnp.zeros(1, jnp.int32)})
+    params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(key, p.shape), params)
+    x, label = np.asarray(jax.random.normal(key, (6, 4, 4, 1))), np.array([0, 1, 2, 0, 1, 2])
+    mixed = attacks.loss(task.conditional_score(params), VP(), x, label=label)
+    whole = [attacks.loss(task.score(params, jnp.int32(c)), VP(), x) for c in range(3)]
+    np.testing.assert_allclose(mixed, [whole[c][i] for i, c in enumerate(label)], rtol=1e-5)
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole study on few steps."""
+    settings, folder = _study(), tmp_path_factory.mktemp("joined")
+    run.run(settings, folder)
+    return settings, folder
+
+
+def _release(folder):
+    return joined_schema.read(folder / "report" / "release.json")
+
+
+@pytest.mark.slow
+def test_every_way_has_utility_risk_and_guarantee(finished):
+    settings, folder = finished
+    release = _release(folder)
+    assert set(release["ways_to_share"]) == set(joined_schema.WAYS)
+    raw, copied = release["ways_to_share"]["raw_model"], release["ways_to_share"]["copy"]
+    assert raw["guarantee"]["epsilon"] is None
+    assert raw["guarantee"]["certified"] == []
+    assert copied["guarantee"]["epsilon"] == pytest.approx(settings.epsilon, rel=1e-3)
+    model = release["ways_to_share"]["copy_model"]["guarantee"]
+    assert model["epsilon"] == pytest.approx(copied["guarantee"]["epsilon"])
+    private = release["ways_to_share"]["dp_model"]["guarantee"]
+    assert 0.9 * 8 < private["epsilon"] <= 8.0
+    for way in ("copy", "copy_model", "dp_model"):
+        [found] = release["ways_to_share"][way]["guarantee"]["certified"]
+        assert found["index"] == raw["risk"]["records"][0]["index"]
+        assert found["upper"] >= found["without"]["upper"]
+    assert copied["risk"]["linkage"] is not None
+    assert {y["name"] for y in release["yardsticks"]} == {"originals", "public", "flow"}
+
+
+@pytest.mark.slow
+def test_the_run_as_a_whole_promises_nothing(finished):
+    ledger = _release(finished[1])["ledger"]
+    assert not ledger["guarantee"]
+    assert set(ledger["uncovered"]) == {joined_study.RAW_STAGE, joined_study.DETECTOR_STAGE, joined_study.AUDIT_STAGE}
+    assert ledger["not_recorded"] == []
+    stages = [entry["stage"] for entry in ledger["entries"]]
+    # What costs something is paid before anything else looks at the records.
+    assert stages[0] == "release eps_1"
+    assert stages[1].startswith("train dp_model, DP-SGD")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["release eps_1", "train dp_model", joined_study.COPY_STAGE])
+def test_a_missing_ledger_entry_is_no_guarantee(finished, tmp_path, stage):
+    """Planted fault: the entry is gone; nothing that rests on it promises anything any more."""
+    settings, folder = finished
+    shutil.copytree(folder, tmp_path / "run")
+    path = tmp_path / "run" / "ledger.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if stage not in line) + "\n")
+    workdir = Workdir(tmp_path / "run", settings)
+    touched = {
+        "release eps_1": {"copy", "copy_model"},
+        "train dp_model": {"dp_model"},
+        joined_study.COPY_STAGE: {"copy_model"},
+    }[stage]
+    for way in ("copy", "copy_model", "dp_model"):
+        found = joined_guarantee.guarantee(settings, workdir, way, [{"upper": 0.1}])
+        assert (found["epsilon"] is None) == (way in touched)
+        assert bool(found["why"]) == (way in touched)
+        assert bool(found["certified"]) != (way in touched)
+    said = joined_guarantee.ledger_entry(settings, workdir)
+    assert len(said["not_recorded"]) == 1
+    assert stage in said["not_recorded"][0]
+    assert not said["guarantee"]
+
+
+@pytest.mark.slow
+def test_a_finished_study_does_no_work(finished, monkeypatch):
+    settings, folder = finished
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "report" not in p.parts}
+    spent = (folder / "ledger.jsonl").read_text()
+    run.run(settings, folder)
+    after = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "report" not in p.parts}
+    assert {p for p in after if after[p] != before.get(p)} <= {folder / "timings.json"}
+    assert (folder / "ledger.jsonl").read_text() == spent
+
+
+@pytest.mark.slow
+def test_the_record_is_gone_where_the_certificate_says_so(finished):
+    settings, folder = finished
+    sets = joined_study.load_sets(settings, Workdir(folder, settings))
+    other = joined_certify.without(sets, 0)
+    differs = np.any(other.image != sets.parts.private.image, axis=(1, 2, 3))
+    assert np.flatnonzero(differs).tolist() == [0]
+    assert np.any(np.all(sets.parts.test.image == other.image[0], axis=(1, 2, 3)))
+    people = [set(part.identity.tolist()) for part in (sets.parts.public, sets.parts.private, sets.parts.test)]
+    people.append(set(sets.roles.controls.identity.tolist()))
+    assert sum(len(p) for p in people) == len(set().union(*people))
+
+
+@pytest.mark.slow
+def test_simulated_copies_have_the_noise_of_the_release(finished):
+    """Correlation between a latent and its copy's, 1/√(1 + σ²) for rare clips, within 4 standard errors; and each copy
+    draws its own."""
+    settings, folder = finished
+    workdir = Workdir(folder, settings)
+    sets = joined_study.load_sets(settings, workdir)
+    flow = joined_audit.cadp_study.load_flow(settings.cadp, workdir, sets.parts.private)
+    copies = joined_audit.simulated_copies(settings, flow, sets.parts.private, 3, "test")
+    assert copies.shape[:2] == (3, len(sets.parts.private))
+    assert not np.array_equal(copies[0], copies[1])
+    again = joined_audit.simulated_copies(settings, flow, sets.parts.private, 3, "test", 1)
+    assert not np.array_equal(copies[0], again[0])
+    grey = (copies + 1) * 127.5
+    np.testing.assert_allclose(grey, np.rint(grey), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_release_json_is_plain_and_free_of_secrets(finished):
+    text = (finished[1] / "report" / "release.json").read_text()
+    for word in ("noise_key", "secret", "params", "opt_state"):
+        assert f'"{word}"' not in json.dumps({k: v for k, v in json.loads(text).items() if k != "config"})
+    broken = copy.deepcopy(json.loads(text))
+    broken["ways_to_share"]["raw_model"]["guarantee"]["epsilon"] = 1.0
+    with pytest.raises(InputError, match="raw_model"):
+        joined_schema.validate(broken)
