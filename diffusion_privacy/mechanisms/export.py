@@ -6,13 +6,14 @@ before the rename leaves no release (at worst a spent budget, never an unpaid re
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,29 @@ import numpy as np
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.ledger import Entry, Ledger, Total
 from diffusion_privacy.mechanisms.release import Privatised
+
+
+@contextlib.contextmanager
+def complete_or_absent(directory: Path) -> Iterator[Path]:
+    """A hidden folder beside ``directory`` to write into: it takes that name when the block ends, and is removed when
+    the block raises. Nobody sees a part of it.
+
+    Raises:
+      InputError: ``directory`` exists. What is given away is never overwritten.
+    """
+    if directory.exists():
+        raise InputError(f"{directory}: exists already; a release is never overwritten")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        sync(temporary)
+        os.rename(temporary, directory)
+        sync(directory.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def publish(
@@ -50,29 +74,18 @@ def publish(
         left behind.
     """
     directory = Path(directory)
-    if directory.exists():
-        raise InputError(f"{directory}: exists already; a release is never overwritten")
     count = release.manifest.count_in
     rows = release.data.shape[0] if table is None else len(table)
     if rows != count or release.labels.shape[0] != count:
         raise InputError(f"{directory}: {count} records came in, {rows} would go out; expected the same number")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
-    try:
+    with complete_or_absent(directory) as temporary:
         if table is None:
             _write_images(release, temporary, class_names)
         else:
             _write_table(temporary / "data.csv", header, table)
         composition = release.manifest.composition if ledger is None else _spend(release, ledger, directory.name)
         manifest = dataclasses.replace(release.manifest, composition=composition, count_out=rows)
-        _write_text(temporary / "manifest.json", manifest_json(manifest))
-        _sync(temporary)
-        os.rename(temporary, directory)
-        _sync(directory.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        write_text(temporary / "manifest.json", manifest_json(manifest))
     return directory
 
 
@@ -161,14 +174,16 @@ def _write_table(path: Path, header: Sequence[str] | None, table: Sequence[Seque
         writer.writerows(table)
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 and waits until it is on the disk."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync(directory: Path) -> None:
+def sync(directory: Path) -> None:
+    """Waits until the names in ``directory`` are on the disk."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -20,7 +20,7 @@ from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import SDES
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.networks.build import build
-from diffusion_privacy.settings import Study
+from diffusion_privacy.settings import Named, Sampler, Study
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.tasks import Classify, ScoreTask
 from diffusion_privacy.training import rng
@@ -122,23 +122,39 @@ def load_roles(study: Study, workdir: Workdir, source: Records | None = None) ->
 
 def make_sde(study: Study) -> SDE:
     """The forward process of the config; InputError on an unknown name or field."""
-    name, params = study.score.sde.name, study.score.sde.params
-    if name not in SDES:
-        raise InputError(f"config.score.sde.name: expected one of {', '.join(SDES)}, got {name!r}")
+    return sde_of(study.score.sde)
+
+
+def sde_of(chosen: Named, where: str = "config.score.sde") -> SDE:
+    """The forward process of this name and fields; ``where`` names their place in messages.
+
+    Raises:
+      InputError: an unknown name or field.
+    """
+    if chosen.name not in SDES:
+        raise InputError(f"{where}.name: expected one of {', '.join(SDES)}, got {chosen.name!r}")
     try:
-        return SDES[name](**params)
+        return SDES[chosen.name](**chosen.params)
     except (TypeError, ValueError) as error:
-        raise InputError(f"config.score.sde.params: {error}") from error
+        raise InputError(f"{where}.params: {error}") from error
 
 
 def make_chain(study: Study, sde: SDE) -> Chain:
     """The sampler under audit; InputError if its settings do not fit the forward process."""
-    s = study.sampler
+    return chain_of(study.sampler, sde)
+
+
+def chain_of(sampler: Sampler, sde: SDE, where: str = "config.sampler") -> Chain:
+    """The reverse chain of these settings; ``where`` names their place in messages.
+
+    Raises:
+      InputError: they do not fit the forward process.
+    """
     try:
-        chain = Chain(sde, s.steps, s.kernel, s.spacing, s.clip_x0)
+        chain = Chain(sde, sampler.steps, sampler.kernel, sampler.spacing, sampler.clip_x0)
         _ = chain.times
     except ValueError as error:
-        raise InputError(f"config.sampler: {error}") from error
+        raise InputError(f"{where}: {error}") from error
     return chain
 
 

@@ -171,7 +171,7 @@ def test_every_event_of_an_atom_sampler_obeys_the_bound_and_the_records_own_atom
 
 
 def test_half_of_epsilon_is_refuted_by_the_mechanism_as_it_draws():
-    """The mechanism's own draws as 4,000 trainings with identity 0 and as many with identity 1; one of n = 2 atoms is the
+    """The mechanism's own draws as 4,000 trainings with identity 0 and as many with identity 1; one of two atoms is the
     record. Limits that err once in 1,000 each; ε itself is not refuted."""
     epsilon, classes, models = 1.5, 3, 4000
     response, rng = RandomizedResponse(epsilon, classes), np.random.default_rng(2)

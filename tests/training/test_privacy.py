@@ -62,13 +62,32 @@ def test_a_plan_that_promises_nothing_is_refused(records, batch_size, delta, wor
         privacy.make_plan(Privacy(noise_multiplier=1.0, delta=delta), records=records, batch_size=batch_size, steps=1)
 
 
-def test_the_reference_numbers():
-    """σ = 1.1, q = 256/60000, 14,062 steps, δ = 1e-5: 2.382 by PLD and 2.597 by RDP, under add-or-remove-one."""
-    run = (256 / 60000, 1.1, 14062, 1e-5)
-    assert privacy.pld_epsilon(*run, "add-or-remove-one") == pytest.approx(2.382, abs=2e-3)
-    assert privacy.rdp_epsilon(*run) == pytest.approx(2.597, abs=2e-3)
+def test_the_reference_numbers_are_dp_accountings_own():
+    """σ = 1.1, q = 256/60000, 14,062 steps, δ = 1e-5: 2.382 by PLD and 2.597 by RDP under add-or-remove-one, 4.22 under
+    replace-one. By dp-accounting alone, by this module, and by the ledger from the event that a run pays with.
+    """
+    import dp_accounting
+
+    from diffusion_privacy.mechanisms.accounting import Spend, account
+
+    q, sigma, steps, delta = run = (256 / 60000, 1.1, 14062, 1e-5)
+    sampled = dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(sigma))
+    event = Plan(60000, q, sigma, 1.0, steps, delta, "replace-one").event()
+    assert event == dp_accounting.SelfComposedDpEvent(sampled, steps)
+    relations, pld = dp_accounting.NeighboringRelation, dp_accounting.pld.PLDAccountant
+    theirs = {
+        2.382: pld(relations.ADD_OR_REMOVE_ONE),
+        2.597: dp_accounting.rdp.RdpAccountant(),
+        4.221: pld(relations.REPLACE_ONE),
+    }
+    ours = (privacy.pld_epsilon(*run, "add-or-remove-one"), privacy.rdp_epsilon(*run))
     replaced = privacy.pld_epsilon(*run, "replace-one")
-    assert 2.382 < replaced < 2 * 2.382 + 0.5
+    for (known, accountant), found in zip(theirs.items(), (*ours, replaced), strict=True):
+        assert accountant.compose(event).get_epsilon(delta) == pytest.approx(known, abs=1e-3)
+        assert found == pytest.approx(known, abs=1e-3)
+    assert account([Spend(event, "add-or-remove-one")], delta).epsilon == pytest.approx(replaced, rel=1e-6)
+    # Planted: the multiplier is over C. Read as if it were over 2C it must promise nothing, and not half of it.
+    assert account([Spend(event, "replace-one")], delta).epsilon == float("inf")
 
 
 def test_events_are_dp_accountings_and_grow_with_the_steps():
