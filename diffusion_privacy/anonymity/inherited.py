@@ -85,8 +85,8 @@ def pooled_copies(hits: np.ndarray, images: np.ndarray, confidence: float = 0.95
     copies share, each of its images has its own noise, so that all images of all copies are independent. Their hit
     probabilities differ from record to record; the limit of equal ones holds all the same, because a sum of
     independent hits with unequal probabilities has a lighter lower tail, below its mean by one or more, than a
-    binomial of the same mean (Hoeffding 1956, theorem 4), and the limit is further above the count than that at any
-    confidence from one half on.
+    binomial of the same mean (Hoeffding 1956, theorem 4), and from a confidence of three quarters on the limit stands
+    further above the count than that.
 
     The rate is that of one image of the copy picked at random. It is over the noise of the mechanism, GIVEN the flow:
     the latent step is private for every fixed flow, so that E6 holds given the flow too.
@@ -94,14 +94,14 @@ def pooled_copies(hits: np.ndarray, images: np.ndarray, confidence: float = 0.95
     Args:
       hits: ``[M]`` images of each copy that the detector names.
       images: ``[M]`` images in it.
-      confidence: one-sided, above one half.
+      confidence: one-sided, at least three quarters.
 
     Raises:
-      InputError: as `pooled`.
+      InputError: as `pooled`, or less confidence.
     """
     plain = pooled(hits, images, confidence)
-    if confidence <= 0.5:
-        raise InputError(f"confidence: expected more than 0.5, got {confidence}")
+    if confidence < 0.75:
+        raise InputError(f"confidence: expected at least 0.75, got {confidence}")
     upper = intervals.clopper_pearson(int(np.sum(hits)), plain.images, 2 * confidence - 1)[1]
     return dataclasses.replace(plain, value=float(np.sum(hits)) / plain.images, upper=upper)
 

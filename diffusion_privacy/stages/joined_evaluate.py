@@ -7,7 +7,6 @@ the private records themselves, the public ones, and draws of the flow, which ho
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -103,8 +102,8 @@ def _utility(settings: Joined, arm: Arm, scores: np.ndarray, real: np.ndarray, s
         "frechet": _frechet(real, shared, level, settings.seed),
     }
     for name in ("precision", "recall"):
-        rate = dataclasses.asdict(getattr(inside, name))
-        found[name] = {field: rate[field] for field in ("value", "lower", "upper", "level")}
+        rate = getattr(inside, name)
+        found[name] = {field: getattr(rate, field) for field in ("value", "lower", "upper", "level")}
     return found
 
 

@@ -68,7 +68,7 @@ def guarantee(settings: Joined, workdir: Workdir, way: str, certified: list[Any]
         "copy_model": f"trained on the private copy alone, which is {_copy_words(manifest)}",
         "copy": _copy_words(manifest),
     }[way]
-    why = "" if epsilon is not None else total.describe()
+    why = total.why
     sentence = "No promise is made to any record."
     if epsilon is not None:
         sentence = f"ε = {epsilon:.4g} at δ = {total.account.delta:g} for every record ({relation}), {ONLY_THIS}."

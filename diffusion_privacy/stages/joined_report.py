@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffusion_privacy.audits import neighbours
-from diffusion_privacy.reports import joined_page, joined_wording
+from diffusion_privacy.reports import card, joined_page, joined_wording
 from diffusion_privacy.reports.joined_figures import JoinedArrays
 from diffusion_privacy.reports.joined_schema import SCHEMA_VERSION
+from diffusion_privacy.settings import Named
 from diffusion_privacy.settings_joined import Joined
-from diffusion_privacy.stages import cadp_study, joined_guarantee
+from diffusion_privacy.stages import bundle, bundle_write, cadp_study, joined_guarantee
 from diffusion_privacy.stages import joined_study as common
 from diffusion_privacy.stages.facts import run_facts
 from diffusion_privacy.stages.joined_evaluate import YARDSTICKS
 from diffusion_privacy.stages.joined_study import Sets
 from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.training.checkpoint import restore_ema
+
+_LOG = logging.getLogger(__name__)
 
 _SHOWN = 24
 _NEAREST = 4
@@ -33,9 +39,10 @@ _TITLES = {
 }
 
 
-def _folder(settings: Joined, workdir: Workdir, way: str) -> str:
-    path = cadp_study.release_path(workdir, settings.epsilon) if way == common.COPY else workdir.root / "bundles" / way
-    return str(path.relative_to(workdir.root))
+def _folder(settings: Joined, workdir: Workdir, way: str) -> Path:
+    if way == common.COPY:
+        return cadp_study.release_path(workdir, settings.epsilon)
+    return workdir.root / "bundles" / way
 
 
 def _way(settings: Joined, workdir: Workdir, way: str, utility: dict[str, Any], n_train: int) -> dict[str, Any]:
@@ -46,7 +53,7 @@ def _way(settings: Joined, workdir: Workdir, way: str, utility: dict[str, Any], 
         "kind": "data set" if way == common.COPY else "model",
         "what": what,
         "n_train": n_train,
-        "folder": _folder(settings, workdir, way),
+        "folder": str(_folder(settings, workdir, way).relative_to(workdir.root)),
         "utility": utility,
         "risk": workdir.read_json(workdir.root / "audit" / f"{way}.json"),
         "guarantee": joined_guarantee.guarantee(settings, workdir, way, certified.get(way, [])),
@@ -113,9 +120,42 @@ def _arrays(settings: Joined, workdir: Workdir, sets: Sets) -> JoinedArrays:
     )
 
 
+def _bundles(settings: Joined, workdir: Workdir, sets: Sets, release: dict[str, Any]) -> None:
+    """A folder with a card for each model that nothing speaks against, and a card beside the copy.
+
+    What is there already stays: something that was handed out is not changed afterwards.
+    """
+    private, shown = sets.parts.private, settings.report.show_private
+    task = common.score_task(settings, private.num_classes)
+    fields = {**settings.score.network.params, "num_classes": private.num_classes}
+    shares = tuple(float(share) for share in common.class_shares(private))
+    model = bundle.Model(
+        network=Named(settings.score.network.name, fields),
+        sde=settings.score.sde,
+        prediction=task.prediction,
+        sampler=settings.sampler,
+        shape=tuple(int(v) for v in private.image.shape[1:]),
+        labels=bundle.Labels(private.num_classes, True, (), shares),
+    )
+    for way, entry in release["ways_to_share"].items():
+        folder, against = _folder(settings, workdir, way), card.reasons_against(entry)
+        if against:
+            _LOG.info("report: no bundle for %s: %s", way, "; ".join(against))
+        elif way == common.COPY:
+            if not (folder / bundle.CARD).exists():
+                bundle_write.write_card(folder, way=way, release=release, show_risk=shown)
+        elif not folder.exists():
+            params, _ = restore_ema(workdir.root / "train" / way)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            bundle_write.write_model_bundle(
+                folder, params=params, model=model, way=way, release=release, show_risk=shown
+            )
+
+
 def report(settings: Joined, workdir: Workdir) -> None:
-    """Writes ``report/``; made anew each time, since it costs seconds and its settings may change."""
+    """Writes ``report/``, made anew each time, since it costs seconds and its settings may change; then the bundles."""
     sets = common.load_sets(settings, workdir)
     release = make_release(settings, workdir, sets)
     arrays = _arrays(settings, workdir, sets)
     joined_page.write_report(workdir.root / "report", release, arrays, settings.report.show_private)
+    _bundles(settings, workdir, sets, release)
