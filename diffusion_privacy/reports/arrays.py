@@ -32,9 +32,9 @@ class Regenerated:
     hits: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        _expect("images", self.images, (len(self.t), None, None, None, None))
+        expect("images", self.images, (len(self.t), None, None, None, None))
         if self.hits is not None:
-            _expect("hits", self.hits, self.images.shape[:2])
+            expect("hits", self.hits, self.images.shape[:2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,17 +66,18 @@ class ModelArrays:
         image = self.private_image.shape
         if len(image) != 3 or image[-1] not in (1, 3):
             raise ValueError(f"private_image: expected shape [H, W, 1 or 3], got {image}")
-        _expect("private_original", self.private_original, image)
-        _expect("control_images", self.control_images, (None, *image))
-        _expect("samples", self.samples, (None, *image))
-        _expect("nearest", self.nearest, self.samples.shape)
-        _expect("distances", self.distances, self.samples.shape[:1])
-        _expect("loss", self.loss, self.steps.shape)
+        expect("private_original", self.private_original, image)
+        expect("control_images", self.control_images, (None, *image))
+        expect("samples", self.samples, (None, *image))
+        expect("nearest", self.nearest, self.samples.shape)
+        expect("distances", self.distances, self.samples.shape[:1])
+        expect("loss", self.loss, self.steps.shape)
         for role, back in self.regenerated.items():
-            _expect(f"regenerated[{role!r}].images", back.images, (None, None, *image))
+            expect(f"regenerated[{role!r}].images", back.images, (None, None, *image))
 
 
-def _expect(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
+def expect(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
+    """Raise ValueError unless ``array`` has this shape, in which None stands for any length."""
     fits = array.ndim == len(shape) and all(w is None or w == g for w, g in zip(shape, array.shape, strict=True))
     if not fits:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")

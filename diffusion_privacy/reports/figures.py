@@ -49,7 +49,9 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Drawn:
+class Drawn:
+    """A figure not yet on disk, with the same words."""
+
     figure: Figure
     title: str
     alt: str
@@ -92,9 +94,8 @@ def _draw_h_curve(axes: Axes, record: Mapping[str, Any], style: Mapping[str, Any
 _MARKS = (("paper", "t′ paper", ":"), ("statistical", "t′ statistical", "-"))
 
 
-def _mark_t_prime(axes: Axes, record: Mapping[str, Any]) -> list[str]:
-    """Vertical lines at both t' of a record, full height and named in the legend for a private one; their words."""
-    private = record["role"] == "private"
+def _mark_t_prime(axes: Axes, record: Mapping[str, Any], prominent: bool) -> list[str]:
+    """Vertical lines at both t' of a record, where ``prominent`` full height and in the legend; their words."""
     words = []
     for name, title, line in _MARKS:
         entry = record["t_prime"][name]
@@ -104,7 +105,7 @@ def _mark_t_prime(axes: Axes, record: Mapping[str, Any]) -> list[str]:
         sign = {"above": "≥ ", "below": "≤ "}.get(entry.get("censored") or "", "")
         words.append(f"{title} {sign}{entry['value']:.2f}")
         look: dict[str, Any] = (
-            {"color": "black", "ymax": 1.0, "label": words[-1]} if private else {"color": "#8a8a8a", "ymax": 0.12}
+            {"color": "black", "ymax": 1.0, "label": words[-1]} if prominent else {"color": "#8a8a8a", "ymax": 0.12}
         )
         axes.axvline(entry["value"], linestyle=line, linewidth=1.1, **look)
     return words
@@ -113,13 +114,15 @@ def _mark_t_prime(axes: Axes, record: Mapping[str, Any]) -> list[str]:
 def _h_panel(axes: Axes, name: str, model: Mapping[str, Any], style: Mapping[str, Any]) -> str:
     """One model's curves; returns the words for those who cannot see them."""
     alt, named = [], set()
+    alone = sum(record["role"] == "private" for record in model["records"]) == 1
+    titles = {"control": "held-out controls", "private": "private record" if alone else "private records"}
     # Controls first, so that the private record lies on top.
     for record in sorted(model["records"], key=lambda r: r["role"]):
         role, curve = record["role"], record["h_curve"]
-        label = None if role in named else {"control": "held-out controls", "private": "private record"}[role]
+        label = None if role in named else titles[role]
         named.add(role)
         _draw_h_curve(axes, record, style if role == "private" else GREY, label)
-        marks = _mark_t_prime(axes, record)
+        marks = _mark_t_prime(axes, record, prominent=alone and role == "private")
         if role == "private" and curve["t"]:
             start, end = (f"{curve['value'][i]:.2f} at t = {curve['t'][i]:.2f}" for i in (0, -1))
             alt.append(f"{name}: h of {record_name(record)} goes from {start} to {end}; {', '.join(marks)}.")
@@ -131,7 +134,7 @@ def _h_panel(axes: Axes, name: str, model: Mapping[str, Any], style: Mapping[str
     return " ".join(alt)
 
 
-def h_curves(release: Mapping[str, Any]) -> _Drawn:
+def h_curves(release: Mapping[str, Any]) -> Drawn:
     """h(t) of every record, one panel a model, with intervals and t'."""
     models = release["models"]
     figure, panels = new_figure(0.4 + 2.8 * len(models), len(models), sharex=True)
@@ -146,7 +149,7 @@ def h_curves(release: Mapping[str, Any]) -> _Drawn:
         "on dotted lines: held-out records that the model has never seen; they may come back from little noise, which "
         "hides little, and should not from much."
     )
-    return _Drawn(figure, "How far the record comes back from noise", alt, caption)
+    return Drawn(figure, "How far the record comes back from noise", alt, caption)
 
 
 def _rows(model: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
@@ -182,7 +185,7 @@ def _draw_interval(axes: Axes, y: float, entry: Mapping[str, Any], kind: str, fl
         )
 
 
-def q_intervals(release: Mapping[str, Any]) -> _Drawn:
+def q_intervals(release: Mapping[str, Any]) -> Drawn:
     """Interval of q by each estimator, for each record, one panel a model, on a log axis with the 1/n line."""
     models = release["models"]
     heights = [0.7 + 0.24 * len(_rows(model)) for model in models.values()]
@@ -208,10 +211,10 @@ def q_intervals(release: Mapping[str, Any]) -> _Drawn:
         "the interval goes down to the left edge or below it, zero included. Dashed line: the rate of a model "
         "that has memorised all its n records alike."
     )
-    return _Drawn(figure, "How often the record is drawn", " ".join(alt), caption)
+    return Drawn(figure, "How often the record is drawn", " ".join(alt), caption)
 
 
-def training_curves(release: Mapping[str, Any], arrays: Mapping[str, ModelArrays]) -> _Drawn:
+def training_curves(release: Mapping[str, Any], arrays: Mapping[str, ModelArrays]) -> Drawn:
     """Training loss against step, all models in one panel."""
     figure, (axes,) = new_figure(2.8)
     summary = next(iter(release["models"].values()))["training_curve"]
@@ -231,7 +234,7 @@ def training_curves(release: Mapping[str, Any], arrays: Mapping[str, ModelArrays
         axes.tick_params(axis="y", which="both", labelsize=SMALL)
     axes.legend(fontsize=SMALL, frameon=False, handlelength=3)
     caption = "Lower is a closer fit to the training records, which is not the same as a safer model."
-    return _Drawn(figure, "Training loss", " ".join(alt), caption)
+    return Drawn(figure, "Training loss", " ".join(alt), caption)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -243,13 +246,13 @@ def _grey(images: np.ndarray) -> np.ndarray:
     return np.broadcast_to(rgb, (*rgb.shape[:-1], 3)) if rgb.shape[-1] == 1 else rgb
 
 
-def _tile(axes: Axes, image: np.ndarray, row: float, column: float) -> None:
+def tile(axes: Axes, image: np.ndarray, row: float, column: float) -> None:
     """One image in the unit cell (row, column) of axes whose y points down."""
     extent = (column + 0.04, column + 0.96, row + 0.96, row + 0.04)
     axes.imshow(_grey(image), extent=extent, interpolation="nearest")
 
 
-def _board(rows: float, columns: float, left: float = 0.0) -> tuple[Figure, Axes]:
+def board(rows: float, columns: float, left: float = 0.0) -> tuple[Figure, Axes]:
     """Axes with unit cells, y down, `left` cells of room for row labels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -261,43 +264,43 @@ def _board(rows: float, columns: float, left: float = 0.0) -> tuple[Figure, Axes
     return figure, axes
 
 
-def _fit(axes: Axes, rows: float, columns: float, left: float = 0.0) -> None:
-    # imshow resets the limits, hence after drawing.
+def fit(axes: Axes, rows: float, columns: float, left: float = 0.0) -> None:
+    """Limits of a board's axes; to be called last, since imshow resets them."""
     axes.set(xlim=(-left, columns), ylim=(rows, 0), aspect="auto")
 
 
-def samples(name: str, arrays: ModelArrays) -> _Drawn:
+def samples(name: str, arrays: ModelArrays) -> Drawn:
     """Unconditional samples of one model."""
     images = arrays.samples[:MAX_PICTURES]
     columns, rows = 8, -(-len(images) // 8)
-    figure, axes = _board(rows, columns)
+    figure, axes = board(rows, columns)
     for i, image in enumerate(images):
-        _tile(axes, image, *divmod(i, columns))
-    _fit(axes, rows, columns)
+        tile(axes, image, *divmod(i, columns))
+    fit(axes, rows, columns)
     caption = f"The first {len(images)} of the images that the model {name} drew; none was picked by hand."
-    return _Drawn(figure, f"Samples of {name}", f"{len(images)} images drawn by the model {name}.", caption)
+    return Drawn(figure, f"Samples of {name}", f"{len(images)} images drawn by the model {name}.", caption)
 
 
-def nearest(name: str, arrays: ModelArrays) -> _Drawn:
+def nearest(name: str, arrays: ModelArrays) -> Drawn:
     """Each sample above the training record nearest to it, with the distance, closest pairs first."""
     order = np.argsort(arrays.distances[:MAX_PICTURES], kind="stable")
     columns, high = 8, 2.5
     rows = -(-len(order) // columns)
-    figure, axes = _board(rows * high, columns)
+    figure, axes = board(rows * high, columns)
     for place, i in enumerate(order):
         row, column = divmod(place, columns)
-        _tile(axes, arrays.samples[i], row * high, column)
-        _tile(axes, arrays.nearest[i], row * high + 1, column)
+        tile(axes, arrays.samples[i], row * high, column)
+        tile(axes, arrays.nearest[i], row * high + 1, column)
         distance = significant(float(arrays.distances[i]))
         axes.text(column + 0.5, row * high + 2.2, distance, fontsize=SMALL, ha="center", va="center")
-    _fit(axes, rows * high, columns)
+    fit(axes, rows * high, columns)
     low, high_distance = (significant(float(v)) for v in (arrays.distances[order[0]], arrays.distances[order[-1]]))
     caption = (
         "Above: a drawn image. Below: the training record nearest to it. Number: Euclidean distance over all pixels, "
         "scale −1 to 1; smaller is closer to a copy, 0 is a copy."
     )
     alt = f"{len(order)} pairs of sample and nearest training record; distances from {low} to {high_distance}."
-    return _Drawn(figure, f"Nearest training records, {name}", alt, caption)
+    return Drawn(figure, f"Nearest training records, {name}", alt, caption)
 
 
 def _spread(count: int, most: int) -> np.ndarray:
@@ -309,7 +312,7 @@ def _draw_returns(axes: Axes, back: Regenerated, levels: np.ndarray, top: float)
         row = top + i * ROW
         axes.text(-0.15, row + 0.5, f"t = {back.t[level]:.2f}", fontsize=SMALL, ha="right", va="center")
         for draw in range(min(back.images.shape[1], MAX_DRAWS)):
-            _tile(axes, back.images[level, draw], row, draw)
+            tile(axes, back.images[level, draw], row, draw)
             if back.hits is not None and back.hits[level, draw]:
                 axes.plot([draw + 0.5], [row + 1.12], marker="^", markersize=4, color="black")
 
@@ -322,17 +325,17 @@ def _draw_originals(axes: Axes, role: str, arrays: ModelArrays, top: float) -> N
         shown, words = list(arrays.control_images[:1]), "never trained on"
     axes.text(-0.15, top + 0.5, "original", fontsize=SMALL, ha="right", va="center")
     for column, image in enumerate(shown):
-        _tile(axes, image, top, column)
+        tile(axes, image, top, column)
     axes.text(len(shown) + 0.15, top + 0.5, words, fontsize=SMALL, va="center")
 
 
-def regenerated(name: str, arrays: ModelArrays) -> _Drawn:
+def regenerated(name: str, arrays: ModelArrays) -> Drawn:
     """What came back from each noise level, private record first, below the originals."""
     roles = sorted(arrays.regenerated, key=lambda role: role != "private")
     picked = {role: _spread(len(arrays.regenerated[role].t), MAX_LEVELS) for role in roles}
     columns, room, gap = MAX_DRAWS, 1.6, 0.6
     rows = sum(2 * gap + 1 + ROW * len(picked[role]) for role in roles)
-    figure, axes = _board(rows, columns, room)
+    figure, axes = board(rows, columns, room)
     top = 0.0
     for role in roles:
         axes.text(-room + 0.1, top + gap / 2, f"{role} record", fontsize=TEXT, fontweight="bold", va="center")
@@ -341,16 +344,16 @@ def regenerated(name: str, arrays: ModelArrays) -> _Drawn:
         top += 2 * gap + 1
         _draw_returns(axes, arrays.regenerated[role], picked[role], top)
         top += ROW * len(picked[role])
-    _fit(axes, rows, columns, room)
+    fit(axes, rows, columns, room)
     caption = (
         "Each row: the record is drowned in noise up to level t and denoised by the model, several times. A triangle "
         "below an image: the detector recognises the record in it."
     )
     alt = f"Model {name}: images denoised from rising noise levels for {', '.join(roles)} records, below the originals."
-    return _Drawn(figure, f"What comes back, {name}", alt, caption)
+    return Drawn(figure, f"What comes back, {name}", alt, caption)
 
 
-IMAGE_FIGURES: dict[str, Callable[[str, ModelArrays], _Drawn]] = {
+IMAGE_FIGURES: dict[str, Callable[[str, ModelArrays], Drawn]] = {
     "samples": samples,
     "nearest": nearest,
     "regenerated": regenerated,
@@ -368,7 +371,8 @@ def _remove_stale(folder: Path, keep: Iterable[Path]) -> None:
             path.unlink()
 
 
-def _save(drawn: _Drawn, path: Path) -> Picture:
+def save(drawn: Drawn, path: Path) -> Picture:
+    """Write the figure as PNG."""
     # No software or date tag: equal numbers give equal files.
     drawn.figure.savefig(path, dpi=DPI, metadata={"Software": None})
     return Picture(path, drawn.title, drawn.alt, drawn.caption)
@@ -398,4 +402,4 @@ def write_figures(
     if show_private:
         for stem, draw in IMAGE_FIGURES.items():
             drawn |= {f"{stem}_{name}": draw(name, arrays[name]) for name in release["models"]}
-    return {name: _save(one, folder / f"{name}.png") for name, one in drawn.items()}
+    return {name: save(one, folder / f"{name}.png") for name, one in drawn.items()}

@@ -9,14 +9,13 @@ larger q, t', linkage and attack rates mean less privacy; a smaller ε and a sma
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import structure
-from diffusion_privacy.reports.cadp_schema import Accuracy, Interval, Linkage, Number
+from diffusion_privacy.reports.cadp_schema import Accuracy, Interval, Linkage, LinkRate, Number
 from diffusion_privacy.reports.schema import (
     FILE_NAME,
     OPEN,
@@ -245,6 +244,9 @@ def _guarantee_rule(entry: Mapping[str, Any], path: str) -> None:
 
 def _ledger_rule(entry: Mapping[str, Any], path: str) -> None:
     # Under-reporting is the fault that this file must never show.
+    hidden = [e["stage"] for e in entry["entries"] if e["event"] is None and e["stage"] not in entry["uncovered"]]
+    if hidden:
+        raise InputError(f"{path}.uncovered: expected {hidden[0]!r} among them, its entry has no event")
     if entry["guarantee"] and (entry["uncovered"] or entry["not_recorded"]):
         raise InputError(f"{path}.guarantee: expected false, some stages have no event or no entry")
 
@@ -254,17 +256,27 @@ def _release_rule(entry: Mapping[str, Any], path: str) -> None:
         raise InputError(f"{path}.schema_version: expected {SCHEMA_VERSION!r}, got {entry['schema_version']!r}")
     if set(entry["ways_to_share"]) != set(WAYS):
         raise InputError(f"{path}.ways_to_share: expected {', '.join(WAYS)}, got {', '.join(entry['ways_to_share'])}")
-    known = {one["stage"] for one in entry["ledger"]["entries"]}
     for name, way in entry["ways_to_share"].items():
-        here = f"{path}.ways_to_share.{name}"
-        missing = [stage for stage in way["guarantee"]["stages"] if stage not in known]
-        if missing:
-            raise InputError(f"{here}.guarantee.stages: the ledger has no entry {missing[0]!r}")
-        if not any(record["role"] == "private" for record in way["risk"]["records"]):
-            raise InputError(f"{here}.risk.records: expected at least one record with role 'private'")
-        for one in way["guarantee"]["certified"]:
-            if not math.isfinite(one["without"]["upper"]):
-                raise InputError(f"{here}.guarantee.certified: expected finite limits")
+        _rests_on(way["guarantee"], entry["ledger"], f"{path}.ways_to_share.{name}.guarantee")
+
+
+def _rests_on(guarantee: Mapping[str, Any], ledger: Mapping[str, Any], path: str) -> None:
+    """A promise is worth what the ledger knows of its stages."""
+    known = {one["stage"] for one in ledger["entries"]}
+    for stage in guarantee["stages"]:
+        if stage not in known:
+            raise InputError(f"{path}.stages: the ledger has no entry {stage!r}")
+        if guarantee["epsilon"] is not None and stage in ledger["uncovered"]:
+            raise InputError(f"{path}.epsilon: expected null, the stage {stage!r} that it rests on has no event")
+
+
+def _way_rule(entry: Mapping[str, Any], path: str) -> None:
+    marked = [record["index"] for record in entry["risk"]["records"] if record["role"] == "private"]
+    if not marked:
+        raise InputError(f"{path}.risk.records: expected at least one record with role 'private'")
+    for one in entry["guarantee"]["certified"]:
+        if one["index"] not in marked:
+            raise InputError(f"{path}.guarantee.certified: expected a private record of this way, got {one['index']}")
 
 
 _OPEN: frozenset[type] = OPEN | {Facts}
@@ -272,7 +284,9 @@ _RULES: dict[type, Callable[[Mapping[str, Any], str], None]] = {
     **RULES,
     Accuracy: _interval_rule,
     Interval: _interval_rule,
+    LinkRate: _interval_rule,
     Number: _interval_rule,
+    Way: _way_rule,
     AttackPoint: _point_rule,
     Certified: _certified_rule,
     Guarantee: _guarantee_rule,

@@ -22,6 +22,8 @@ li { margin: .3rem 0; }
 .verdicts { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: .8rem; margin: .8rem 0 0; }
 .verdicts > div { background: #fff; border: 1px solid var(--line); padding: .6rem .8rem; }
 .verdicts p { margin: .35rem 0 0; }
+.verdicts.four { grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
+.verdicts .status { white-space: normal; }
 .status { display: inline-block; padding: 0 .45rem; border: 2px solid var(--ink); font-weight: 600; font-size: .86rem;
   white-space: nowrap; }
 .status.leaks { background: var(--ink); color: #fff; }
@@ -34,6 +36,9 @@ thead span { display: block; font-weight: 400; font-size: .82em; color: var(--so
 .num { text-align: right; font-variant-numeric: tabular-nums; }
 tr.private th { font-weight: 700; }
 tr.control th { font-weight: 400; }
+tr.first th, tr.first td { border-top: 2px solid var(--ink); }
+th .small { font-weight: 400; }
+.group { display: block; font-size: .78rem; font-weight: 400; letter-spacing: .06em; text-transform: uppercase; }
 figure { margin: 1rem 0 1.4rem; break-inside: avoid; }
 figure img { display: block; width: 100%; max-width: 35rem; height: auto; }
 figcaption { margin-top: .3rem; }
@@ -53,7 +58,8 @@ dd { margin: .1rem 0 0; }
   .cards, .cards caption, .cards tbody, .cards tr, .cards th, .cards td { display: block; }
   .cards thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
   .cards tr { border: 1px solid var(--line); padding: .4rem .6rem; margin-bottom: .7rem; }
-  .cards th, .cards td { border: 0; padding: .12rem 0; }
+  .cards th, .cards td, .cards tr.first th, .cards tr.first td { border: 0; padding: .12rem 0; }
+  .cards tr.first { border-top: 2px solid var(--ink); }
   .cards td { display: flex; justify-content: space-between; gap: 1rem; text-align: right; }
   .cards td::before { content: attr(data-label); color: var(--soft); text-align: left; flex: 1 1 40%; }
   .pictures { grid-template-columns: 1fr; }

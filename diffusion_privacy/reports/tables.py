@@ -27,8 +27,8 @@ def status(verdict: Mapping[str, Any]) -> str:
     return f'<span class="status {_STATUS_CLASS[verdict["status"]]}">{escape(verdict["status"])}</span>'
 
 
-class _Raw(str):
-    """A cell that is markup already."""
+class Markup(str):
+    """A cell that is markup already: made in this room, every text in it escaped."""
 
 
 def data_table(
@@ -45,7 +45,7 @@ def data_table(
     head = "".join(f'<th scope="col">{escape(name)}<span>{escape(unit)}</span></th>' for name, unit in columns)
     body = []
     for row_class, cells in rows:
-        texts = [cell if isinstance(cell, _Raw) else escape(cell) for cell in cells]
+        texts = [cell if isinstance(cell, Markup) else escape(cell) for cell in cells]
         labelled = "".join(
             f'<td data-label="{escape(", ".join(filter(None, column)))}">{text}</td>'
             for column, text in zip(columns[1:], texts[1:], strict=True)
@@ -76,7 +76,7 @@ def verdicts(release: Mapping[str, Any]) -> str:
             verdict, subspace = record["verdict"], record["subspace"]
             cells = [
                 f"{wording.record_name(record)}, label {record['label']}",
-                _Raw(status(verdict)),
+                Markup(status(verdict)),
                 wording.rate(verdict["lower"], "down"),
                 "–" if verdict["estimate"] is None else wording.rate(verdict["estimate"]),
                 wording.rate(verdict["upper"], "up"),
@@ -161,7 +161,7 @@ def estimates(release: Mapping[str, Any]) -> str:
             for kind in ("direct", "subspace")
             if record[kind] is not None
         ]
-        tables.append(data_table(f"{name}: both estimators", columns, rows))
+        tables.append(data_table(f"{name}: estimates of q", columns, rows))
     return "".join(tables) + _further(release)
 
 

@@ -6,7 +6,7 @@ interval is never narrower than the measured one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Any, Literal
 
@@ -116,19 +116,26 @@ def statistical_terms(entry: Mapping[str, Any]) -> str:
     )
 
 
+def false_alarms(records: Iterable[Mapping[str, Any]]) -> str | None:
+    """What is wrong where held-out controls are called leaked, since they cannot leak; None where none is."""
+    controls = [record for record in records if record["role"] == "control"]
+    alarms = [str(record["index"]) for record in controls if record["verdict"]["status"] == "leaks"]
+    if not alarms:
+        return None
+    return (
+        f"it says that {len(alarms)} of {len(controls)} held-out control records leak (record {', '.join(alarms)}), "
+        "and none of them went into what was audited"
+    )
+
+
 def control_alarms(release: Mapping[str, Any]) -> list[str]:
-    """One sentence for each model whose held-out controls were called leaked; controls cannot leak."""
-    sentences = []
-    for name, model in release["models"].items():
-        controls = [record for record in model["records"] if record["role"] == "control"]
-        alarms = [str(record["index"]) for record in controls if record["verdict"]["status"] == "leaks"]
-        if alarms:
-            sentences.append(
-                f"The audit of the model {name} cannot be trusted as it stands: it says that {len(alarms)} of "
-                f"{len(controls)} held-out control records leak (record {', '.join(alarms)}), and the model never saw "
-                "them. Its detector or its thresholds are wrong."
-            )
-    return sentences
+    """One sentence for each model whose held-out controls were called leaked."""
+    return [
+        f"The audit of the model {name} cannot be trusted as it stands: {alarm}. Its detector or its thresholds are "
+        "wrong."
+        for name, model in release["models"].items()
+        if (alarm := false_alarms(model["records"])) is not None
+    ]
 
 
 def standard_limits(release: Mapping[str, Any]) -> list[str]:
@@ -164,7 +171,7 @@ def all_limits(release: Mapping[str, Any]) -> list[str]:
 
 def _open_points(record: Mapping[str, Any]) -> list[str]:
     """What stayed open for one record, without its name."""
-    verdict, t_prime = record["verdict"], record["t_prime"]["statistical"]
+    verdict, t_prime = record["verdict"], record["t_prime"]
     points = []
     if verdict["status"] == "not certified":
         drawn = count(record["direct"]["n"])
@@ -178,17 +185,27 @@ def _open_points(record: Mapping[str, Any]) -> list[str]:
         if entry is not None and not entry["reliable"]:
             reasons = "; ".join(entry["reasons"]) or "no reason recorded"
             points.append(f"the {title} estimate is not reliable by its own diagnostics: {reasons}.")
+    censored = None if t_prime is None else t_prime["statistical"]["censored"]
     # A control that comes back from no tested level is what one hopes for, not an open point.
-    if t_prime["censored"] == "above" or (t_prime["censored"] == "below" and record["role"] == "private"):
-        points.append(f"t′ is censored: {statistical_t_prime(t_prime)}.")
+    if censored == "above" or (censored == "below" and record["role"] == "private"):
+        points.append(f"t′ is censored: {statistical_t_prime(t_prime['statistical'])}.")
     return points
 
 
-def uncertified(release: Mapping[str, Any]) -> list[str]:
-    """What the run could not certify, with the number of samples that would do; records with equal words are joined."""
+def open_points(audited: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[str]:
+    """What the audits could not certify, with the number of samples that would do.
+
+    Args:
+      audited: the records of each audited thing, by its name. Records with equal words are joined.
+    """
     groups: dict[tuple[str, str], list[str]] = {}
-    for name, model in release["models"].items():
-        for record in model["records"]:
+    for name, records in audited.items():
+        for record in records:
             for point in _open_points(record):
                 groups.setdefault((name, point), []).append(record_name(record))
     return [f"{name}, {', '.join(who)}: {point}" for (name, point), who in groups.items()]
+
+
+def uncertified(release: Mapping[str, Any]) -> list[str]:
+    """What the run could not certify, see `open_points`."""
+    return open_points({name: model["records"] for name, model in release["models"].items()})

@@ -7,47 +7,17 @@ import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from html_page import HOSTILE, Page, check_loads_nothing
 from sample_release import make_arrays, make_release
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports.html import write_report
 
-HOSTILE = "<script>alert('x')</script> \"><img src=http://evil.example/x onerror=alert(1)> $answer & ${css} $\\frac"
 CURVES = {"h_curve.png", "q_intervals.png", "training.png"}
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class Page(HTMLParser):
-    """Collects tags with attributes and checks that they are balanced."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.stack: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-        assert self.stack == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.stack and self.stack[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 def arrays() -> dict[str, Any]:
@@ -66,18 +36,7 @@ def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("which", ["shown", "hidden"])
 def test_loads_nothing_and_runs_nothing(which: str, request: pytest.FixtureRequest) -> None:
-    text = request.getfixturevalue(which).read_text(encoding="utf-8")
-    page = Page(text)
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|javascript:", re.sub(r"base64,[^\"]+", "", text))
-    assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "form"} == set()
-    for tag, attributes in page.tags:
-        assert not [name for name in attributes if name.startswith("on")]
-        if "src" in attributes:
-            assert tag == "img"
-            assert (attributes["src"] or "").startswith("data:image/png;base64,")
-            assert len(attributes["alt"] or "") > 20
-    policy = [a.get("content") or "" for t, a in page.tags if t == "meta" and "http-equiv" in a]
-    assert "default-src 'none'" in policy[0]
+    check_loads_nothing(request.getfixturevalue(which).read_text(encoding="utf-8"))
 
 
 def test_no_picture_of_a_record_by_default(shown: Path, hidden: Path) -> None:
