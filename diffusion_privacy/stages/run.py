@@ -23,6 +23,7 @@ from diffusion_privacy.stages import (
     cadp_train,
     joined_certify,
     joined_evaluate,
+    joined_report,
     joined_train,
     own_model,
     size_sweep,
@@ -71,6 +72,7 @@ JOINED_STAGES: dict[str, Callable[[Joined, Workdir], None]] = {
     "sample": joined_train.sample,
     "evaluate": joined_evaluate.evaluate,
     "audit": joined_certify.audit,
+    "report": joined_report.report,
 }
 """The stages of four ways to share the same records, in their order."""
 

@@ -116,7 +116,7 @@ def test_models_side_by_side_learn_as_each_would_alone():
     for m in range(models):
         rows = {"image": image[:, 0, m], "label": label[:, 0, m], "position": jnp.arange(5)}
         own = jax.tree.map(lambda leaf, m=m: leaf[m], params)
-        alone = jax.grad(lambda p: jnp.mean(task.loss(p, rows, jax.random.fold_in(key, m))[0]))(own)
+        alone = jax.grad(lambda p, b, k: jnp.mean(task.loss(p, b, k)[0]))(own, rows, jax.random.fold_in(key, m))
         jax.tree.map(lambda a, b, m=m: np.testing.assert_allclose(a[m], b, rtol=2e-4, atol=1e-6), together, alone)
 
 
