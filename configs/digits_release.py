@@ -81,20 +81,20 @@ def get_config() -> ConfigDict:
             },
             "private_training": {
                 **score_training,
-                "steps": 300,
+                "steps": 200,
                 "batch_size": 72,
                 "learning_rate": 2e-3,
                 "warmup_steps": 0,
                 "ema_decay": 0.95,
                 "log_every": 50,
-                "checkpoint_every": 300,
+                "checkpoint_every": 200,
                 "privacy": {
                     "epsilon": 8.0,
                     "noise_multiplier": 0.0,
                     "delta": 1e-5,
                     "clip_norm": 1.0,
                     "relation": "replace-one",
-                    "augmentations": 8,
+                    "augmentations": 4,
                     "micro_batch": 32,
                 },
             },
@@ -149,7 +149,7 @@ def get_config() -> ConfigDict:
                 "chunk": 0,
                 "memory_gb": 2.0,
             },
-            "certify": {"copies": 200, "copy_models": 12, "dp_models": 4, "samples": 1000},
+            "certify": {"copies": 200, "copy_models": 12, "dp_models": 2, "samples": 1000},
             # The digits are public: their pictures may be shown.
             "report": {"show_private": True},
         }

@@ -82,6 +82,13 @@ def _scaled(found: SubspaceResult, share: float) -> SubspaceResult:
     return dataclasses.replace(found, estimate=changed)
 
 
+def _as_limit(found: SubspaceResult | None) -> SubspaceResult | None:
+    """E2 for the verdict: its limits count, its value does not stand for q, since other classes are left out."""
+    if found is None:
+        return None
+    return dataclasses.replace(found, estimate=dataclasses.replace(found.estimate, log_stderr=math.inf))
+
+
 def _record_name(setup: audit_stage.Setup, number: int) -> tuple[str, str]:
     role = "private" if number < len(setup.roles.private) else "control"
     return role, f"{role} record {int(setup.roles.marked.index[number])}"
@@ -136,7 +143,7 @@ def _model_record(
             chunk=chunk,
         )
         e2 = _scaled(found, float(shares[label]))
-    said = verdict.decide(direct, e2, cal.false_positive_rate, 1 / n_train, audit.level)
+    said = verdict.decide(direct, _as_limit(e2), cal.false_positive_rate, 1 / n_train, audit.level)
     gamma = max(audit.gamma, cal.false_positive_rate.upper)
     entry = None if e2 is None else schema.subspace_entry(e2.estimate, e2.hits, e2.pareto_k, e2.max_weight_share)
     return {

@@ -32,10 +32,16 @@ _QUESTION = (
     "back, and what can be promised to every record?"
 )
 _TITLES = {
-    "raw_model": ("A model trained on the records", "a score model trained on the private records as they are"),
-    "dp_model": ("A model trained with DP-SGD", "the same kind of model, trained on the private records with DP-SGD"),
-    "copy_model": ("A model trained on the private copy", "the same model, trained on the private copy alone"),
-    "copy": ("The private copy", "a data set with one private image for each record, made by CADP"),
+    "raw_model": (
+        "A model trained on the records",
+        "A score model that was trained on the private records as they are.",
+    ),
+    "dp_model": ("A model trained with DP-SGD", "A score model that was trained on the private records with DP-SGD."),
+    "copy_model": (
+        "A model trained on the private copy",
+        "A score model that was trained on a private copy of the records (CADP) and saw no record itself.",
+    ),
+    "copy": ("The private copy", "A data set with one private image in the place of each record, made by CADP."),
 }
 
 
