@@ -185,6 +185,10 @@ class Study:
             raise InputError(
                 f"config.audit.h_levels: expected 1 … sampler.steps = {self.sampler.steps}, got {self.audit.h_levels}"
             )
+        if self.detector.most_fingerprints < 0:
+            raise InputError(
+                f"config.detector.most_fingerprints: expected 0 or more, got {self.detector.most_fingerprints}"
+            )
         if self.detector.training.privacy.on:
             # Its tasks hold audited records outside of the batches, which Poisson sampling would not cover.
             raise InputError("config.detector.training.privacy: expected none, the detector is not given away")

@@ -73,14 +73,14 @@ def fit_detector(study: Study, workdir: Workdir, roles: common.Roles) -> None:
 def _identity_task(study: Study, roles: common.Roles, clean: Records) -> Task:
     mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
     network, change = common.classifiers(study)["identity"], perturbation(study)
+    most = study.detector.most_fingerprints
     if study.detector.identity == "embedding":
         # The records come in the order in which the seed dealt them: the first are as good as any.
         pool = clean.take(np.arange(min(len(clean), reidentification.POOL)))
-        most = study.detector.most_fingerprints
         return EmbeddingTask(network.init, network, mark, pool.image, pool.identity, change, most)
     audited = np.concatenate([roles.private.image, roles.controls.image])
     people = np.concatenate([roles.private.identity, roles.controls.identity])
-    return IdentityBankTask(network.init, network, mark, audited, people, change)
+    return IdentityBankTask(network.init, network, mark, audited, people, change, most)
 
 
 def _clean(roles: common.Roles) -> Records:

@@ -14,6 +14,7 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import schema
 from diffusion_privacy.stages import run
 from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages import train as train_stage
 
 TINY = {
     "score.training.steps": 30,
@@ -95,12 +96,23 @@ def test_a_private_record_can_be_named_and_must_exist():
         common.split(_study({"split.careless": 1797}), source)
 
 
+@pytest.mark.parametrize("identity", ["classifier", "embedding"])
+def test_the_largest_number_of_fingerprints_reaches_the_identity_task(tmp_path, identity):
+    study = _study({"detector.most_fingerprints": 1, "detector.identity": identity})
+    roles = common.load_roles(study, run.Workdir(tmp_path, study))
+    task = train_stage._identity_task(study, roles, roles.train["careful"])
+    assert task.most == 1
+    with pytest.raises(InputError, match=r"config\.detector\.most_fingerprints: expected 0 or more, got -1"):
+        _study({"detector.most_fingerprints": -1})
+
+
 @pytest.mark.slow
 def test_study_end_to_end_then_no_work(tmp_path):
     work = tmp_path / "run"
     # Thresholds of barely trained detectors may miss every positive; that is refused, not glossed over.
     first = launch("--config=configs/digits.py", f"--workdir={work}", *_flags({"detector.training.steps": 300}))
     assert first.returncode == 0, first.stderr
+    assert "tpu" not in first.stderr.lower()
     release = schema.read(work / "report" / "release.json")
     assert set(release["models"]) == {"careless", "careful"}
     for model in release["models"].values():
