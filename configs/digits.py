@@ -89,6 +89,8 @@ def get_config() -> ConfigDict:
                     "frechet_gap",
                     "flipd",
                 ),
+                # Ranks all training records; top = 12 takes a closer look at the first 12.
+                "screen": {"top": 0, "finalists": 8, "levels": 10, "draws": 4, "gamma_upper": 0.5},
                 "flow_draws": 512,
                 "splitting": {"particles": 500, "moves": 10, "share": 0.1, "max_levels": 12, "replicas": 16},
             },

@@ -109,6 +109,39 @@ class Detector:
     identity: typing.Literal["classifier", "embedding"] = "classifier"
 
 
+FEWEST_HELD_OUT = 19
+"""Held-out records without which no training record can be told to be unusual at 95 %."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Screen:
+    """Which of all training records are looked at (`anonymity.screening`), and how closely.
+
+    Attributes:
+      top: records at the head of the ranking that get a t' and enter successive halving; 0 for no screening.
+      finalists: how many of them get an interval for q.
+      levels, draws: noise levels of the ranking and noised images a record at each, 2 or more.
+      gamma_upper: γ' of the bracket of t' (`anonymity.adaptive.Rule`); its γ is the audit's.
+    """
+
+    top: int = 0
+    finalists: int = 8
+    levels: int = 10
+    draws: int = 4
+    gamma_upper: float = 0.5
+
+    def __post_init__(self) -> None:
+        for field, valid, expected in (
+            ("top", self.top >= 0, "0 or more"),
+            ("finalists", self.finalists >= 1, "1 or more"),
+            ("levels", self.levels >= 1, "1 or more"),
+            ("draws", self.draws >= 2, "2 or more"),
+            ("gamma_upper", 0 < self.gamma_upper < 1, "a number in (0, 1)"),
+        ):
+            if not valid:
+                raise InputError(f"config.audit.screen.{field}: expected {expected}, got {vars(self)[field]!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Audit:
     """What is measured, and at what cost.
@@ -127,6 +160,7 @@ class Audit:
       flow_draws: draws a record of ``"change_of_variables"``.
       splitting: cost of ``"splitting"``, see `anonymity.splitting.Splitting`.
       baselines: what else to run over each model, of `audits.baselines.BASELINES`.
+      screen: which training records to look at beside the private one, see `Screen`.
     """
 
     samples: dict[str, int]
@@ -143,6 +177,7 @@ class Audit:
     flow_draws: int = 512
     splitting: Splitting = dataclasses.field(default_factory=Splitting)
     baselines: tuple[str, ...] = ()
+    screen: Screen = dataclasses.field(default_factory=Screen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +227,12 @@ class Study:
         if self.detector.training.privacy.on:
             # Its tasks hold audited records outside of the batches, which Poisson sampling would not cover.
             raise InputError("config.detector.training.privacy: expected none, the detector is not given away")
+        never_seen = self.split.controls + self.split.held_out
+        if self.audit.screen.top and never_seen < FEWEST_HELD_OUT:
+            raise InputError(
+                f"config.audit.screen: expected at least {FEWEST_HELD_OUT} held-out and control records to compare "
+                f"with, config.split gives {never_seen}"
+            )
         if self.split.controls < 1 or self.split.careless < 2 or self.split.held_out < 1:
             raise InputError("config.split: expected controls >= 1, careless >= 2 and held_out >= 1")
 
