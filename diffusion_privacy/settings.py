@@ -19,7 +19,7 @@ from diffusion_privacy.audits import baselines
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.training.state import TrainConfig
 
-ESTIMATORS = ("change_of_variables", "splitting")
+ESTIMATORS = ("change_of_variables", "splitting", "counterfactual")
 """What `Audit.estimators` may name."""
 
 Params = dict[str, Any]
@@ -51,12 +51,15 @@ class Split:
       careless: records that the careless model is trained on, the private one included.
       controls: held-out records that are audited like the private one.
       held_out: further held-out records, for likelihood and detectors.
+      canaries: further records, each of another person, of which a fair coin each puts about half into every model's
+        training set, for the baseline ``"one_run"``; 0 for none, else 8 or more.
     """
 
     private: int | None = None
     careless: int = 64
     controls: int = 3
     held_out: int = 97
+    canaries: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +162,8 @@ class Audit:
       estimators: further estimators to run beside E1, E2 and E4, of `ESTIMATORS`; each multiplies the audit's cost.
       flow_draws: draws a record of ``"change_of_variables"``.
       splitting: cost of ``"splitting"``, see `anonymity.splitting.Splitting`.
+      pairs: pairs of images of ``"counterfactual"``, 100 or more; the careless model's twin without the private
+        person's records is trained for it (the careful model's is the reference).
       baselines: what else to run over each model, of `audits.baselines.BASELINES`.
       screen: which training records to look at beside the private one, see `Screen`.
     """
@@ -176,6 +181,7 @@ class Audit:
     estimators: tuple[str, ...] = ()
     flow_draws: int = 512
     splitting: Splitting = dataclasses.field(default_factory=Splitting)
+    pairs: int = 4096
     baselines: tuple[str, ...] = ()
     screen: Screen = dataclasses.field(default_factory=Screen)
 
@@ -212,8 +218,14 @@ class Study:
         if unknown:
             raise InputError(f"config.audit.estimators: expected some of {', '.join(ESTIMATORS)}, got {unknown[0]!r}")
         baselines.check_names(self.audit.baselines, "config.audit.baselines")
+        if self.split.canaries and self.split.canaries < 8:
+            raise InputError(f"config.split.canaries: expected 0, or 8 or more, got {self.split.canaries}")
+        if "one_run" in self.audit.baselines and not self.split.canaries:
+            raise InputError("config.split.canaries: expected 8 or more for the baseline 'one_run', got 0")
         if self.audit.flow_draws < 100:
             raise InputError(f"config.audit.flow_draws: expected at least 100, got {self.audit.flow_draws}")
+        if self.audit.pairs < 100:
+            raise InputError(f"config.audit.pairs: expected at least 100, got {self.audit.pairs}")
         if set(self.audit.samples) != {"careless", "careful"}:
             raise InputError(f"config.audit.samples: expected fields careless and careful, got {self.audit.samples}")
         if not 1 <= self.audit.h_levels <= self.sampler.steps:

@@ -1,4 +1,4 @@
-"""Training-set size against memorising at the paper's 28x28 pixels: PneumoniaMNIST, n = 50 … 2,000, an MLP, on CPU cores.
+"""Training-set size against memorising at the paper's 28x28 pixels: PneumoniaMNIST, n = 50 … 2,000, an MLP.
 
     python launch.py --config=configs/paper/pneumonia_sweep_28.py --workdir=runs/pneumonia_28 \
         --config.data.params.path=pneumoniamnist.npz
@@ -17,6 +17,5 @@ def get_config() -> ConfigDict:
     config.sweep.update({"sizes": (50, 200, 500, 2000), "samples": 10_000, "reduce": 1})
     # int(9 · 2^(log2 28 − 6)), the paper's radius.
     config.fingerprint.params.radius = 3
-    config.score.network.params.hidden = 512
-    config.score.training.update({"steps": 12_000, "checkpoint_every": 6000, "log_every": 500})
+    config.score.training.update({"steps": 6000, "checkpoint_every": 6000, "log_every": 500})
     return config.lock()

@@ -12,6 +12,7 @@ from diffusion_privacy.reports.structure import Range
 from diffusion_privacy.types import Estimate
 
 Probability = Annotated[float, Range(0.0, 1.0)]
+Difference = Annotated[float, Range(-1.0, 1.0)]
 NonNegative = Annotated[float, Range(0.0)]
 Count = Annotated[int, Range(0)]
 Positive = Annotated[int, Range(1)]
@@ -45,13 +46,16 @@ class Subspace(Direct):
 
 
 class Estimator(TypedDict):
-    """Another estimator of q; limits that it does not claim are null. Enters no verdict. Weights of E4 are E2's."""
+    """Another estimator of q; limits that it does not claim are null. Enters no verdict. Weights of E4 are E2's.
+
+    Of E7 (``method`` "counterfactual") value and limits are a difference of rates, with the record minus without it.
+    """
 
     name: str
     method: str
-    lower: Probability | None
-    value: NonNegative
-    upper: Probability | None
+    lower: Difference | None
+    value: Annotated[float, Range(-1.0)]
+    upper: Difference | None
     level: Probability  # two-sided; a one-sided limit errs with (1 - level) / 2
     reliable: bool
     exact: bool  # the limits hold without diagnostics
@@ -123,7 +127,7 @@ def ordered(entry: Mapping[str, Any], path: str, value: str = "value") -> None:
         return
     # An importance estimate above 1 stands for its limit, 1.
     shown = min(middle, 1.0)
-    if not lower * (1 - _SLACK) <= shown <= upper * (1 + _SLACK):
+    if not lower - _SLACK * abs(lower) <= shown <= upper + _SLACK * abs(upper):
         raise InputError(f"{path}.{value}: expected a number within [{lower!r}, {upper!r}], got {middle!r}")
 
 
@@ -134,6 +138,9 @@ def estimate_rule(entry: Mapping[str, Any], path: str) -> None:
 
 
 def estimator_rule(entry: Mapping[str, Any], path: str) -> None:
+    for name in ("lower", "value", "upper"):
+        if entry["method"] != "counterfactual" and (entry[name] or 0.0) < 0:
+            raise InputError(f"{path}.{name}: expected 0 or more, got {entry[name]!r}")
     # What is not claimed is 0 from below and 1 from above.
     limits = {"lower": entry["lower"] or 0.0, "upper": 1.0 if entry["upper"] is None else entry["upper"]}
     ordered({**limits, "value": entry["value"]}, path)

@@ -207,8 +207,11 @@ def baselines(release: Mapping[str, Any]) -> str:
             if entry["value"] is not None:
                 value = wording.significant(entry["value"], 3)
                 low = wording.significant(entry["lower"], 3, "down")
-                high = wording.significant(entry["upper"], 3, "up")
-                shown = f"{value} ({wording.percent(entry['level'])} interval {low} to {high})"
+                if entry["upper"] is None:
+                    shown = f"at least {low} ({wording.percent(0.5 * (1 + entry['level']))} confidence)"
+                else:
+                    high = wording.significant(entry["upper"], 3, "up")
+                    shown = f"{value} ({wording.percent(entry['level'])} interval {low} to {high})"
             rows.append(
                 ("", [entry["name"], name, shown, entry["unit"], entry["direction"], "; ".join(entry["notes"])])
             )

@@ -331,7 +331,10 @@ def audit_model(setup: Setup, name: str) -> None:
     n_train = len(setup.roles.train[name])
     calibrations = setup.calibrations
     direct = [_direct(setup, margins[:, r], calibrations[r]) for r in range(len(images))]
-    further = audit_estimators.further(study, chain, score, setup.detect, images, setup.uids, e2, name, chunk)
+    twin = None
+    if "counterfactual" in study.audit.estimators:
+        twin = common.load_score(study, setup.workdir, common.TWINS[name])
+    further = audit_estimators.further(study, chain, score, setup.detect, images, setup.uids, e2, twin, name, chunk)
     records = [
         _record(setup, r, curves[r], direct[r], e2[r], calibrations[r], 1 / n_train, further[r])
         for r in range(len(images))

@@ -45,9 +45,10 @@ def train(study: Study, workdir: Workdir) -> None:
     done = workdir.root / "train" / "done.json"
     if done.exists():
         return
-    fit_scores(study, workdir, roles, [*common.MODELS, common.REFERENCE])
+    names = common.trained(study)
+    fit_scores(study, workdir, roles, names)
     fit_detector(study, workdir, roles)
-    workdir.write_json(done, {"models": [*common.MODELS, common.REFERENCE, "fingerprint", "identity"]})
+    workdir.write_json(done, {"models": [*names, "fingerprint", "identity"]})
 
 
 def fit_scores(study: Study, workdir: Workdir, roles: common.Roles, names: Sequence[str]) -> None:

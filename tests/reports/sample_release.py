@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_privacy.anonymity import summary
+from diffusion_privacy.anonymity import counterfactual, summary
 from diffusion_privacy.audits.baselines import HIGHER, Row
 from diffusion_privacy.reports import schema
 from diffusion_privacy.reports import screening as screening_entries
@@ -92,7 +92,9 @@ def verdict(status: str, lower: float, estimate: float, upper: float, bound: flo
 def estimators() -> list[dict[str, Any]]:
     found = Estimate("betting", float(np.log(0.01)), np.inf, 0.004, 1.0, 0.95, 512, 100.0, True, 51_200)
     flow = Estimate("change of variables", -np.inf, np.inf, 0.0, 0.31, 0.95, 512, 0.0, False, 10**6, ("no hit",))
-    return [dict(schema.estimator_entry(summary.row(e))) for e in (found, flow)]
+    only_with, only_without = np.arange(500) < 2, np.arange(500) >= 490
+    pair = counterfactual.paired(only_with, only_without, steps=100)
+    return [dict(schema.estimator_entry(summary.row(e))) for e in (found, flow, pair)]
 
 
 def baselines() -> list[dict[str, Any]]:
