@@ -107,6 +107,8 @@ def main(argv: list[str]) -> None:
     del argv
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)
+    # jax looks for a TPU on every machine and says that it found none.
+    logging.getLogger("jax._src.xla_bridge").addFilter(lambda line: "backend 'tpu'" not in line.getMessage())
     from diffusion_privacy.errors import DivergenceError, InputError
     from diffusion_privacy.training.loop import Preempted
 

@@ -17,7 +17,13 @@ def get_config() -> ConfigDict:
         {
             "seed": 0,
             "data": {"source": "digits", "params": {}},
-            "split": {"private": config_dict.placeholder(int), "careless": 64, "controls": 3, "held_out": 97},
+            "split": {
+                "private": config_dict.placeholder(int),
+                "careless": 64,
+                "controls": 3,
+                "held_out": 97,
+                "canaries": 0,
+            },
             # 13 of 64 pixels. The paper's formula gives radius 1 at this size, five pixels that can hide in a stroke.
             "fingerprint": {"name": "disc", "params": {"radius": 2}},
             "score": {
@@ -89,7 +95,10 @@ def get_config() -> ConfigDict:
                     "frechet_gap",
                     "flipd",
                 ),
+                # Ranks all training records; top = 12 takes a closer look at the first 12.
+                "screen": {"top": 0, "finalists": 8, "levels": 10, "draws": 4, "gamma_upper": 0.5},
                 "flow_draws": 512,
+                "pairs": 4096,
                 "splitting": {"particles": 500, "moves": 10, "share": 0.1, "max_levels": 12, "replicas": 16},
             },
             # The digits are public: their pictures may be shown.

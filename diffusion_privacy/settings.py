@@ -19,7 +19,7 @@ from diffusion_privacy.audits import baselines
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.training.state import TrainConfig
 
-ESTIMATORS = ("change_of_variables", "splitting")
+ESTIMATORS = ("change_of_variables", "splitting", "counterfactual")
 """What `Audit.estimators` may name."""
 
 Params = dict[str, Any]
@@ -51,12 +51,15 @@ class Split:
       careless: records that the careless model is trained on, the private one included.
       controls: held-out records that are audited like the private one.
       held_out: further held-out records, for likelihood and detectors.
+      canaries: further records, each of another person, of which a fair coin each puts about half into every model's
+        training set, for the baseline ``"one_run"``; 0 for none, else 8 or more.
     """
 
     private: int | None = None
     careless: int = 64
     controls: int = 3
     held_out: int = 97
+    canaries: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,39 @@ class Detector:
     identity: typing.Literal["classifier", "embedding"] = "classifier"
 
 
+FEWEST_HELD_OUT = 19
+"""Held-out records without which no training record can be told to be unusual at 95 %."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Screen:
+    """Which of all training records are looked at (`anonymity.screening`), and how closely.
+
+    Attributes:
+      top: records at the head of the ranking that get a t' and enter successive halving; 0 for no screening.
+      finalists: how many of them get an interval for q.
+      levels, draws: noise levels of the ranking and noised images a record at each, 2 or more.
+      gamma_upper: γ' of the bracket of t' (`anonymity.adaptive.Rule`); its γ is the audit's.
+    """
+
+    top: int = 0
+    finalists: int = 8
+    levels: int = 10
+    draws: int = 4
+    gamma_upper: float = 0.5
+
+    def __post_init__(self) -> None:
+        for field, valid, expected in (
+            ("top", self.top >= 0, "0 or more"),
+            ("finalists", self.finalists >= 1, "1 or more"),
+            ("levels", self.levels >= 1, "1 or more"),
+            ("draws", self.draws >= 2, "2 or more"),
+            ("gamma_upper", 0 < self.gamma_upper < 1, "a number in (0, 1)"),
+        ):
+            if not valid:
+                raise InputError(f"config.audit.screen.{field}: expected {expected}, got {vars(self)[field]!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Audit:
     """What is measured, and at what cost.
@@ -126,7 +162,10 @@ class Audit:
       estimators: further estimators to run beside E1, E2 and E4, of `ESTIMATORS`; each multiplies the audit's cost.
       flow_draws: draws a record of ``"change_of_variables"``.
       splitting: cost of ``"splitting"``, see `anonymity.splitting.Splitting`.
+      pairs: pairs of images of ``"counterfactual"``, 100 or more; the careless model's twin without the private
+        person's records is trained for it (the careful model's is the reference).
       baselines: what else to run over each model, of `audits.baselines.BASELINES`.
+      screen: which training records to look at beside the private one, see `Screen`.
     """
 
     samples: dict[str, int]
@@ -142,7 +181,9 @@ class Audit:
     estimators: tuple[str, ...] = ()
     flow_draws: int = 512
     splitting: Splitting = dataclasses.field(default_factory=Splitting)
+    pairs: int = 4096
     baselines: tuple[str, ...] = ()
+    screen: Screen = dataclasses.field(default_factory=Screen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,17 +218,33 @@ class Study:
         if unknown:
             raise InputError(f"config.audit.estimators: expected some of {', '.join(ESTIMATORS)}, got {unknown[0]!r}")
         baselines.check_names(self.audit.baselines, "config.audit.baselines")
+        if self.split.canaries and self.split.canaries < 8:
+            raise InputError(f"config.split.canaries: expected 0, or 8 or more, got {self.split.canaries}")
+        if "one_run" in self.audit.baselines and not self.split.canaries:
+            raise InputError("config.split.canaries: expected 8 or more for the baseline 'one_run', got 0")
         if self.audit.flow_draws < 100:
             raise InputError(f"config.audit.flow_draws: expected at least 100, got {self.audit.flow_draws}")
+        if self.audit.pairs < 100:
+            raise InputError(f"config.audit.pairs: expected at least 100, got {self.audit.pairs}")
         if set(self.audit.samples) != {"careless", "careful"}:
             raise InputError(f"config.audit.samples: expected fields careless and careful, got {self.audit.samples}")
         if not 1 <= self.audit.h_levels <= self.sampler.steps:
             raise InputError(
                 f"config.audit.h_levels: expected 1 … sampler.steps = {self.sampler.steps}, got {self.audit.h_levels}"
             )
+        if self.detector.most_fingerprints < 0:
+            raise InputError(
+                f"config.detector.most_fingerprints: expected 0 or more, got {self.detector.most_fingerprints}"
+            )
         if self.detector.training.privacy.on:
             # Its tasks hold audited records outside of the batches, which Poisson sampling would not cover.
             raise InputError("config.detector.training.privacy: expected none, the detector is not given away")
+        never_seen = self.split.controls + self.split.held_out
+        if self.audit.screen.top and never_seen < FEWEST_HELD_OUT:
+            raise InputError(
+                f"config.audit.screen: expected at least {FEWEST_HELD_OUT} held-out and control records to compare "
+                f"with, config.split gives {never_seen}"
+            )
         if self.split.controls < 1 or self.split.careless < 2 or self.split.held_out < 1:
             raise InputError("config.split: expected controls >= 1, careless >= 2 and held_out >= 1")
 

@@ -97,7 +97,7 @@ def parse(config: Mapping[str, Any]) -> SizeSweep:
     """A sweep from a config: the fields of a `settings.Study` and ``sweep``.
 
     Raises:
-      InputError: as `settings.parse`; ``audit.samples`` beside ``sweep.samples``.
+      InputError: as `settings.parse`; ``audit.samples`` beside ``sweep.samples``; what takes further models.
     """
     fields = {name: value for name, value in config.items() if name not in ("kind", "sweep")}
     if "sweep" not in config:
@@ -109,4 +109,9 @@ def parse(config: Mapping[str, Any]) -> SizeSweep:
             raise InputError("config.audit.samples: expected none in a sweep, sweep.samples says how many")
         counts = {"careless": sweep.samples, "careful": sweep.samples}
         fields["audit"] = {**audit, "samples": counts}
-    return SizeSweep(settings.parse(Study, fields), sweep)
+    study = settings.parse(Study, fields)
+    if "counterfactual" in study.audit.estimators:
+        raise InputError("config.audit.estimators: expected no 'counterfactual', a sweep trains no twins of its models")
+    if study.split.canaries:
+        raise InputError("config.split.canaries: expected 0, the sets of a sweep have fixed sizes")
+    return SizeSweep(study, sweep)

@@ -86,6 +86,8 @@ def get_config() -> ConfigDict:
                 "memory_gb": 2.0,
                 "likelihood_records": 0,
                 "baselines": (),
+                # Ranks all training records; top = 12 takes a closer look at the first 12.
+                "screen": {"top": 0, "finalists": 8, "levels": 10, "draws": 4, "gamma_upper": 0.5},
             },
             "report": {"show_private": False},
         }

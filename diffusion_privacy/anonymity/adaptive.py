@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +40,8 @@ _LEAST_GROWTH = 0.125
 _PATIENCE = 4
 _LEAST_BUDGET = 64
 _MOST = 10**8
+
+Censored = Literal["below", "above", "both"]
 
 Draw = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """``draw(record[P], place[P], first[P], count[P]) -> hits[P]``: ``count`` fresh draws from number ``first`` on."""
@@ -130,7 +133,7 @@ class Interval:
     upper_level: int | None
     lower: float | None
     upper: float | None
-    censored: str | None
+    censored: Censored | None
     given_up: tuple[int, ...]
     finished: bool
     looks: int
@@ -253,6 +256,7 @@ def _search(draw: Draw, records: int, levels: int, rule: Rule) -> _State:
 def _interval(state: _State, row: int, levels: np.ndarray, times: np.ndarray, rule: Rule) -> Interval:
     low, high = _bracket(state.decision[row])
     has_low, has_high = low >= 0, high < len(levels)
+    censored: dict[tuple[bool, bool], Censored | None]
     censored = {(True, True): None, (True, False): "above", (False, True): "below", (False, False): "both"}
     draws = state.draws[row]
     return Interval(

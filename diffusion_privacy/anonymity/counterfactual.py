@@ -1,4 +1,4 @@
-"""E7: would the image have come without the record? The same seeds, the same data but for x_p, two models.
+"""E7: would the image have come without the record? The same settings, the same data but for x_p, two models.
 
 Both models draw from the same noise; the detector sees both images of every pair. With the four cells of the table of
 pairs,
@@ -27,7 +27,8 @@ from diffusion_privacy.types import Array, PyTree, ScoreFn
 
 ASSUMES = (
     "this one pair of models: training with another seed may give another difference",
-    "both were trained on the same data but for the record, with the same seeds and settings",
+    "both were trained with the same settings on the same data but for the record (all records of its person); unless "
+    "initial weights and the order of records were shared too, part of the difference is that of two trainings",
     "a reproduction is what the detector says it is; a detector's false alarm that hits both models cancels",
 )
 

@@ -140,9 +140,14 @@ def row(found: Estimate | Counterfactual) -> Row:
     """
     if isinstance(found, Counterfactual):
         kind = ESTIMATORS["counterfactual"]
-        good = not found.reasons
+        # Exact limits stand whatever was found; a detector that cannot tell the record from anything does not.
+        good = max(found.only_with, found.only_without) + found.both < found.n
         limits = (found.lower, found.value, found.upper, found.level)
-        return Row(kind, "counterfactual", *limits, found.network_calls, good, found.reasons)
+        seen = (
+            f"of {found.n} pairs {found.only_with} show the record only with it, {found.only_without} only without it, "
+            f"{found.both} both ways; McNemar's p = {found.p_value:.2g}"
+        )
+        return Row(kind, "counterfactual", *limits, found.network_calls, good, (seen, *found.reasons))
     # `lower_bounds.best` names the winner in brackets.
     method = found.method.removeprefix("lower bound (").removesuffix(")")
     if method not in ESTIMATORS:

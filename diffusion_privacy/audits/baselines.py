@@ -11,6 +11,7 @@ uses, and they fail in different places: an audit whose verdict none of them sup
 | `extraction` | which samples are copies, which records come back? | `extraction` |
 | `frechet_gap` | are samples, as a set, closer to the training set than to unseen records? | `frechet` |
 | `flipd` | does the model allow members fewer variations? | `dimension` |
+| `one_run` | how well can canaries in be told from canaries out? A lower limit of ε | `one_run` |
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from scipy import special
 
 from diffusion_privacy.anonymity.conformal import conformal_count
 from diffusion_privacy.anonymity.intervals import Rate, rate
-from diffusion_privacy.audits import attacks, dimension, extraction, frechet, neighbours
+from diffusion_privacy.audits import attacks, dimension, extraction, frechet, neighbours, one_run
 from diffusion_privacy.audits.authenticity import authenticity
 from diffusion_privacy.audits.membership import Membership, OperatingPoint, attack_with, membership
 from diffusion_privacy.errors import InputError
@@ -40,8 +41,8 @@ class Row:
     Attributes:
       name: ``"baseline: quantity"``.
       value: the estimate; None where there is none, with the reason in ``notes``.
-      lower, upper: its interval; None where it is not defined.
-      level: two-sided confidence level.
+      lower, upper: its interval; None where it is not defined, ``upper`` alone where nothing is claimed from above.
+      level: two-sided confidence level; a one-sided limit errs with (1 − level)/2.
       unit: of value and limits.
       direction: `HIGHER` or `LOWER`.
       n: records or samples behind it.
@@ -72,6 +73,9 @@ class Subject:
       features: ``x[B, ...] -> [B, D]`` of a network trained in this project; None: no number for `frechet_gap`.
       attacked: members that score attacks look at, the first so many; a random choice if the members are in no order.
       drawn: samples that are compared with records, the first so many.
+      canaries: records ``[K, ...]`` of which `one_run` asks whether they were trained on, with ``included``, bool
+        ``[K]``, the fair coins that decided it; None: no number for `one_run`.
+      delta: δ at which `one_run` reads ε.
       chunk: records at once on one device.
       seed: of attacks and resampling.
       level: two-sided confidence level.
@@ -85,6 +89,9 @@ class Subject:
     features: Callable[[np.ndarray], np.ndarray] | None = None
     attacked: int = 512
     drawn: int = 4096
+    canaries: np.ndarray | None = None
+    included: np.ndarray | None = None
+    delta: float = 1e-5
     chunk: int = 64
     seed: int = 0
     level: float = 0.95
@@ -264,6 +271,26 @@ def _flipd(subject: Subject) -> list[Row]:
     return [row, *_membership_rows(judged)]
 
 
+def _one_run(subject: Subject) -> list[Row]:
+    name, unit = "one_run: ε of training", "nats, a lower limit; 0 is no evidence"
+    if subject.canaries is None or subject.included is None:
+        return [_missing(name, unit, HIGHER, subject, "no canaries were planted")]
+    count = len(subject.canaries)
+    scores = attacks.loss(subject.score, subject.sde, subject.canaries, seed=subject.seed, chunk=subject.chunk)
+    # Stated before anything is scored: an eighth, a quarter and a half at either end.
+    guesses = [(max(1, count // part),) * 2 for part in (8, 4, 2)]
+    confidence = 0.5 * (1.0 + subject.level)
+    found = one_run.audit_scores(scores, subject.included, guesses, delta=subject.delta, confidence=confidence)
+    notes = (
+        f"{count} canaries, {int(subject.included.sum())} of them trained on; {found.correct} of {found.guesses} "
+        "guesses by the loss are right",
+        f"(ε, {subject.delta:g}) under adding or removing one record; with all guesses right it would be "
+        f"{found.ceiling:.3g}",
+        "a low limit proves nothing: a stronger attack may find more",
+    )
+    return [Row(name, found.lower, found.lower, None, subject.level, unit, HIGHER, count, notes)]
+
+
 def _welch(one: np.ndarray, two: np.ndarray, level: float) -> tuple[float, float]:
     """Difference of two means and half its interval (Welch 1947); samples of unlike spread."""
     parts = [float(x.var(ddof=1)) / len(x) for x in (one, two)]
@@ -282,6 +309,7 @@ BASELINES: dict[str, Callable[[Subject], list[Row]]] = {
     "extraction": _extraction,
     "frechet_gap": _frechet_gap,
     "flipd": _flipd,
+    "one_run": _one_run,
 }
 """By the name that a config gives. A new baseline is a function from a `Subject` to rows, and a line here."""
 

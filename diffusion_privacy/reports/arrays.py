@@ -38,6 +38,29 @@ class Regenerated:
 
 
 @dataclasses.dataclass(frozen=True)
+class Listed:
+    """The records that screening put first, and the drawn image nearest to each.
+
+    Attributes:
+      records: as trained on, float32[k, H, W, C], the most suspicious first.
+      draws: the drawn image nearest to each, of all that were drawn, [k, H, W, C].
+      distances: Euclidean distance between the two, float[k].
+      hits: bool[k], whether that image lies inside the record's ball.
+    """
+
+    records: np.ndarray
+    draws: np.ndarray
+    distances: np.ndarray
+    hits: np.ndarray
+
+    def __post_init__(self) -> None:
+        expect("records", self.records, (None, None, None, None))
+        expect("draws", self.draws, self.records.shape)
+        expect("distances", self.distances, self.records.shape[:1])
+        expect("hits", self.hits, self.records.shape[:1])
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelArrays:
     """Arrays of one model.
 
@@ -50,6 +73,7 @@ class ModelArrays:
       private_original: the same before the fingerprint was planted, [H, W, C].
       control_images: held-out records, [m, H, W, C].
       steps, loss: the training curve, int[points] and float[points].
+      listed: the head of the ranking of all training records; None if they were not ranked.
     """
 
     samples: np.ndarray
@@ -61,6 +85,7 @@ class ModelArrays:
     control_images: np.ndarray
     steps: np.ndarray
     loss: np.ndarray
+    listed: Listed | None = None
 
     def __post_init__(self) -> None:
         image = self.private_image.shape
@@ -74,6 +99,8 @@ class ModelArrays:
         expect("loss", self.loss, self.steps.shape)
         for role, back in self.regenerated.items():
             expect(f"regenerated[{role!r}].images", back.images, (None, None, *image))
+        if self.listed is not None:
+            expect("listed.records", self.listed.records, (None, *image))
 
 
 def expect(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
@@ -83,8 +110,8 @@ def expect(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
 
 
-_PLAIN = tuple(f.name for f in dataclasses.fields(ModelArrays) if f.name != "regenerated")
-_PREFIX = "regenerated."
+_PLAIN = tuple(f.name for f in dataclasses.fields(ModelArrays) if f.name not in ("regenerated", "listed"))
+_PREFIX, _LISTED = "regenerated.", "listed."
 
 
 def save_arrays(path: Path, arrays: ModelArrays) -> None:
@@ -92,6 +119,8 @@ def save_arrays(path: Path, arrays: ModelArrays) -> None:
     flat = {name: np.asarray(vars(arrays)[name]) for name in _PLAIN}
     for role, back in arrays.regenerated.items():
         flat |= {f"{_PREFIX}{role}.{k}": np.asarray(v) for k, v in vars(back).items() if v is not None}
+    if arrays.listed is not None:
+        flat |= {f"{_LISTED}{k}": np.asarray(v) for k, v in vars(arrays.listed).items()}
     temporary = path.with_name(path.name + ".partial")
     with temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **flat)
@@ -104,13 +133,15 @@ def load_arrays(path: Path) -> ModelArrays:
         with np.load(path, allow_pickle=False) as file:
             flat = {name: file[name] for name in file.files}
         roles = sorted({name.split(".")[1] for name in flat if name.startswith(_PREFIX)})
+        listed = {name.removeprefix(_LISTED): value for name, value in flat.items() if name.startswith(_LISTED)}
         return ModelArrays(
             **{name: flat[name] for name in _PLAIN},
+            listed=Listed(**listed) if listed else None,
             regenerated={role: _regenerated(flat, f"{_PREFIX}{role}.") for role in roles},
         )
     except KeyError as error:
         raise InputError(f"{path}: expected the array {error.args[0]!r}, it is missing") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: expected a readable npz file of report arrays ({error})") from error
 
 

@@ -18,8 +18,8 @@ class Baseline(TypedDict):
     name: str
     value: float | None  # null: no number, the notes say why
     lower: float | None
-    upper: float | None
-    level: Annotated[float, Range(0.0, 1.0)]
+    upper: float | None  # null beside a lower limit: nothing is claimed from above
+    level: Annotated[float, Range(0.0, 1.0)]  # two-sided; a one-sided limit errs with (1 - level) / 2
     unit: str
     direction: Literal["higher = more leak", "lower = more leak"]
     n: Annotated[int, Range(0)]  # records or samples behind it
@@ -36,11 +36,12 @@ def entry(row: Row) -> Baseline:
 
 
 def rule(fields: Mapping[str, Any], path: str) -> None:
-    """Raises InputError unless value and limits are there together and in their order."""
+    """Raises InputError unless value and limits are in their order and there together, but for an open upper end."""
     numbers = [fields[name] for name in ("lower", "value", "upper")]
     if all(number is None for number in numbers):
         if not fields["notes"]:
             raise InputError(f"{path}.notes: expected a reason where there is no value, got none")
         return
-    if any(number is None for number in numbers) or not numbers[0] <= numbers[1] <= numbers[2]:
+    lower, value, upper = numbers
+    if lower is None or value is None or not lower <= value <= (value if upper is None else upper):
         raise InputError(f"{path}.value: expected lower <= value <= upper, got {numbers}")

@@ -3,20 +3,19 @@
 Made with matplotlib's Figure objects on the Agg canvas: no pyplot, no global state, no display. Everything can be told
 apart without colour (marker, line style, label). Sizes suit a phone's width; lettering stays readable at 390 px.
 
-Pictures of images (samples included: a model that leaks draws its training records) are made only with
-``show_private``; pictures left by an earlier run are removed otherwise.
+Here are the curves, which show no image; `pictures` has the rest.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffusion_privacy.reports.arrays import ModelArrays, Regenerated
+from diffusion_privacy.reports.arrays import ModelArrays
 from diffusion_privacy.reports.wording import record_name, significant
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ STYLES: tuple[dict[str, Any], ...] = (
 )
 """One for each model, in order."""
 GREY: dict[str, Any] = {"color": "#8a8a8a", "marker": "x", "linestyle": ":"}
-MAX_PICTURES, MAX_LEVELS, MAX_DRAWS = 16, 8, 6
-ROW = 1.26  # height of a row of returned images: the image and room for its mark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,171 +232,3 @@ def training_curves(release: Mapping[str, Any], arrays: Mapping[str, ModelArrays
     axes.legend(fontsize=SMALL, frameon=False, handlelength=3)
     caption = "Lower is a closer fit to the training records, which is not the same as a safer model."
     return Drawn(figure, "Training loss", " ".join(alt), caption)
-
-
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def _grey(images: np.ndarray) -> np.ndarray:
-    """Images [..., H, W, C] in [-1, 1] as RGB in [0, 1]; values outside are clipped, as a screen would."""
-    rgb = np.clip((np.asarray(images, np.float64) + 1) / 2, 0, 1)
-    return np.broadcast_to(rgb, (*rgb.shape[:-1], 3)) if rgb.shape[-1] == 1 else rgb
-
-
-def tile(axes: Axes, image: np.ndarray, row: float, column: float) -> None:
-    """One image in the unit cell (row, column) of axes whose y points down."""
-    extent = (column + 0.04, column + 0.96, row + 0.96, row + 0.04)
-    axes.imshow(_grey(image), extent=extent, interpolation="nearest")
-
-
-def board(rows: float, columns: float, left: float = 0.0) -> tuple[Figure, Axes]:
-    """Axes with unit cells, y down, `left` cells of room for row labels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, WIDTH * rows / (columns + left)), facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    return figure, axes
-
-
-def fit(axes: Axes, rows: float, columns: float, left: float = 0.0) -> None:
-    """Limits of a board's axes; to be called last, since imshow resets them."""
-    axes.set(xlim=(-left, columns), ylim=(rows, 0), aspect="auto")
-
-
-def samples(name: str, arrays: ModelArrays) -> Drawn:
-    """Unconditional samples of one model."""
-    images = arrays.samples[:MAX_PICTURES]
-    columns, rows = 8, -(-len(images) // 8)
-    figure, axes = board(rows, columns)
-    for i, image in enumerate(images):
-        tile(axes, image, *divmod(i, columns))
-    fit(axes, rows, columns)
-    caption = f"The first {len(images)} of the images that the model {name} drew; none was picked by hand."
-    return Drawn(figure, f"Samples of {name}", f"{len(images)} images drawn by the model {name}.", caption)
-
-
-def nearest(name: str, arrays: ModelArrays) -> Drawn:
-    """Each sample above the training record nearest to it, with the distance, closest pairs first."""
-    order = np.argsort(arrays.distances[:MAX_PICTURES], kind="stable")
-    columns, high = 8, 2.5
-    rows = -(-len(order) // columns)
-    figure, axes = board(rows * high, columns)
-    for place, i in enumerate(order):
-        row, column = divmod(place, columns)
-        tile(axes, arrays.samples[i], row * high, column)
-        tile(axes, arrays.nearest[i], row * high + 1, column)
-        distance = significant(float(arrays.distances[i]))
-        axes.text(column + 0.5, row * high + 2.2, distance, fontsize=SMALL, ha="center", va="center")
-    fit(axes, rows * high, columns)
-    low, high_distance = (significant(float(v)) for v in (arrays.distances[order[0]], arrays.distances[order[-1]]))
-    caption = (
-        "Above: a drawn image. Below: the training record nearest to it. Number: Euclidean distance over all pixels, "
-        "scale −1 to 1; smaller is closer to a copy, 0 is a copy."
-    )
-    alt = f"{len(order)} pairs of sample and nearest training record; distances from {low} to {high_distance}."
-    return Drawn(figure, f"Nearest training records, {name}", alt, caption)
-
-
-def _spread(count: int, most: int) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
-
-
-def _draw_returns(axes: Axes, back: Regenerated, levels: np.ndarray, top: float) -> None:
-    for i, level in enumerate(levels):
-        row = top + i * ROW
-        axes.text(-0.15, row + 0.5, f"t = {back.t[level]:.2f}", fontsize=SMALL, ha="right", va="center")
-        for draw in range(min(back.images.shape[1], MAX_DRAWS)):
-            tile(axes, back.images[level, draw], row, draw)
-            if back.hits is not None and back.hits[level, draw]:
-                axes.plot([draw + 0.5], [row + 1.12], marker="^", markersize=4, color="black")
-
-
-def _draw_originals(axes: Axes, role: str, arrays: ModelArrays, top: float) -> None:
-    if role == "private":
-        shown = [arrays.private_image, arrays.private_original]
-        words = "left: as trained on\nright: before the mark"
-    else:
-        shown, words = list(arrays.control_images[:1]), "never trained on"
-    axes.text(-0.15, top + 0.5, "original", fontsize=SMALL, ha="right", va="center")
-    for column, image in enumerate(shown):
-        tile(axes, image, top, column)
-    axes.text(len(shown) + 0.15, top + 0.5, words, fontsize=SMALL, va="center")
-
-
-def regenerated(name: str, arrays: ModelArrays) -> Drawn:
-    """What came back from each noise level, private record first, below the originals."""
-    roles = sorted(arrays.regenerated, key=lambda role: role != "private")
-    picked = {role: _spread(len(arrays.regenerated[role].t), MAX_LEVELS) for role in roles}
-    columns, room, gap = MAX_DRAWS, 1.6, 0.6
-    rows = sum(2 * gap + 1 + ROW * len(picked[role]) for role in roles)
-    figure, axes = board(rows, columns, room)
-    top = 0.0
-    for role in roles:
-        axes.text(-room + 0.1, top + gap / 2, f"{role} record", fontsize=TEXT, fontweight="bold", va="center")
-        _draw_originals(axes, role, arrays, top + gap)
-        axes.text(0, top + gap + 1 + gap / 2, "came back from noise level t", fontsize=SMALL, va="center")
-        top += 2 * gap + 1
-        _draw_returns(axes, arrays.regenerated[role], picked[role], top)
-        top += ROW * len(picked[role])
-    fit(axes, rows, columns, room)
-    caption = (
-        "Each row: the record is drowned in noise up to level t and denoised by the model, several times. A triangle "
-        "below an image: the detector recognises the record in it."
-    )
-    alt = f"Model {name}: images denoised from rising noise levels for {', '.join(roles)} records, below the originals."
-    return Drawn(figure, f"What comes back, {name}", alt, caption)
-
-
-IMAGE_FIGURES: dict[str, Callable[[str, ModelArrays], Drawn]] = {
-    "samples": samples,
-    "nearest": nearest,
-    "regenerated": regenerated,
-}
-"""Drawn once for each model, and only where private images may be shown."""
-
-CURVE_FIGURES = ("q_intervals", "h_curve", "training")
-
-
-def _remove_stale(folder: Path, keep: Iterable[Path]) -> None:
-    """Remove figures of an earlier run: one made with `show_private` must not stay beside a report made without."""
-    prefixes = (*CURVE_FIGURES, *(f"{stem}_" for stem in IMAGE_FIGURES))
-    for path in set(folder.glob("*.png")) - set(keep):
-        if path.name.startswith(prefixes):
-            path.unlink()
-
-
-def save(drawn: Drawn, path: Path) -> Picture:
-    """Write the figure as PNG."""
-    # No software or date tag: equal numbers give equal files.
-    drawn.figure.savefig(path, dpi=DPI, metadata={"Software": None})
-    return Picture(path, drawn.title, drawn.alt, drawn.caption)
-
-
-def write_figures(
-    folder: Path, release: Mapping[str, Any], arrays: Mapping[str, ModelArrays], show_private: bool
-) -> dict[str, Picture]:
-    """Write every figure that may be shown to ``folder`` and return them by name.
-
-    Args:
-      folder: existing directory; older figures of the same names are replaced or removed.
-      release: a validated release.
-      arrays: by model name, one for each of ``release["models"]``.
-      show_private: whether pictures of images may be written.
-
-    Returns:
-      ``{"q_intervals": …, "h_curve": …, "training": …}`` and, with ``show_private``, ``"samples_<model>"``,
-      ``"nearest_<model>"`` and ``"regenerated_<model>"``.
-    """
-    _remove_stale(folder, ())
-    drawn = {
-        "q_intervals": q_intervals(release),
-        "h_curve": h_curves(release),
-        "training": training_curves(release, arrays),
-    }
-    if show_private:
-        for stem, draw in IMAGE_FIGURES.items():
-            drawn |= {f"{stem}_{name}": draw(name, arrays[name]) for name in release["models"]}
-    return {name: save(one, folder / f"{name}.png") for name, one in drawn.items()}

@@ -8,7 +8,7 @@ from string import Template
 from typing import Any
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import figures, page, schema, tables, wording
+from diffusion_privacy.reports import page, pictures, schema, tables, wording
 from diffusion_privacy.reports.arrays import ModelArrays
 from diffusion_privacy.reports.figures import Picture
 from diffusion_privacy.reports.page import definitions, document, figure
@@ -30,6 +30,7 @@ $intervals
 <h2>How far the record comes back from noise</h2>
 $h_curve
 $t_prime_table
+$screening
 <h2>Pictures</h2>
 $pictures
 <h2>What could not be certified</h2>
@@ -85,7 +86,7 @@ def _verdict_cards(release: Mapping[str, Any]) -> str:
 
 
 def _pictures(release: Mapping[str, Any], drawn: Mapping[str, Picture]) -> str:
-    groups = [[f"{stem}_{name}" for name in release["models"]] for stem in figures.IMAGE_FIGURES]
+    groups = [[f"{stem}_{name}" for name in release["models"]] for stem in pictures.IMAGE_FIGURES]
     shown = ["".join(figure(drawn[name]) for name in group if name in drawn) for group in groups]
     if any(shown):
         return "".join(f'<div class="pictures">{group}</div>' for group in shown)
@@ -96,6 +97,17 @@ def _pictures(release: Mapping[str, Any], drawn: Mapping[str, Picture]) -> str:
     )
 
 
+def _screening(release: Mapping[str, Any]) -> str:
+    table = tables.screenings(release)
+    if not table:
+        return ""
+    asked = (
+        "Every training record was ranked by how little it costs the model to guess it from noise. The first ones were "
+        "looked at more closely. A high rank is no finding: records that are easy for every model rank high too."
+    )
+    return f"<h2>All training records</h2><p>{_e(asked)}</p>{table}"
+
+
 def _uncertified(release: Mapping[str, Any]) -> str:
     sentences = wording.uncertified(release)
     if not sentences:
@@ -104,7 +116,7 @@ def _uncertified(release: Mapping[str, Any]) -> str:
 
 
 def render(release: Mapping[str, Any], drawn: Mapping[str, Picture], digest: str) -> str:
-    """The page as text. ``release`` is validated, ``drawn`` comes from `figures.write_figures`, ``digest`` is the
+    """The page as text. ``release`` is validated, ``drawn`` comes from `pictures.write_figures`, ``digest`` is the
     SHA-256 of release.json in hex."""
     alarms = "".join(f'<p class="alarm"><b>Warning.</b> {_e(text)}</p>' for text in wording.control_alarms(release))
     body = _BODY.substitute(
@@ -116,6 +128,7 @@ def render(release: Mapping[str, Any], drawn: Mapping[str, Picture], digest: str
         intervals=figure(drawn["q_intervals"]),
         h_curve=figure(drawn["h_curve"]),
         t_prime_table=tables.t_primes(release),
+        screening=_screening(release),
         pictures=_pictures(release, drawn),
         uncertified=_uncertified(release),
         methods=definitions(_METHODS),
@@ -149,6 +162,6 @@ def write_report(
     return page.write(
         report_dir,
         lambda path: schema.write(path, release),
-        lambda folder: figures.write_figures(folder, release, arrays, show_private),
+        lambda folder: pictures.write_figures(folder, release, arrays, show_private),
         lambda drawn, digest: render(release, drawn, digest),
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffusion_privacy.reports import figures
+from diffusion_privacy.reports import figures, pictures
 from diffusion_privacy.reports.arrays import expect
 from diffusion_privacy.reports.figures import SMALL, STYLES, Drawn, Picture, dress, new_figure
 from diffusion_privacy.reports.joined_schema import WAYS
@@ -203,9 +203,9 @@ def came_back(release: Mapping[str, Any], arrays: JoinedArrays, r: int) -> Drawn
     record = private_records(release["ways_to_share"]["raw_model"])[r]
     columns, room, high = MAX_NEAREST, 1.6, 1.3
     rows = 1.3 + high * len(WAYS)
-    figure, axes = figures.board(rows, columns, room)
-    figures.tile(axes, arrays.originals[r], 0, 0)
-    figures.tile(axes, arrays.marked[r], 0, 1)
+    figure, axes = pictures.board(rows, columns, room)
+    pictures.tile(axes, arrays.originals[r], 0, 0)
+    pictures.tile(axes, arrays.marked[r], 0, 1)
     axes.text(
         2.15, 0.5, "left: the original\nright: with its mark,\nas it was learnt from", fontsize=SMALL, va="center"
     )
@@ -214,10 +214,10 @@ def came_back(release: Mapping[str, Any], arrays: JoinedArrays, r: int) -> Drawn
         top = 1.3 + i * high
         axes.text(-0.1, top + 0.5, textwrap.fill(TITLES[name], 11), fontsize=SMALL, ha="right", va="center")
         for column in range(min(columns, arrays.nearest[name].shape[1])):
-            figures.tile(axes, arrays.nearest[name][r, column], top, column)
+            pictures.tile(axes, arrays.nearest[name][r, column], top, column)
             distance = significant(float(arrays.distances[name][r, column]))
             axes.text(column + 0.5, top + 1.12, distance, fontsize=SMALL, ha="center", va="center")
-    figures.fit(axes, rows, columns, room)
+    pictures.fit(axes, rows, columns, room)
     caption = (
         "Each row: the images of one way that lie nearest to the marked record, nearest first. Number: Euclidean "
         "distance over all pixels, scale −1 to 1; 0 is a copy. They are for judgement by eye and prove nothing."
@@ -230,12 +230,12 @@ def came_back(release: Mapping[str, Any], arrays: JoinedArrays, r: int) -> Drawn
 def _strips(rows: Sequence[tuple[str, np.ndarray]], title: str, alt: str, caption: str) -> Drawn:
     """Rows of images with their names."""
     columns, room = MAX_SHOWN, 2.0
-    figure, axes = figures.board(len(rows), columns, room)
+    figure, axes = pictures.board(len(rows), columns, room)
     for i, (name, images) in enumerate(rows):
         axes.text(-0.1, i + 0.5, textwrap.fill(name, 11), fontsize=SMALL, ha="right", va="center")
         for column, image in enumerate(images[:columns]):
-            figures.tile(axes, image, i, column)
-    figures.fit(axes, len(rows), columns, room)
+            pictures.tile(axes, image, i, column)
+    pictures.fit(axes, len(rows), columns, room)
     return Drawn(figure, title, alt, caption)
 
 
@@ -280,4 +280,4 @@ def write_figures(folder: Path, release: Mapping[str, Any], arrays: JoinedArrays
     # One made with private images must not stay beside a report made without.
     for path in (*folder.glob("pictures_*.png"), folder / "h_curve.png", folder / "utility_risk.png"):
         path.unlink(missing_ok=True)
-    return {name: figures.save(one, folder / f"{name}.png") for name, one in _drawn(release, arrays).items()}
+    return {name: pictures.save(one, folder / f"{name}.png") for name, one in _drawn(release, arrays).items()}

@@ -19,25 +19,33 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
-from diffusion_privacy.anonymity.summary import Row
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import baselines, structure
+from diffusion_privacy.reports import baselines, screening, structure
 from diffusion_privacy.reports.baselines import Baseline
-from diffusion_privacy.reports.structure import Range
-from diffusion_privacy.types import Estimate
+from diffusion_privacy.reports.estimates import (
+    Count,
+    Direct,
+    Estimator,
+    NonNegative,
+    Positive,
+    Probability,
+    Subspace,
+    estimate_rule,
+    estimator_rule,
+    ordered,
+)
+from diffusion_privacy.reports.estimates import direct_entry as direct_entry
+from diffusion_privacy.reports.estimates import estimator_entry as estimator_entry
+from diffusion_privacy.reports.estimates import finite as finite
+from diffusion_privacy.reports.estimates import subspace_entry as subspace_entry
+from diffusion_privacy.reports.screening import Screened, Screening
 
 SCHEMA_VERSION = "1.0"
 FILE_NAME = "release.json"
 
-Probability = Annotated[float, Range(0.0, 1.0)]
-NonNegative = Annotated[float, Range(0.0)]
-Count = Annotated[int, Range(0)]
-Positive = Annotated[int, Range(1)]
-
 _MODEL_NAME = re.compile(r"[a-z0-9_]+")
-_SLACK = 1e-6  # relative; limits and value come from different formulas and may differ by rounding
 
 
 class Program(TypedDict):
@@ -140,49 +148,6 @@ class HCurve(TypedDict):
     level: Probability
 
 
-class Direct(TypedDict):
-    """q from unconditional samples (E1). ``value`` may exceed ``hits / n`` by the detector's correction."""
-
-    value: NonNegative
-    lower: Probability
-    upper: Probability
-    level: Probability
-    n: Count
-    hits: Count
-    ess: NonNegative | None  # null: not defined
-    reliable: bool
-    network_calls: Count  # score evaluations, counted per image
-    method: str
-    reasons: list[str]
-
-
-class Subspace(Direct):
-    """q by score-subspace integration (E2). An importance estimate may exceed 1 by its error."""
-
-    pareto_k: float | None  # tail index of the weights; null: too few hits to fit one
-    max_weight_share: Probability | None  # null: no hits
-    log_value: float | None  # nats; null: the estimate is zero
-    log_stderr: NonNegative | None  # nats; null: not defined
-
-
-class Estimator(TypedDict):
-    """Another estimator of q; limits that it does not claim are null. Enters no verdict. Weights of E4 are E2's."""
-
-    name: str
-    method: str
-    lower: Probability | None
-    value: NonNegative
-    upper: Probability | None
-    level: Probability  # two-sided; a one-sided limit errs with (1 - level) / 2
-    reliable: bool
-    exact: bool  # the limits hold without diagnostics
-    local: bool  # looks only at what the noised record reaches
-    network_calls: Count  # score evaluations, tangents included
-    assumes: list[str]
-    distrust: str  # when the number is not to be trusted
-    reasons: list[str]
-
-
 class Verdict(TypedDict):
     """``bound`` is the rate that the status speaks of, usually 1/n of the model. "leaks" is refused unless lower > 0,
     "no leak above bound" unless upper <= bound."""
@@ -223,6 +188,7 @@ class Model(TypedDict):
     detector: Detector
     records: list[Record]
     baselines: list[Baseline]  # empty: none asked for
+    screening: Screening | None  # null: not asked for
 
 
 class Timing(TypedDict):
@@ -250,85 +216,8 @@ OPEN: frozenset[type] = frozenset({Data, Sampler, Detector, Fingerprint})
 """Structures that take further JSON fields."""
 
 
-def finite(value: float) -> float | None:
-    """``value`` as a Python float, or None where JSON has no number for it."""
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def direct_entry(estimate: Estimate, hits: int) -> Direct:
-    """The ``direct`` field of a record from its `Estimate` and the number of hits among its draws."""
-    return {
-        "value": float(estimate.value),
-        "lower": float(estimate.lower),
-        "upper": float(estimate.upper),
-        "level": float(estimate.level),
-        "n": int(estimate.n),
-        "hits": int(hits),
-        "ess": finite(estimate.ess),
-        "reliable": bool(estimate.reliable),
-        "network_calls": int(estimate.network_calls),
-        "method": estimate.method,
-        "reasons": list(estimate.reasons),
-    }
-
-
-def subspace_entry(estimate: Estimate, hits: int, pareto_k: float, max_weight_share: float) -> Subspace:
-    """The ``subspace`` field of a record; the last two arguments are NaN where they are not defined."""
-    return {
-        **direct_entry(estimate, hits),
-        "pareto_k": finite(pareto_k),
-        "max_weight_share": finite(max_weight_share),
-        "log_value": finite(estimate.log_value),
-        "log_stderr": finite(estimate.log_stderr),
-    }
-
-
-def estimator_entry(row: Row) -> Estimator:
-    """An entry of a record's ``estimators`` from its row of the summary."""
-    return {
-        "name": row.kind.name,
-        "method": row.method,
-        "lower": row.lower,
-        "value": row.value,
-        "upper": row.upper,
-        "level": row.level,
-        "reliable": row.reliable,
-        "exact": row.kind.exact,
-        "local": row.kind.local,
-        "network_calls": row.network_calls,
-        "assumes": list(row.kind.assumes),
-        "distrust": row.kind.distrust,
-        "reasons": list(row.reasons),
-    }
-
-
-def _ordered(entry: Mapping[str, Any], path: str, value: str = "value") -> None:
-    lower, upper, middle = entry["lower"], entry["upper"], entry[value]
-    if lower > upper:
-        raise InputError(f"{path}.lower: expected at most upper = {upper!r}, got {lower!r}")
-    if middle is None:
-        return
-    # An importance estimate above 1 stands for its limit, 1.
-    shown = min(middle, 1.0)
-    if not lower * (1 - _SLACK) <= shown <= upper * (1 + _SLACK):
-        raise InputError(f"{path}.{value}: expected a number within [{lower!r}, {upper!r}], got {middle!r}")
-
-
-def _estimate_rule(entry: Mapping[str, Any], path: str) -> None:
-    _ordered(entry, path)
-    if entry["hits"] > entry["n"]:
-        raise InputError(f"{path}.hits: expected at most n = {entry['n']}, got {entry['hits']}")
-
-
-def _estimator_rule(entry: Mapping[str, Any], path: str) -> None:
-    # What is not claimed is 0 from below and 1 from above.
-    limits = {"lower": entry["lower"] or 0.0, "upper": 1.0 if entry["upper"] is None else entry["upper"]}
-    _ordered({**limits, "value": entry["value"]}, path)
-
-
 def _verdict_rule(entry: Mapping[str, Any], path: str) -> None:
-    _ordered(entry, path, "estimate")
+    ordered(entry, path, "estimate")
     if entry["status"] == "leaks" and not entry["lower"] > 0:
         raise InputError(f"{path}.status: expected lower > 0 for 'leaks', got lower = {entry['lower']!r}")
     if entry["status"] == "no leak above bound" and entry["upper"] > entry["bound"]:
@@ -346,7 +235,7 @@ def _curve_rule(entry: Mapping[str, Any], path: str) -> None:
     if any(b <= a for a, b in itertools.pairwise(times)):
         raise InputError(f"{path}.t: expected strictly increasing times")
     for i in range(len(times)):
-        _ordered({k: entry[k][i] for k in ("lower", "value", "upper")}, f"{path}[{i}]")
+        ordered({k: entry[k][i] for k in ("lower", "value", "upper")}, f"{path}[{i}]")
         if entry["hits"][i] > entry["draws"][i]:
             raise InputError(f"{path}.hits[{i}]: expected at most draws = {entry['draws'][i]}, got {entry['hits'][i]}")
 
@@ -374,11 +263,13 @@ def _release_rule(entry: Mapping[str, Any], path: str) -> None:
 
 
 RULES: dict[type, Callable[[Mapping[str, Any], str], None]] = {
-    Rate: _ordered,
-    Direct: _estimate_rule,
-    Subspace: _estimate_rule,
-    Estimator: _estimator_rule,
+    Rate: ordered,
+    Direct: estimate_rule,
+    Subspace: estimate_rule,
+    Estimator: estimator_rule,
     Baseline: baselines.rule,
+    Screened: screening.screened_rule,
+    Screening: screening.rule,
     Verdict: _verdict_rule,
     HCurve: _curve_rule,
     Model: _model_rule,

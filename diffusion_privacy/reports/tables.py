@@ -207,8 +207,11 @@ def baselines(release: Mapping[str, Any]) -> str:
             if entry["value"] is not None:
                 value = wording.significant(entry["value"], 3)
                 low = wording.significant(entry["lower"], 3, "down")
-                high = wording.significant(entry["upper"], 3, "up")
-                shown = f"{value} ({wording.percent(entry['level'])} interval {low} to {high})"
+                if entry["upper"] is None:
+                    shown = f"at least {low} ({wording.percent(0.5 * (1 + entry['level']))} confidence)"
+                else:
+                    high = wording.significant(entry["upper"], 3, "up")
+                    shown = f"{value} ({wording.percent(entry['level'])} interval {low} to {high})"
             rows.append(
                 ("", [entry["name"], name, shown, entry["unit"], entry["direction"], "; ".join(entry["notes"])])
             )
@@ -216,6 +219,71 @@ def baselines(release: Mapping[str, Any]) -> str:
         return ""
     remark = "They enter no verdict. Each interval holds by itself; among many, some miss."
     return data_table("Baselines: what other tests of memorising say", columns, rows) + f'<p class="small">{remark}</p>'
+
+
+def _bracket(entry: Mapping[str, Any]) -> str:
+    low = "no level passed" if entry["lower"] is None else f"at least {entry['lower']:.2f}"
+    high = "" if entry["upper"] is None else f", below {entry['upper']:.2f}"
+    return low + high + ("" if entry["finished"] else " (draws ran out)")
+
+
+def _screened(record: Mapping[str, Any]) -> list[str]:
+    e1, e2 = record["direct"], record["subspace"]
+    drawn = f"{wording.count(e1['hits'])} of {wording.count(e1['n'])}; q at most {wording.rate(e1['upper'], 'up')}"
+    if e2 is None:
+        limits = [f"dropped at rung {record['dropped_at']}", "–", "–"]
+    else:
+        trust = "" if e2["reliable"] else " (not reliable)"
+        limits = [
+            wording.rate(e2["lower"], "down"),
+            f"{wording.rate(e2['value'])}{trust}",
+            wording.rate(e2["upper"], "up"),
+        ]
+    score = f"{wording.significant(record['score'], 3)} ± {wording.significant(record['stderr'])}"
+    return [
+        f"{record['rank']}: record {record['index']}, label {record['label']}",
+        score,
+        wording.significant(record["p_value"], 2, "up"),
+        _bracket(record["t_prime"]),
+        *limits,
+        drawn,
+        wording.calls(record["network_calls"]),
+    ]
+
+
+def screenings(release: Mapping[str, Any]) -> str:
+    """One table a model that was screened: the head of the ranking of all its training records."""
+    columns = (
+        ("Rank, record", ""), ("Score", "nats, lower = more suspicious"), ("p", "among held-out records"),
+        ("t′", "higher = more memorised"), ("Lower limit of q", wording.RATE_UNIT), ("Estimate", wording.RATE_UNIT),
+        ("Upper limit", f"{wording.RATE_UNIT}, of guided paths"), ("Images that show it", "of those drawn"),
+        ("Cost", "network calls"),
+    )  # fmt: skip
+    parts, assumed = [], []
+    for name, model in release["models"].items():
+        found = model["screening"]
+        if found is None:
+            continue
+        title = (
+            f"{name}: the first {len(found['listed'])} of {wording.count(found['records'])} training records, ranked "
+            "by the variational bound"
+        )
+        parts.append(data_table(title, columns, (("", _screened(record)) for record in found["listed"])))
+        calls, times = found["network_calls"], found["times"]
+        terms = (
+            f"Score: terms of the bound at {len(times)} noise levels from t = {times[0]:.2f} to {times[-1]:.2f}, "
+            f"{found['draws']} draws each. p: share of {wording.count(found['held_out'])} held-out records that score "
+            f"as low; among {wording.count(found['records'])} records, "
+            f"{wording.significant(found['records'] / (found['held_out'] + 1))} would reach the smallest p by chance. "
+            f"t′: h above {found['gamma']:.3g} at the lower limit and at most {found['gamma_upper']:.3g} at the upper "
+            f"one. Limits at {wording.percent(found['level'])} for the whole list. Network calls: ranking "
+            f"{wording.calls(calls['ranking'])}, t′ {wording.calls(calls['t_prime'])}, guided paths "
+            f"{wording.calls(calls['subspace'])}."
+        )
+        parts.append(f'<p class="small">{escape(terms)}</p>')
+        assumed += [f"q here: {found['detector']}.", *found["assumes"]]
+    # A dict keeps the order and drops repetitions.
+    return "".join(parts) + (bullets(dict.fromkeys(assumed)) if assumed else "")
 
 
 def detectors(release: Mapping[str, Any]) -> str:

@@ -31,8 +31,11 @@ def significant(value: float, digits: int = 2, direction: Direction = "nearest")
 
 
 def rate(probability: float, direction: Direction = "nearest") -> str:
-    """A probability as a count in 10,000, without the unit; a limit above 1 is shown as 1."""
-    return significant(min(probability, 1.0) * 1e4, 3 if probability >= 1e-2 else 2, direction)
+    """A probability as a count in 10,000, without the unit; a limit above 1 is shown as 1.
+
+    A difference of two may be negative; ``"down"`` is towards −1.
+    """
+    return significant(min(probability, 1.0) * 1e4, 3 if abs(probability) >= 1e-2 else 2, direction).replace("-", "−")
 
 
 def percent(probability: float, direction: Direction = "nearest") -> str:

@@ -21,9 +21,9 @@ from diffusion_privacy.audits import neighbours
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import schema, wording
-from diffusion_privacy.reports.arrays import ModelArrays, Regenerated, save_arrays
+from diffusion_privacy.reports.arrays import Listed, ModelArrays, Regenerated, save_arrays
 from diffusion_privacy.settings import Study
-from diffusion_privacy.stages import audit_baselines, audit_estimators
+from diffusion_privacy.stages import audit_baselines, audit_estimators, audit_screen
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.sample import chunk_size
 from diffusion_privacy.stages.workdir import Workdir
@@ -258,6 +258,7 @@ def _arrays(
     samples: np.ndarray,
     steps: np.ndarray,
     loss: np.ndarray,
+    listed: Listed | None,
     chunk: int,
 ) -> ModelArrays:
     """What the figures show; the regenerated images are the first draws of the h(t) curve itself."""
@@ -291,6 +292,7 @@ def _arrays(
         control_images=roles.marked.image[1:],
         steps=steps,
         loss=loss,
+        listed=listed,
     )
 
 
@@ -334,13 +336,17 @@ def audit_model(setup: Setup, name: str) -> None:
     n_train = len(setup.roles.train[name])
     calibrations = setup.calibrations
     direct = [direct_result(setup, margins[:, r], calibrations[r]) for r in range(len(images))]
-    further = audit_estimators.further(study, chain, score, setup.detect, images, setup.uids, e2, name, chunk)
+    twin = None
+    if "counterfactual" in study.audit.estimators:
+        twin = common.load_score(study, setup.workdir, common.TWINS[name])
+    further = audit_estimators.further(study, chain, score, setup.detect, images, setup.uids, e2, twin, name, chunk)
     records = [
         _record(setup, r, curves[r], direct[r], e2[r], calibrations[r], 1 / n_train, further[r])
         for r in range(len(images))
     ]
     summary, steps, loss = _training(setup, name)
-    arrays = _arrays(setup, score, setup.detect, name, samples, steps, loss, chunk)
+    screened, listed = audit_screen.screen(study, setup.workdir, setup.roles, chain, score, samples, name, chunk)
+    arrays = _arrays(setup, score, setup.detect, name, samples, steps, loss, listed, chunk)
     save_arrays(setup.workdir.path("audit", f"{name}.npz"), arrays)
     entry = {
         "n_train": n_train,
@@ -354,6 +360,7 @@ def audit_model(setup: Setup, name: str) -> None:
         "detector": detector_entry(calibrations, study),
         "records": records,
         "baselines": audit_baselines.rows(study, setup.workdir, setup.roles, score, samples, name),
+        "screening": screened,
     }
     setup.workdir.write_json(setup.workdir.path("audit", f"{name}.json"), entry)
 

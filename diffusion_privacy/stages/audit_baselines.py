@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -64,11 +65,15 @@ def rows(
         non_members=held_out,
         samples=samples,
         features=trunk_features(trunk, {"params": params["params"]["trunk"]}),
+        canaries=None if roles.canaries is None else roles.canaries.image,
+        included=roles.included,
+        delta=study.score.training.privacy.delta,
         seed=study.seed,
         level=study.audit.level,
     )
     found = baselines.run(chosen, subject)
     for row in found:
         if row.value is not None:
-            _LOG.info("audit %s: %s %.3g (%.3g to %.3g)", name, row.name, row.value, row.lower, row.upper)
+            upper = math.inf if row.upper is None else row.upper
+            _LOG.info("audit %s: %s %.3g (%.3g to %.3g)", name, row.name, row.value, row.lower, upper)
     return [entries.entry(row) for row in found]

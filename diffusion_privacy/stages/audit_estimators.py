@@ -1,4 +1,4 @@
-"""The audit's further estimators: E4 from E2's own paths, and E3 and E5 where the config asks for them.
+"""The audit's further estimators: E4 from E2's own paths, and E3, E5 and E7 where the config asks for them.
 
 They enter no verdict: its confidence is shared between E1 and E2 alone (`anonymity.verdict`).
 """
@@ -10,7 +10,8 @@ import logging
 
 import numpy as np
 
-from diffusion_privacy.anonymity import change_of_variables, lower_bounds, splitting, subspace, summary
+from diffusion_privacy.anonymity import change_of_variables, counterfactual, lower_bounds, splitting, subspace, summary
+from diffusion_privacy.anonymity.counterfactual import Counterfactual
 from diffusion_privacy.anonymity.paths import ChainPath
 from diffusion_privacy.anonymity.subspace import SubspaceResult
 from diffusion_privacy.anonymity.transport import Continuous
@@ -67,6 +68,7 @@ def further(
     images: np.ndarray,
     uids: np.ndarray,
     e2: list[SubspaceResult],
+    twin: ScoreFn | None,
     name: str,
     chunk: int,
 ) -> list[list[summary.Row]]:
@@ -76,11 +78,14 @@ def further(
       study, chain, score, detect: what is audited.
       images: ``[R, H, W, C]`` the records; ``uids [R]`` their numbers.
       e2: E2's results, whose paths E4 reads.
+      twin: the model without the private person's records, for E7.
       name: of the model.
       chunk: lanes a device handles at a time.
     """
     level, wanted = study.audit.level, study.audit.estimators
-    found = [lower_bounds.of_paths(result, study.audit.subspace_draws, level) for result in e2]
+    found: list[list[Estimate | Counterfactual]] = [
+        [*lower_bounds.of_paths(result, study.audit.subspace_draws, level)] for result in e2
+    ]
     if "change_of_variables" in wanted:
         _LOG.info("audit %s: the probability flow, %d draws a record", name, study.audit.flow_draws)
         for rows, estimate in zip(found, _flow(study, chain, score, detect, images, uids, name, chunk), strict=True):
@@ -102,4 +107,21 @@ def further(
         )
         for rows, result in zip(found, results, strict=True):
             rows.append(result.estimate)
+    if "counterfactual" in wanted:
+        assert twin is not None
+        _LOG.info("audit %s: %d pairs with the model without the record", name, study.audit.pairs)
+        pairs = counterfactual.counterfactual(
+            chain,
+            score,
+            twin,
+            detect,
+            images.shape[1:],
+            len(images),
+            study.audit.pairs,
+            rng.stream(study.seed, f"counterfactual.{name}"),
+            level=level,
+            chunk=chunk,
+        )
+        for rows, pair in zip(found, pairs, strict=True):
+            rows.append(pair)
     return [[summary.row(estimate) for estimate in rows] for rows in found]

@@ -13,6 +13,7 @@ from diffusion_privacy.anonymity import fingerprints
 from diffusion_privacy.anonymity.bank import PairScores, Scores, evaluate
 from diffusion_privacy.anonymity.conformal import conformal_threshold
 from diffusion_privacy.anonymity.reidentification import EmbeddingScores
+from diffusion_privacy.audits import one_run
 from diffusion_privacy.data import records as records_module
 from diffusion_privacy.data import sources
 from diffusion_privacy.data.records import Records
@@ -31,6 +32,8 @@ MODELS = ("careless", "careful")
 """The two models that are audited."""
 REFERENCE = "reference"
 """The careful model's twin that never saw the private record; detectors are calibrated on what it draws."""
+TWINS = {"careless": "careless_twin", "careful": REFERENCE}
+"""Each model's twin: the same settings and records, but for those of the private person."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Roles:
       params: where each fingerprint lies, JSON-ready, in the order of ``marked``.
       held_out: records that no model saw.
       train: by model, what it is trained on (the private record with its fingerprint where it belongs).
+      canaries: planted for the one-run audit; None for none.
+      included: bool ``[canaries]``, the coins: which of them every model was trained on.
     """
 
     private: Records
@@ -51,6 +56,14 @@ class Roles:
     params: list[dict[str, Any]]
     held_out: Records
     train: dict[str, Records]
+    canaries: Records | None = None
+    included: np.ndarray | None = None
+
+
+def trained(study: Study) -> list[str]:
+    """The score models that the study trains: the audited ones, the reference, and what else the config needs."""
+    others = [TWINS["careless"]] if "counterfactual" in study.audit.estimators else []
+    return [*MODELS, REFERENCE, *others]
 
 
 def _people(source: Records, study: Study) -> list[np.ndarray]:
@@ -67,7 +80,7 @@ def _people(source: Records, study: Study) -> list[np.ndarray]:
 
 
 def split(study: Study, source: Records) -> dict[str, np.ndarray]:
-    """Row numbers of the source by role; no person is in two of private + careless + rest, controls and held_out.
+    """Row numbers of the source by role; no person is in two of private + rest, canaries, controls and held_out.
 
     Raises:
       InputError: the source has too few records or people.
@@ -78,6 +91,11 @@ def split(study: Study, source: Records) -> dict[str, np.ndarray]:
     for name, count in (("controls", wanted.controls), ("held_out", wanted.held_out)):
         while len(held[name]) < count and len(people) > 1:
             held[name].extend(int(i) for i in people.pop())
+    if len(people) <= wanted.canaries:
+        raise InputError(f"config.split.canaries: expected fewer than {len(people)} people, got {wanted.canaries}")
+    # One record a person, or coins would not be independent.
+    canaries = np.array([int(people.pop()[0]) for _ in range(wanted.canaries)], int)
+    planted = canaries[one_run.flip_coins(wanted.canaries, study.seed)]
     careful = [int(i) for person in people for i in person]
     if len(held["held_out"]) < wanted.held_out or len(careful) <= wanted.careless:
         raise InputError(
@@ -89,9 +107,12 @@ def split(study: Study, source: Records) -> dict[str, np.ndarray]:
         "private": [private],
         "controls": held["controls"][: wanted.controls],
         "held_out": held["held_out"] + held["controls"][wanted.controls :],
-        "careless": careful[: wanted.careless],
-        "careful": careful,
-        "reference": careful[len(people[0]) :],
+        "canaries": canaries,
+        "planted": planted,
+        "careless": [*careful[: wanted.careless], *planted],
+        "careful": [*careful, *planted],
+        "reference": [*careful[len(people[0]) :], *planted],
+        "careless_twin": [*careful[len(people[0]) : wanted.careless], *planted],
     }
     return {name: np.array(value, int) for name, value in rows.items()}
 
@@ -109,7 +130,7 @@ def load_roles(study: Study, workdir: Workdir, source: Records | None = None) ->
     params = [
         {name: np.asarray(value)[i].tolist() for name, value in planted.params.items()} for i in range(len(clean))
     ]
-    train = {name: source.take(rows[name]) for name in (*MODELS, REFERENCE)}
+    train = {name: source.take(rows[name]) for name in trained(study)}
     for name in MODELS:
         images = np.array(train[name].image)
         images[train[name].index == private.index[0]] = marked.image[0]
@@ -117,7 +138,9 @@ def load_roles(study: Study, workdir: Workdir, source: Records | None = None) ->
     path = workdir.path("split.json")
     if not path.exists():
         workdir.write_json(path, {name: source.index[value].tolist() for name, value in rows.items()})
-    return Roles(private, controls, marked, params, source.take(rows["held_out"]), train)
+    canaries = source.take(rows["canaries"]) if len(rows["canaries"]) else None
+    included = np.isin(rows["canaries"], rows["planted"]) if canaries is not None else None
+    return Roles(private, controls, marked, params, source.take(rows["held_out"]), train, canaries, included)
 
 
 def make_sde(study: Study) -> SDE:

@@ -45,9 +45,10 @@ def train(study: Study, workdir: Workdir) -> None:
     done = workdir.root / "train" / "done.json"
     if done.exists():
         return
-    fit_scores(study, workdir, roles, [*common.MODELS, common.REFERENCE])
+    names = common.trained(study)
+    fit_scores(study, workdir, roles, names)
     fit_detector(study, workdir, roles)
-    workdir.write_json(done, {"models": [*common.MODELS, common.REFERENCE, "fingerprint", "identity"]})
+    workdir.write_json(done, {"models": [*names, "fingerprint", "identity"]})
 
 
 def fit_scores(study: Study, workdir: Workdir, roles: common.Roles, names: Sequence[str]) -> None:
@@ -73,14 +74,14 @@ def fit_detector(study: Study, workdir: Workdir, roles: common.Roles) -> None:
 def _identity_task(study: Study, roles: common.Roles, clean: Records) -> Task:
     mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
     network, change = common.classifiers(study)["identity"], perturbation(study)
+    most = study.detector.most_fingerprints
     if study.detector.identity == "embedding":
         # The records come in the order in which the seed dealt them: the first are as good as any.
         pool = clean.take(np.arange(min(len(clean), reidentification.POOL)))
-        most = study.detector.most_fingerprints
         return EmbeddingTask(network.init, network, mark, pool.image, pool.identity, change, most)
     audited = np.concatenate([roles.private.image, roles.controls.image])
     people = np.concatenate([roles.private.identity, roles.controls.identity])
-    return IdentityBankTask(network.init, network, mark, audited, people, change)
+    return IdentityBankTask(network.init, network, mark, audited, people, change, most)
 
 
 def _clean(roles: common.Roles) -> Records:

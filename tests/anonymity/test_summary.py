@@ -50,6 +50,12 @@ def test_rows_claim_what_is_given() -> None:
     pair = summary.row(paired(HIT, ~HIT, steps=2))
     assert pair.kind.gives == "difference"
     assert pair.value == pytest.approx(0.5)
+    assert pair.reliable
+    assert pair.reasons[0].startswith("of 200 pairs 150 show the record only with it, 50 only without it, 0 both ways")
+    never, always = np.zeros(200, bool), np.ones(200, bool)
+    # That no pair differs is a result with exact limits; a detector that always fires is none.
+    assert summary.row(paired(never, never)).reliable
+    assert not summary.row(paired(always, never)).reliable
 
 
 def test_the_table_shouts_what_is_not_reliable() -> None:

@@ -78,6 +78,25 @@ def test_a_memoriser_shows_in_every_one(subjects):
     json.dumps([dataclasses.asdict(row) for row in rows.values()], allow_nan=False)
 
 
+def test_canaries_are_told_apart_by_a_memoriser_only(subjects):
+    """64 canaries, 32 of them members. The memoriser's loss gets all 64 guesses right, which is the most there is.
+
+    The law gives more than 0 with probability 2.5 % at most; this seed does not.
+    """
+    rng = np.random.default_rng(1)
+    order = rng.permutation(64)
+    included = order < 32
+    for subject, lower, upper in zip(subjects, (0.0, 2.5), (1e-9, 3.0), strict=True):
+        canaries = np.concatenate([subject.members[:32], subject.non_members[:32]])[order]
+        (row,) = baselines.run(("one_run",), dataclasses.replace(subject, canaries=canaries, included=included))
+        assert lower <= row.value <= upper
+        assert (row.lower, row.upper, row.n) == (row.value, None, 64)
+        assert row.notes[0].startswith("64 canaries, 32 of them trained on")
+    (none,) = baselines.run(("one_run",), subjects[0])
+    assert none.value is None
+    assert none.notes == ("no canaries were planted",)
+
+
 def test_repeated_samples_are_cliques(subjects):
     one = dataclasses.replace(subjects[1], samples=np.repeat(subjects[1].members[:30], 12, axis=0))
     row, _ = baselines.run(("extraction",), one)

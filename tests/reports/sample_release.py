@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_privacy.anonymity import summary
+from diffusion_privacy.anonymity import counterfactual, summary
 from diffusion_privacy.audits.baselines import HIGHER, Row
 from diffusion_privacy.reports import schema
-from diffusion_privacy.reports.arrays import ModelArrays, Regenerated
+from diffusion_privacy.reports import screening as screening_entries
+from diffusion_privacy.reports.arrays import Listed, ModelArrays, Regenerated
 from diffusion_privacy.reports.baselines import entry
 from diffusion_privacy.types import Estimate
 
@@ -91,7 +92,9 @@ def verdict(status: str, lower: float, estimate: float, upper: float, bound: flo
 def estimators() -> list[dict[str, Any]]:
     found = Estimate("betting", float(np.log(0.01)), np.inf, 0.004, 1.0, 0.95, 512, 100.0, True, 51_200)
     flow = Estimate("change of variables", -np.inf, np.inf, 0.0, 0.31, 0.95, 512, 0.0, False, 10**6, ("no hit",))
-    return [dict(schema.estimator_entry(summary.row(e))) for e in (found, flow)]
+    only_with, only_without = np.arange(500) < 2, np.arange(500) >= 490
+    pair = counterfactual.paired(only_with, only_without, steps=100)
+    return [dict(schema.estimator_entry(summary.row(e))) for e in (found, flow, pair)]
 
 
 def baselines() -> list[dict[str, Any]]:
@@ -99,6 +102,35 @@ def baselines() -> list[dict[str, Any]]:
     found = Row("loss: AUC", 0.61, 0.552, 0.6649, 0.95, unit, scale, 161, ("64 members, 97 non-members",))
     few = Row("loss: TPR at 0.1 % FPR", None, None, None, 0.95, "share of members", scale, 161, ("too few <records>",))
     return [dict(entry(row)) for row in (found, few)]
+
+
+def screening() -> dict[str, Any]:
+    """Two records: a finalist that leaks, and one that was dropped."""
+    bracket = {"lower": 0.3, "upper": 0.34, "censored": None, "finished": True, "network_calls": 5_120}
+    none = {"lower": None, "upper": 0.02, "censored": "below", "finished": True, "network_calls": 640}
+    shared = {"label": 3, "stderr": 0.04, "radius": 1.4}
+    first = {
+        **shared, "rank": 1, "index": 12, "score": 2.04, "p_value": 0.0099, "t_prime": bracket, "dropped_at": None,
+        "direct": direct(0.0153, 0.01386, 0.0179, 459, 30_000), "network_calls": 61_120,
+        "subspace": subspace(0.0149, 0.0121, 0.0184, 480, 0.41, True),
+    }  # fmt: skip
+    second = {
+        **shared, "rank": 2, "index": 77, "score": 19.1, "p_value": 0.41, "t_prime": none, "dropped_at": 1,
+        "direct": direct(0.0, 0.0, 1.8e-4, 0, 30_000), "network_calls": 13_440, "subspace": None,
+    }  # fmt: skip
+    return {
+        "records": 64,
+        "held_out": 100,
+        "times": [0.06, 0.2, 0.6],
+        "draws": 4,
+        "level": 0.95,
+        "gamma": 0.05,
+        "gamma_upper": 0.5,
+        "detector": screening_entries.DETECTOR,
+        "network_calls": {"ranking": 1_968, "t_prime": 5_760, "subspace": 76_800},
+        "listed": [first, second],
+        "assumes": list(screening_entries.ASSUMES),
+    }
 
 
 def record(role: str, index: int, **parts: Any) -> dict[str, Any]:
@@ -150,6 +182,7 @@ def model(name: str, n_train: int, private: dict[str, Any]) -> dict[str, Any]:
         },
         "records": [private, *controls(n, 1 / n_train, name)],
         "baselines": baselines(),
+        "screening": screening() if name == "careless" else None,
     }
 
 
@@ -229,4 +262,5 @@ def make_arrays(seed: int = 0, images: np.ndarray | None = None) -> ModelArrays:
         control_images=images[20:23],
         steps=steps,
         loss=0.02 + 0.9 * np.exp(-steps / (400.0 + 500 * seed)) + 0.004 * rng.random(len(steps)),
+        listed=Listed(images[:2], images[:2] + np.float32(0.1 * seed), np.array([0.8, 3.1]), np.array([True, False])),
     )

@@ -31,6 +31,20 @@ def test_hits_may_be_left_out(tmp_path: Path) -> None:
     assert load_arrays(tmp_path / "a.npz").regenerated["private"].hits is None
 
 
+def test_ranked_records_may_be_left_out(tmp_path: Path) -> None:
+    arrays = make_arrays()
+    save_arrays(tmp_path / "a.npz", arrays)
+    back = load_arrays(tmp_path / "a.npz").listed
+    assert arrays.listed is not None
+    assert back is not None
+    np.testing.assert_array_equal(back.records, arrays.listed.records)
+    np.testing.assert_array_equal(back.hits, arrays.listed.hits)
+    save_arrays(tmp_path / "a.npz", dataclasses.replace(arrays, listed=None))
+    assert load_arrays(tmp_path / "a.npz").listed is None
+    with pytest.raises(ValueError, match=r"distances: expected shape \(2,\)"):
+        dataclasses.replace(arrays.listed, distances=np.zeros(3))
+
+
 def test_truncated_missing_and_incomplete_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     with pytest.raises(InputError, match=r"a\.npz"):

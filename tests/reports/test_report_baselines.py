@@ -27,6 +27,14 @@ def test_the_table_shows_each_number_with_its_interval_or_a_dash():
     assert tables.baselines(release) == ""
 
 
+def test_a_lower_limit_alone_is_shown_as_one():
+    release = make_release()
+    row = Row("one_run: ε of training", 1.239, 1.239, None, 0.95, "nats, a lower limit", HIGHER, 64, ("a",))
+    release["models"]["careless"]["baselines"].append(dict(entry(row)))
+    schema.validate(release)
+    assert "at least 1.23 (97.5 % confidence)".replace(" %", "\u00a0%") in tables.baselines(release)
+
+
 def test_numbers_that_are_not_finite_become_none():
     made = entry(Row("x", float("nan"), 0.0, 1.0, 0.95, "u", HIGHER, 3, ("a",)))
     assert (made["value"], made["lower"], made["upper"]) == (None, None, None)

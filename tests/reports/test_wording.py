@@ -28,7 +28,15 @@ def test_limits_round_outwards(probability: float) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1 / 64, "156"), (1 / 1697, "5.9"), (0.0, "0"), (1.0, "10,000"), (3.2e-9, "3.2×10⁻⁵"), (1.5, "10,000")],
+    [
+        (-0.016, "−160"),
+        (1 / 64, "156"),
+        (1 / 1697, "5.9"),
+        (0.0, "0"),
+        (1.0, "10,000"),
+        (3.2e-9, "3.2×10⁻⁵"),
+        (1.5, "10,000"),
+    ],
 )
 def test_rate(value: float, text: str) -> None:
     assert wording.rate(value) == text

@@ -14,6 +14,7 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import schema
 from diffusion_privacy.stages import run
 from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages import train as train_stage
 
 TINY = {
     "score.training.steps": 30,
@@ -38,7 +39,12 @@ TINY = {
     "audit.subspace_max_draws": 100,
     "audit.chunk": 64,
     "audit.likelihood_records": 4,
-    "audit.baselines": ("authpct",),
+    "audit.baselines": ("authpct", "one_run"),
+    "audit.estimators": ("counterfactual",),
+    "audit.pairs": 100,
+    "audit.screen.top": 3,
+    "audit.screen.finalists": 2,
+    "split.canaries": 16,
 }
 
 
@@ -79,8 +85,35 @@ def test_split_keeps_people_apart_and_the_private_record_in_both_models():
     held = set(people[rows["controls"]]) | set(people[rows["held_out"]])
     assert not held & set(people[rows["careful"]])
     assert not set(rows["controls"]) & set(rows["held_out"])
-    covered = np.concatenate([rows["careful"], rows["controls"], rows["held_out"]])
-    assert sorted(covered) == list(range(len(source)))
+    left_out = np.setdiff1d(rows["canaries"], rows["planted"])
+    covered = np.concatenate([rows["careful"], rows["controls"], rows["held_out"], left_out])
+    # Of a canary's person the other records are in no set.
+    assert len(set(covered)) == len(covered) == len(source) - 2 * 16
+
+
+def test_canaries_are_in_every_training_set_by_their_coins_and_twins_lack_one_person():
+    study = _study({"split.canaries": 64})
+    from diffusion_privacy.data import sources
+
+    rows = common.split(study, sources.load("digits"))
+    canaries, planted = set(rows["canaries"]), set(rows["planted"])
+    # Binomial(64, ½) is outside with probability 2e-4.
+    assert planted < canaries
+    assert 18 <= len(planted) <= 46
+    for name in ("careless", "careful", "reference", "careless_twin"):
+        assert canaries & set(rows[name]) == planted
+    for model, twin in common.TWINS.items():
+        assert set(rows[model]) - set(rows[twin]) == set(rows["private"])
+    assert len(rows["careless"]) == 64 + len(planted)
+    assert common.trained(study) == ["careless", "careful", "reference", "careless_twin"]
+    assert common.trained(_study({"audit.estimators": ()})) == ["careless", "careful", "reference"]
+    with pytest.raises(InputError, match=r"config\.split\.canaries: expected fewer than \d+ people"):
+        common.split(_study({"split.canaries": 1697}), sources.load("digits"))
+    for changes in ({"split.canaries": 5}, {"split.canaries": 0}):
+        with pytest.raises(InputError, match=r"config\.split\.canaries: expected"):
+            _study(changes)
+    with pytest.raises(InputError, match=r"config\.audit\.pairs"):
+        _study({"audit.pairs": 9})
 
 
 def test_a_private_record_can_be_named_and_must_exist():
@@ -95,16 +128,33 @@ def test_a_private_record_can_be_named_and_must_exist():
         common.split(_study({"split.careless": 1797}), source)
 
 
+@pytest.mark.parametrize("identity", ["classifier", "embedding"])
+def test_the_largest_number_of_fingerprints_reaches_the_identity_task(tmp_path, identity):
+    study = _study({"detector.most_fingerprints": 1, "detector.identity": identity})
+    roles = common.load_roles(study, run.Workdir(tmp_path, study))
+    task = train_stage._identity_task(study, roles, roles.train["careful"])
+    assert task.most == 1
+    with pytest.raises(InputError, match=r"config\.detector\.most_fingerprints: expected 0 or more, got -1"):
+        _study({"detector.most_fingerprints": -1})
+
+
 @pytest.mark.slow
 def test_study_end_to_end_then_no_work(tmp_path):
     work = tmp_path / "run"
     # Thresholds of barely trained detectors may miss every positive; that is refused, not glossed over.
     first = launch("--config=configs/digits.py", f"--workdir={work}", *_flags({"detector.training.steps": 300}))
     assert first.returncode == 0, first.stderr
+    assert "tpu" not in first.stderr.lower()
     release = schema.read(work / "report" / "release.json")
     assert set(release["models"]) == {"careless", "careful"}
     for model in release["models"].values():
         assert [r["role"] for r in model["records"]] == ["private", "control", "control", "control"]
+        assert all("E7 with and without the record" in {e["name"] for e in r["estimators"]} for r in model["records"])
+        (one_run,) = (row for row in model["baselines"] if row["name"].startswith("one_run"))
+        assert one_run["value"] == one_run["lower"] >= 0
+        assert one_run["upper"] is None
+        assert [row["rank"] for row in model["screening"]["listed"]] == [1, 2, 3]
+        assert model["screening"]["records"] == model["n_train"]
     page = (work / "report" / "index.html").read_text()
     assert release["answer"].split(";")[0] in page
     assert json.loads((work / "likelihood.json").read_text())["careful"]["held_out"]["n"] == 4
