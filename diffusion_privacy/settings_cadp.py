@@ -16,7 +16,7 @@ from typing import Any
 from diffusion_privacy import settings, settings_sweep
 from diffusion_privacy.data.tables import Column
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.settings import Data, Params, Report, Study
+from diffusion_privacy.settings import Data, Outputs, Params, Report, Study
 from diffusion_privacy.settings_own import OwnModel
 from diffusion_privacy.settings_sweep import SizeSweep
 from diffusion_privacy.training.state import TrainConfig
@@ -207,8 +207,11 @@ class PrivateStudy:
     split: Shares = dataclasses.field(default_factory=Shares)
     attack: Attack = dataclasses.field(default_factory=Attack)
     report: Report = dataclasses.field(default_factory=Report)
+    outputs: Outputs = dataclasses.field(default_factory=Outputs)
+    profile: int = 0
 
     def __post_init__(self) -> None:
+        settings.check_profile(self.profile)
         release = self.release
         _need(0 <= self.seed < 2**32, "seed", "0 <= seed < 2**32", self.seed)
         shares = dataclasses.astuple(self.split)

@@ -5,6 +5,7 @@ Every release draws its own noise from the operating system: two runs of this st
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -106,6 +107,9 @@ def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
     with workdir.timed("privatize"):
         for epsilon in missing:
             made = _release(settings, epsilon, flow, source, private, parts.public)
+            if isinstance(made, Privatised) and isinstance(private, Records):
+                manifest = dataclasses.replace(made.manifest, preparation=private.preparation)
+                made = dataclasses.replace(made, manifest=manifest)
             path = common.release_path(workdir, epsilon)
             if isinstance(made, PrivatisedTable):
                 promise, folder = made.release.manifest, publish_table(made, path, ledger=ledger)
