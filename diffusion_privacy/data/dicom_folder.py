@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +60,7 @@ def dicom_folder(
     patients: str = "tag",
     burned_in: bool = False,
     table: str | None = None,
+    columns: Mapping[str, str] | None = None,
     num_classes: int | None = None,
     classes: Sequence[int] | None = None,
     limit: int | None = None,
@@ -80,7 +81,7 @@ def dicom_folder(
       patients: ``"tag"``: by PatientID, which every file must have; ``"unknown"``: each file is another person, which
         is right only if it is so. An ``identity`` column of the table goes before either.
       burned_in: read images that say that text is burned into them. It may name the person.
-      table, num_classes, classes, limit: as for `image_folder.image_folder`.
+      table, columns, num_classes, classes, limit: as for `image_folder.image_folder`.
 
     Raises:
       InputError: pydicom is not installed; no files; a file that is damaged, compressed in a way that cannot be read
@@ -93,7 +94,7 @@ def dicom_folder(
         raise InputError(f"patients is {patients!r}; expected 'tag' or 'unknown'")
     _require_pydicom()
     folder = existing_folder(path, "path")
-    found = folders.listing(folder, table, num_classes, _KIND)
+    found = folders.listing(folder, table, num_classes, _KIND, columns)
     keep = choose(found.label, found.num_classes, classes, limit, found.where)
     names: list[str] = []
     pixels, source = folders.stack(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,9 @@ import numpy as np
 
 from diffusion_privacy.data.assemble import existing_file, infer_num_classes, number_people, read_table
 from diffusion_privacy.errors import InputError
+
+_COLUMNS = {"path": "path", "label": "label", "identity": "identity"}
+"""What a table is expected to call them."""
 
 
 class Kind(NamedTuple):
@@ -45,7 +48,14 @@ class Listing(NamedTuple):
     where: str
 
 
-def listing(folder: Path, table: str | None, num_classes: int | None, kind: Kind) -> Listing:
+def listing(
+    folder: Path,
+    table: str | None,
+    num_classes: int | None,
+    kind: Kind,
+    columns: Mapping[str, str] | None = None,
+    person: str | None = None,
+) -> Listing:
     """The records of ``folder``, by class sub-folders or by a CSV table.
 
     Without a table each sub-folder is a class, numbered by sorted name; its records are all files of the kind below
@@ -58,17 +68,48 @@ def listing(folder: Path, table: str | None, num_classes: int | None, kind: Kind
       table: path of the CSV, or None.
       num_classes: how many classes there are; None: the number of sub-folders, or as many as occur in the table.
       kind: which files.
+      columns: what the table calls them, where not ``path``, ``label``, ``identity``: ``{"path": "Image Index", …}``.
+      person: regular expression that is searched for in every file's name; what its groups match names the person.
 
     Raises:
-      InputError: no records, a loose image, an image of another format, or a table that does not fit.
+      InputError: no records, a loose image, an image of another format, a table that does not fit, or a name in which
+        ``person`` is not found.
     """
+    if columns is not None and (table is None or not set(columns) <= set(_COLUMNS)):
+        raise InputError(f"columns is {dict(columns)!r}; expected names of {', '.join(_COLUMNS)}, beside a table")
     if table is not None:
         table_file = existing_file(table, "table")
-        files, label, person = _from_table(folder, table_file, kind)
-        return Listing(files, label, person, infer_num_classes(label, num_classes, str(table_file)), str(table_file))
-    files, label, found = _from_folders(folder, kind)
-    classes = infer_num_classes(label, found if num_classes is None else num_classes, str(folder))
-    return Listing(files, label, None, classes, str(folder))
+        files, label, people = _from_table(folder, table_file, kind, {**_COLUMNS, **(columns or {})})
+        classes, where = infer_num_classes(label, num_classes, str(table_file)), str(table_file)
+    else:
+        files, label, found = _from_folders(folder, kind)
+        people, where = None, str(folder)
+        classes = infer_num_classes(label, found if num_classes is None else num_classes, where)
+    if person is not None:
+        if people is not None:
+            raise InputError(f"person is {person!r}, but {where} has a column of people; expected one of the two")
+        people = _from_names(files, person)
+    return Listing(files, label, people, classes, where)
+
+
+def _from_names(files: list[Path], pattern: str) -> np.ndarray:
+    """Person int32 [N]; equal texts of all groups are one person."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(
+            f"person is {pattern!r}, no regular expression ({error}); expected one with a group"
+        ) from error
+    if compiled.groups == 0:
+        raise InputError(f"person is {pattern!r}; expected a group, (…), around what names the person")
+    names = []
+    for file in files:
+        found = compiled.search(file.name)
+        text = "|".join(group or "" for group in found.groups()) if found else ""
+        if not text.strip("|"):
+            raise InputError(f"{file}: person {pattern!r} is not found in its name; expected it in every file")
+        names.append(text)
+    return number_people(names)
 
 
 def _from_folders(folder: Path, kind: Kind) -> tuple[list[Path], np.ndarray, int]:
@@ -96,9 +137,12 @@ def _hidden(file: Path, below: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(below).parts)
 
 
-def _from_table(folder: Path, table_file: Path, kind: Kind) -> tuple[list[Path], np.ndarray, np.ndarray | None]:
+def _from_table(
+    folder: Path, table_file: Path, kind: Kind, columns: Mapping[str, str]
+) -> tuple[list[Path], np.ndarray, np.ndarray | None]:
     """Files, their label int64 [N] and, where the table says it, person int32 [N]."""
-    table = read_table(table_file, ["path", "label"])
+    given = read_table(table_file, [columns["path"], columns["label"]])
+    table = {ours: given[theirs] for ours, theirs in columns.items() if theirs in given}
     files = [folder / cell for cell in table["path"]]
     for row, file in enumerate(files, start=2):
         if not file.is_file():

@@ -7,7 +7,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,13 +40,15 @@ def image_folder(
     bits: int = 8,
     window: Sequence[int] | None = None,
     table: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    person: str | None = None,
     num_classes: int | None = None,
     classes: Sequence[int] | None = None,
     limit: int | None = None,
 ) -> Records:
     """A folder of PNG, JPEG or TIFF files: one sub-folder a class, or a CSV with path, label and identity.
 
-    See `folders.listing` for both layouts. Without a table, persons are unknown.
+    See `folders.listing` for both layouts. Persons are unknown where neither table nor file names tell them.
 
     Args:
       path: the folder.
@@ -55,6 +57,7 @@ def image_folder(
       bits: 8, or 16 for grey PNG and TIFF files of 16 bits (`Records.levels` is then 65,536).
       window: with 16 bits: (black, white), stored levels that become the ends of the range; None for 0 and 65,535.
       table: path of the CSV.
+      columns, person: see `folders.listing`: other names of its columns; persons by file name.
       num_classes: how many classes there are; None: the number of sub-folders, or as many as occur in the table.
       classes: keep these class numbers only; labels keep their numbers.
       limit: keep the first so many. As sub-folders come class after class, `split_records` takes a fairer part.
@@ -68,7 +71,7 @@ def image_folder(
         raise InputError(f"bits is {bits!r}; expected 8 or 16 bits a pixel")
     ends = _window(window, bits)
     folder = existing_folder(path, "path")
-    found = folders.listing(folder, table, num_classes, _KIND)
+    found = folders.listing(folder, table, num_classes, _KIND, columns, person)
     keep = choose(found.label, found.num_classes, classes, limit, found.where)
     person = number_people([""] * len(found.files)) if found.person is None else found.person
     read = functools.partial(_read, prepare=prepare, bits=bits, window=ends)

@@ -233,3 +233,33 @@ def test_tiff_files_that_would_lose_something_are_refused(tmp_path):
 def test_bits_and_window_are_checked(folder, params):
     with pytest.raises(InputError, match=r"^(bits|window) is "):
         load("image_folder", path=folder, **params)
+
+
+def test_people_by_file_name(tmp_path):
+    for name in ("person1_bacteria_1", "person1_bacteria_2", "person1_virus_9", "IM-0115-0001", "NORMAL2-IM-0115-0002"):
+        put(tmp_path / "a" / f"{name}.png")
+    pattern = r"(person\d+_(?:bacteria|virus))|IM-(\d+)"
+    records = load("image_folder", path=tmp_path, person=pattern)
+    assert len(np.unique(records.identity)) == 3
+    assert records.identity[0] == records.identity[1]  # IM-0115 and NORMAL2-IM-0115
+    put(tmp_path / "a" / "other.png")
+    with pytest.raises(InputError, match=r"other.png: person .* is not found in its name"):
+        load("image_folder", path=tmp_path, person=pattern)
+    for wrong in ("(", "IM-"):
+        with pytest.raises(InputError, match=r"^person is "):
+            load("image_folder", path=tmp_path, person=wrong)
+
+
+def test_a_table_with_other_names_of_columns(folder):
+    table = folder / "table.csv"
+    table.write_text("Image Index,Finding Labels,Patient ID,,\nill/b.png,Mass|Edema,7,,\nill/a.PNG,No Finding,7,,\n")
+    columns = {"path": "Image Index", "label": "Finding Labels", "identity": "Patient ID"}
+    records = load("image_folder", path=folder, table=table, columns=columns)
+    assert (records.label.tolist(), records.identity.tolist()) == ([0, 1], [0, 0])
+    with pytest.raises(InputError, match=r"person is .*has a column of people"):
+        load("image_folder", path=folder, table=table, columns=columns, person=r"(\w)")
+    with pytest.raises(InputError, match="column 'Index' stands 0 times"):
+        load("image_folder", path=folder, table=table, columns={**columns, "path": "Index"})
+    for wrong in ({"table": table, "columns": {"file": "x"}}, {"columns": columns}):
+        with pytest.raises(InputError, match=r"^columns is .*beside a table"):
+            load("image_folder", path=folder, **wrong)
