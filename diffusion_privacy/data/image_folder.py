@@ -73,14 +73,14 @@ def image_folder(
     folder = existing_folder(path, "path")
     found = folders.listing(folder, table, num_classes, _KIND, columns, person)
     keep = choose(found.label, found.num_classes, classes, limit, found.where)
-    person = number_people([""] * len(found.files)) if found.person is None else found.person
+    people = number_people([""] * len(found.files)) if found.person is None else found.person
     read = functools.partial(_read, prepare=prepare, bits=bits, window=ends)
     pixels, source = folders.stack([found.files[i] for i in keep], read)
     said = () if window is None else (f"window: stored levels {ends[0]} … {ends[1]} to 0 … 65535, clipped",)
     return assemble(
         pixels,
         found.label[keep],
-        person[keep],
+        people[keep],
         keep,
         num_classes=found.num_classes,
         name=folder.name or str(folder),

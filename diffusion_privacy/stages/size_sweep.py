@@ -87,6 +87,7 @@ def sample(job: SizeSweep, workdir: Workdir) -> None:
     sample_stage.draw_all(job.study, workdir, roles, {common.REFERENCE: job.study.detector.negatives})
     for point in job.points():
         sample_stage.draw_all(job.at(point), workdir, roles, {point.name: job.sweep.samples})
+    sample_stage.export(job.study, workdir, [point.name for point in job.points()])
 
 
 def audit(job: SizeSweep, workdir: Workdir) -> None:
