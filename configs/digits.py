@@ -103,5 +103,7 @@ def get_config() -> ConfigDict:
             },
             # The digits are public: their pictures may be shown.
             "report": {"show_private": True},
+            "outputs": {"wandb": "", "grid_every": 0, "grid_images": 16, "png": 0},
+            "profile": 0,
         }
     ).lock()

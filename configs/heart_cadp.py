@@ -75,5 +75,7 @@ def get_config() -> ConfigDict:
                 "release_repeats": 100,
             },
             "report": {"show_private": False},
+            "outputs": {"wandb": "", "grid_every": 0, "grid_images": 16, "png": 0},
+            "profile": 0,
         }
     ).lock()

@@ -13,6 +13,7 @@ accelerator. docs/results.md says what was reached: 1.48 bits per dimension, too
 from ml_collections import ConfigDict
 
 from configs import digits_cadp
+from configs.sets.mnist import OBTAIN
 
 
 def get_config() -> ConfigDict:
@@ -25,6 +26,7 @@ def get_config() -> ConfigDict:
                 "images": "data/mnist/train-images-idx3-ubyte.gz",
                 "labels": "data/mnist/train-labels-idx1-ubyte.gz",
             },
+            "obtain": OBTAIN,
         }
         config.split = {"public": 0.5, "private": 0.3, "test": 0.2}
         config.flow.params = {

@@ -11,5 +11,9 @@ class InputError(ValueError):
     """
 
 
+class MissingDataError(InputError):
+    """A file or folder of the data is not there. Where the config says how to obtain it, the message ends with that."""
+
+
 class DivergenceError(ArithmeticError):
     """Training or sampling produced a non-finite number; the message names the step."""

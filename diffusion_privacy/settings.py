@@ -36,10 +36,17 @@ class Named:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where the records come from: a name of `data.sources.SOURCES` and its parameters."""
+    """Where the records come from.
+
+    Attributes:
+      source: a name of `data.sources.SOURCES`, for a table of `data.table_sources.TABLES`.
+      params: its parameters; the paths of files among them.
+      obtain: where the data are to be had, under which licence, and how they must lie; said when they are missing.
+    """
 
     source: str
     params: Params = dataclasses.field(default_factory=dict)
+    obtain: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +201,43 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What a run writes besides its results. Decides no number, so it may change from one start to the next.
+
+    Attributes:
+      wandb: project of Weights & Biases that gets the rows of metrics.csv; empty for none. They leave this machine.
+      grid_every: training steps between pictures of what the model draws, with the loss of held-out records; 0 for
+        none. Under ``train/NAME/grids`` and in TensorBoard.
+      grid_images: images on such a picture.
+      png: so many of the images that a stage draws are written as single PNG files, too.
+    """
+
+    wandb: str = ""
+    grid_every: int = 0
+    grid_images: int = 16
+    png: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("grid_every", "png"):
+            if getattr(self, name) < 0:
+                raise InputError(f"config.outputs.{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.grid_images < 1:
+            raise InputError(f"config.outputs.grid_images: expected at least 1, got {self.grid_images}")
+
+
+def check_profile(steps: int) -> None:
+    """Raise InputError unless ``steps`` is 0 or more."""
+    if steps < 0:
+        raise InputError(f"config.profile: expected 0 or more training steps, got {steps}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
-    """Everything that decides the numbers of an anonymity study."""
+    """Everything that decides the numbers of an anonymity study, and what else it writes.
+
+    Attributes:
+      profile: training steps of each model that are traced into ``train/NAME/profile``; 0 for none.
+    """
 
     seed: int
     data: Data
@@ -206,8 +248,11 @@ class Study:
     detector: Detector
     audit: Audit
     report: Report = dataclasses.field(default_factory=Report)
+    outputs: Outputs = dataclasses.field(default_factory=Outputs)
+    profile: int = 0
 
     def __post_init__(self) -> None:
+        check_profile(self.profile)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"config.seed: expected 0 <= seed < 2**32, got {self.seed}")
         if self.audit.h_draws < 16:

@@ -9,9 +9,10 @@ import dataclasses
 import itertools
 import math
 
+from diffusion_privacy import settings
 from diffusion_privacy.data.tables import Column
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.settings import Data, Params, Report
+from diffusion_privacy.settings import Data, Outputs, Params, Report
 from diffusion_privacy.training.state import TrainConfig
 
 MECHANISMS = ("gaussian", "laplace", "discrete_gaussian", "discrete_laplace")
@@ -199,8 +200,11 @@ class PrivateStudy:
     split: Shares = dataclasses.field(default_factory=Shares)
     attack: Attack = dataclasses.field(default_factory=Attack)
     report: Report = dataclasses.field(default_factory=Report)
+    outputs: Outputs = dataclasses.field(default_factory=Outputs)
+    profile: int = 0
 
     def __post_init__(self) -> None:
+        settings.check_profile(self.profile)
         release = self.release
         _need(0 <= self.seed < 2**32, "seed", "0 <= seed < 2**32", self.seed)
         shares = dataclasses.astuple(self.split)

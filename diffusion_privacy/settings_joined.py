@@ -10,7 +10,7 @@ import dataclasses
 import functools
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.settings import Audit, Data, Detector, Named, Report, Sampler, Score, Split, Study
+from diffusion_privacy.settings import Audit, Data, Detector, Named, Outputs, Report, Sampler, Score, Split, Study
 from diffusion_privacy.settings_cadp import Evaluation, Flow, PrivateStudy, Release, Shares
 from diffusion_privacy.training.state import TrainConfig
 
@@ -94,6 +94,8 @@ class Joined:
     risk: Risk = dataclasses.field(default_factory=Risk)
     certify: Certify = dataclasses.field(default_factory=Certify)
     report: Report = dataclasses.field(default_factory=Report)
+    outputs: Outputs = dataclasses.field(default_factory=Outputs)
+    profile: int = 0
     kind: str = "joined"
 
     def __post_init__(self) -> None:
@@ -137,7 +139,15 @@ class Joined:
     @functools.cached_property
     def cadp(self) -> PrivateStudy:
         """The release as the stages of a CADP study take it."""
-        return PrivateStudy(seed=self.seed, data=self.data, flow=self.flow, release=self.release, split=self.split)
+        return PrivateStudy(
+            seed=self.seed,
+            data=self.data,
+            flow=self.flow,
+            release=self.release,
+            split=self.split,
+            outputs=self.outputs,
+            profile=self.profile,
+        )
 
     @functools.cached_property
     def study(self) -> Study:
@@ -162,6 +172,8 @@ class Joined:
                 chunk=risk.chunk,
                 memory_gb=risk.memory_gb,
             ),
+            outputs=self.outputs,
+            profile=self.profile,
         )
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusion_privacy import settings
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.settings import Named, Report, Score, Study
+from diffusion_privacy.settings import Data, Named, Report, Score, Study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,11 @@ class SizeSweep:
     def report(self) -> Report:
         """What may be shown."""
         return self.study.report
+
+    @property
+    def data(self) -> Data:
+        """Where the records come from."""
+        return self.study.data
 
     def points(self) -> list[Point]:
         """All models, smallest n first."""

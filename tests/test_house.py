@@ -49,6 +49,8 @@ OPTIONAL = (
     "safetensors",
     "diffusers",
     "torch",
+    "pydicom",
+    "wandb",
 )
 """An accelerator image may lack these; they are imported inside the functions that need them."""
 

@@ -14,6 +14,8 @@ close to the paper's own settings.
 
 from ml_collections import ConfigDict, config_dict
 
+from configs.sets import base
+
 
 def get_config() -> ConfigDict:
     """The settings, see `diffusion_privacy.settings_sweep.SizeSweep`."""
@@ -35,6 +37,7 @@ def get_config() -> ConfigDict:
                     "split": "train",
                     "identities": config_dict.placeholder(str),
                 },
+                "obtain": base.medmnist("pneumoniamnist", careless=50, held_out=120).data.obtain,
             },
             "split": {"private": config_dict.placeholder(int), "careless": 50, "controls": 3, "held_out": 120},
             # White: mid-grey, as in the paper, is the grey of the tissue at this size, and a denoiser takes it away.
@@ -90,5 +93,7 @@ def get_config() -> ConfigDict:
                 "screen": {"top": 0, "finalists": 8, "levels": 10, "draws": 4, "gamma_upper": 0.5},
             },
             "report": {"show_private": False},
+            "outputs": {"wandb": "", "grid_every": 0, "grid_images": 16, "png": 0},
+            "profile": 0,
         }
     ).lock()

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from diffusion_privacy.data.records import Records
-from diffusion_privacy.errors import InputError
+from diffusion_privacy.errors import InputError, MissingDataError
 
 T = TypeVar("T")
 
@@ -30,11 +30,11 @@ def existing_folder(path: object, field: str) -> Path:
 
 def _existing(path: object, field: str, kind: str, test: Callable[[Path], bool]) -> Path:
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise InputError(f"{field} is {path!r}; expected the path of {kind}")
+        raise MissingDataError(f"{field} is {path!r}; expected the path of {kind}")
     found = Path(path).expanduser()
     try:
         if not found.exists():
-            raise InputError(f"{field}: {found} does not exist; expected {kind}")
+            raise MissingDataError(f"{field}: {found} does not exist; expected {kind}")
         if not test(found):
             raise InputError(f"{field}: {found} is not {kind}")
     except OSError as error:
@@ -170,13 +170,14 @@ def assemble(
     name: str,
     levels: int = 256,
     source_hash: Sequence[str] | None = None,
+    preparation: tuple[str, ...] = (),
 ) -> Records:
     """Records from grey levels: 0..levels−1 map affinely to [-1, 1], both ends exactly.
 
     Args:
       pixels: integers ``[N, H, W]`` or ``[N, H, W, C]`` in [0, levels).
       label, identity, index: integers ``[N]``, see `Records`.
-      num_classes, name, levels: see `Records`.
+      num_classes, name, levels, preparation: see `Records`.
       source_hash: one text a record; None where the source stores these grey levels themselves, see `level_hashes`.
 
     Raises:
@@ -196,6 +197,7 @@ def assemble(
         name=name,
         levels=levels,
         source_hash=np.asarray(level_hashes(pixels) if source_hash is None else source_hash, np.str_),
+        preparation=preparation,
     )
 
 

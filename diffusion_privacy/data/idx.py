@@ -11,7 +11,8 @@ from typing import IO
 
 import numpy as np
 
-from diffusion_privacy.data.assemble import assemble, choose, existing_file, infer_num_classes, one_line
+from diffusion_privacy.data.assemble import assemble, choose, existing_file, infer_num_classes, level_hashes, one_line
+from diffusion_privacy.data.preparation import Sides, preparation
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.errors import InputError
 
@@ -24,21 +25,26 @@ def idx(
     labels: str,
     *,
     num_classes: int | None = 10,
+    channels: int | None = None,
+    crop: Sides | str | None = None,
+    size: Sides | None = None,
     classes: Sequence[int] | None = None,
     limit: int | None = None,
 ) -> Records:
-    """Two IDX files: 256 grey levels, person unknown.
+    """Two IDX files (MNIST and its relatives), gzipped or not: 256 grey levels, person unknown.
 
     Args:
       images: path of the images, uint8 [N, H, W]; whether it is gzipped is read from the file, not from its name.
       labels: path of the labels, uint8 [N].
       num_classes: how many classes there are; None: as many as occur.
+      channels, crop, size: see `preparation.Preparation`.
       classes: keep these labels only; labels keep their numbers.
       limit: keep the first so many.
 
     Raises:
       InputError: a file is missing, truncated, too long or not IDX, the counts differ, a label is out of range.
     """
+    prepare = preparation(channels, crop, size)
     image_file, label_file = existing_file(images, "images"), existing_file(labels, "labels")
     label = read_idx(label_file, ndim=1).astype(np.int64)
     pixels = read_idx(image_file, ndim=3)
@@ -46,7 +52,16 @@ def idx(
         raise InputError(f"{label_file}: holds {len(label)} labels; expected {len(pixels)}, as many as {image_file}")
     num_classes = infer_num_classes(label, num_classes, str(label_file))
     keep = choose(label, num_classes, classes, limit, str(label_file))
-    return assemble(pixels[keep], label[keep], keep, keep, num_classes=num_classes, name=image_file.name)
+    return assemble(
+        prepare.stack(pixels[keep], 255, str(image_file)),
+        label[keep],
+        keep,
+        keep,
+        num_classes=num_classes,
+        name=image_file.name,
+        source_hash=level_hashes(pixels[keep]),
+        preparation=prepare.steps(),
+    )
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:

@@ -16,11 +16,13 @@ from diffusion_privacy.data.assemble import (
     choose,
     existing_file,
     infer_num_classes,
+    level_hashes,
     number_people,
     one_line,
     read_table,
     table_integers,
 )
+from diffusion_privacy.data.preparation import Sides, preparation
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.errors import InputError
 
@@ -91,18 +93,34 @@ class _Archive:
             raise InputError(f"{self.path}: array {name!r} has shape {pixels.shape}; expected H and W of at least 1")
         return pixels
 
-    def labels(self, name: str) -> np.ndarray:
+    def labels(self, name: str, finding: int | str | None) -> np.ndarray:
         """int64 [N]."""
         labels = self.read(name)
+        if finding is not None:
+            return self._finding(name, labels, finding)
         if labels.dtype.kind not in "iu":
             raise InputError(f"{self.path}: array {name!r} holds {labels.dtype}; expected whole numbers")
         if labels.ndim == 0 or labels.shape not in ((len(labels),), (len(labels), 1)):
             raise InputError(
-                f"{self.path}: array {name!r} has shape {labels.shape}; expected [N] or [N, 1], one label each"
+                f"{self.path}: array {name!r} has shape {labels.shape}; expected [N] or [N, 1], one label each, or"
+                " give finding"
             )
         if labels.dtype == np.uint64 and labels.size and labels.max() > np.iinfo(np.int64).max:
             raise InputError(f"{self.path}: array {name!r} holds label {labels.max()}, which is out of range")
         return labels.reshape(-1).astype(np.int64)
+
+    def _finding(self, name: str, labels: np.ndarray, finding: int | str) -> np.ndarray:
+        """int64 [N]: 1 where the finding is there."""
+        if labels.ndim != 2 or labels.dtype.kind not in "iub" or not np.isin(labels, (0, 1)).all():
+            raise InputError(
+                f"{self.path}: array {name!r} is {labels.dtype} {labels.shape}; expected 0 and 1 in [N, K] for finding"
+                f" = {finding!r}"
+            )
+        if finding == "any":
+            return np.asarray(labels.any(axis=1), np.int64)
+        if isinstance(finding, bool) or not isinstance(finding, int) or not 0 <= finding < labels.shape[1]:
+            raise InputError(f"finding is {finding!r}; expected 'any' or a number in 0..{labels.shape[1] - 1}")
+        return np.asarray(labels[:, finding], np.int64)
 
     def people(self, name: str, count: int) -> list[str]:
         """Names of people, [N]; whole numbers count as names."""
@@ -123,10 +141,14 @@ def npz(
     identities: str | None = None,
     identity_array: str | None = None,
     num_classes: int | None = None,
+    finding: int | str | None = None,
+    channels: int | None = None,
+    crop: Sides | str | None = None,
+    size: Sides | None = None,
     classes: Sequence[int] | None = None,
     limit: int | None = None,
 ) -> Records:
-    """An npz archive of uint8 images [N, H, W] or [N, H, W, 3] and labels [N] or [N, 1].
+    """An npz archive (MedMNIST of 28 … 224 pixels, or your own) of uint8 images [N, H, W] or [N, H, W, 3] and labels.
 
     Args:
       path: arrays ``{split}_images`` and ``{split}_labels`` (MedMNIST), or plain ``images`` and ``labels``.
@@ -137,6 +159,9 @@ def npz(
       identity_array: name of the array of people (``{split}_`` goes before it); default: ``patient`` where it exists.
         Equal numbers mean the same person across the splits of one file, not across files.
       num_classes: how many classes there are; None: as many as occur in the whole file.
+      finding: where labels are [N, K] of 0 and 1 (ChestMNIST): the class is 1 if finding number 0 … K−1 is there, or,
+        for ``"any"``, if one of them is. None: labels are [N] or [N, 1].
+      channels, crop, size: see `preparation.Preparation`.
       classes: keep these labels only; labels keep their numbers.
       limit: keep the first so many. A file sorted by class then gives few classes: `split_records` takes a fair part.
 
@@ -144,11 +169,12 @@ def npz(
       InputError: a missing, truncated or pickled file, wrong shapes, zero records, counts or labels that do not fit,
         an unknown split, or a table that does not cover the split.
     """
+    prepare = preparation(channels, crop, size)
     file = existing_file(path, "path")
     with _Archive(file) as archive:
         parts = _parts(archive)
         chosen = _chosen(archive, parts, split)
-        labels = {part: archive.labels(_key(part, "labels")) for part in parts}
+        labels = {part: archive.labels(_key(part, "labels"), finding) for part in parts}
         pixels = _pixels(archive, chosen, labels)
         starts = dict(zip(parts, np.cumsum([0] + [len(labels[part]) for part in parts]), strict=False))
         every = np.concatenate(list(labels.values()))
@@ -163,7 +189,16 @@ def npz(
     keep = choose(every[index], num_classes, classes, limit, str(file))
     index = index[keep]
     name = file.name if split is None else f"{file.name} [{split}]"
-    return assemble(pixels[keep], every[index], people[index], index, num_classes=num_classes, name=name)
+    return assemble(
+        prepare.stack(pixels[keep], 255, str(file)),
+        every[index],
+        people[index],
+        index,
+        num_classes=num_classes,
+        name=name,
+        source_hash=level_hashes(pixels[keep]),
+        preparation=prepare.steps(),
+    )
 
 
 def _key(part: str, field: str) -> str:

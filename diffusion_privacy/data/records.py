@@ -31,6 +31,7 @@ class Records:
       source_hash: text ``[N]``, what the private ledger calls each record: a hash of what its source holds (a file's
         bytes, or stored grey levels), the same however the image is resized, converted or planted with a fingerprint.
         None where the source is not at hand.
+      preparation: what was done to the stored images, in words that allow to repeat it; empty for nothing.
 
     Raises:
       InputError: a field has another shape, dtype or range, a pixel is not finite, or there is no record.
@@ -44,6 +45,7 @@ class Records:
     name: str
     levels: int = 256
     source_hash: np.ndarray | None = None
+    preparation: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_images()
@@ -138,7 +140,7 @@ class Records:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) of all but name and source_hash: equal digests mean equal data, wherever stored."""
+        """SHA-256 (hex) of images, labels, people and places: equal digests mean equal data, wherever stored."""
         digest = hashlib.sha256(repr((self.image.shape, self.num_classes, self.levels)).encode())
         digest.update(np.ascontiguousarray(self.image, "<f4").data)
         for array in (self.label, self.identity, self.index):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from diffusion_privacy.data.assemble import assemble, choose, construct
+from diffusion_privacy.data.assemble import assemble, choose, construct, existing_file, existing_folder
+from diffusion_privacy.data.dicom_folder import dicom_folder
 from diffusion_privacy.data.idx import idx
 from diffusion_privacy.data.image_folder import image_folder
 from diffusion_privacy.data.npz import npz
 from diffusion_privacy.data.records import Records
+from diffusion_privacy.data.tfds import prepared_folder, tfds
 
 
 def digits(*, classes: Sequence[int] | None = None, limit: int | None = None) -> Records:
@@ -39,9 +42,30 @@ SOURCES: dict[str, Callable[..., Records]] = {
     "digits": digits,
     "idx": idx,
     "npz": npz,
+    "tfds": tfds,
     "image_folder": image_folder,
+    "dicom_folder": dicom_folder,
 }
-"""Constructors by the name that a config gives."""
+"""Constructors by the name that a config gives. Tables have their own: `table_sources.TABLES`."""
+
+_NEEDED: dict[str, Callable[[Mapping[str, Any]], object]] = {
+    "idx": lambda p: (existing_file(p.get("images"), "images"), existing_file(p.get("labels"), "labels")),
+    "npz": lambda p: existing_file(p.get("path"), "path"),
+    "tfds": lambda p: prepared_folder(str(p.get("name")), p.get("data_dir")),
+    "image_folder": lambda p: existing_folder(p.get("path"), "path"),
+    "dicom_folder": lambda p: existing_folder(p.get("path"), "path"),
+}
+"""What must be there before a source can be read, found without reading it."""
+
+
+def require(source: str, params: Mapping[str, Any]) -> None:
+    """Looks whether the files of a source are there, and at nothing else.
+
+    Raises:
+      MissingDataError: they are not.
+    """
+    if source in _NEEDED:
+        _NEEDED[source](params)
 
 
 def load(source: str, **params: object) -> Records:

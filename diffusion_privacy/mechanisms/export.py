@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_privacy.data.pictures import to_uint8
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.ledger import Entry, Ledger, Total
 from diffusion_privacy.mechanisms.release import Privatised
@@ -116,12 +117,6 @@ def _spend(release: Privatised, ledger: Ledger, name: str) -> dict[str, Any]:
         "uncovered": list(after.uncovered),
         "summary": after.describe(),
     }
-
-
-def to_uint8(data: np.ndarray) -> np.ndarray:
-    """[-1, 1] to 0 … 255, rounding to nearest; NaN becomes mid-grey. Post-processing: nothing is dropped."""
-    finite = np.nan_to_num(data, nan=0.0, posinf=1.0, neginf=-1.0)
-    return np.rint((np.clip(finite, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
 def _write_images(release: Privatised, directory: Path, class_names: Sequence[str] | None) -> None:

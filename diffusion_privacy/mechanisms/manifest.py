@@ -103,6 +103,7 @@ class Manifest:
       composition: totals over earlier releases (see `export.publish`).
       warnings: what a reader must not overlook.
       versions: of the packages that computed it.
+      preparation: what was done to the stored images before anything else (`data.records.Records`); empty for nothing.
     """
 
     mechanism: str
@@ -133,6 +134,7 @@ class Manifest:
     composition: dict[str, Any]
     warnings: tuple[str, ...]
     versions: dict[str, str]
+    preparation: tuple[str, ...] = ()
     schema: int = 2
 
 

@@ -5,6 +5,7 @@ Every release draws its own noise from the operating system: two runs of this st
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -112,6 +113,9 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
     with workdir.timed("privatize"):
         for epsilon in missing:
             made = _release(settings, epsilon, flow, source, private, parts.public)
+            if isinstance(made, Privatised) and isinstance(private, Records):
+                manifest = dataclasses.replace(made.manifest, preparation=private.preparation)
+                made = dataclasses.replace(made, manifest=manifest)
             path = common.release_path(workdir, epsilon)
             if isinstance(made, PrivatisedTable):
                 promise, folder = made.release.manifest, publish_table(made, path, ledger=ledger)

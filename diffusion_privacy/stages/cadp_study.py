@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_privacy.data import sources
 from diffusion_privacy.data.pipeline import Batches
 from diffusion_privacy.data.records import Records, split_records
 from diffusion_privacy.data.table_rows import RowBatches, Rows
@@ -26,7 +25,7 @@ from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMec
 from diffusion_privacy.mechanisms.relation import Neighbours, Relation, parse_relation
 from diffusion_privacy.mechanisms.table import column_condition, row_hashes
 from diffusion_privacy.settings_cadp import Cadp, CadpTable, PrivateStudy
-from diffusion_privacy.stages import cadp_flow, cadp_table_study
+from diffusion_privacy.stages import cadp_flow, cadp_table_study, reading
 from diffusion_privacy.stages.cadp_flow import TableFlow, TrainedFlow
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.tasks import FlowTask
@@ -57,12 +56,12 @@ def load_parts(settings: PrivateStudy, workdir: Workdir) -> Parts[Any]:
     if isinstance(settings, CadpTable):
         parts = Parts(*cadp_table_study.load_parts(settings))
     else:
-        source = sources.load(settings.data.source, **settings.data.params)
+        source = reading.load(settings.data)
         wanted = settings.split
         parts = Parts(*split_records(source, (wanted.public, wanted.private, wanted.test), settings.seed))
-    path = workdir.path("split.json")
-    if not path.exists():
-        workdir.write_json(path, {f.name: getattr(parts, f.name).index.tolist() for f in dataclasses.fields(parts)})
+    by_name = {f.name: getattr(parts, f.name) for f in dataclasses.fields(parts)}
+    index = {name: part.index for name, part in by_name.items()}
+    reading.write_split(workdir, parts.public, index, {name: part.identity for name, part in by_name.items()})
     return parts
 
 

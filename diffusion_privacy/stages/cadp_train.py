@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from diffusion_privacy import settings as settings_module
+from diffusion_privacy.data.records import Records
 from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
-from diffusion_privacy.stages import dp_training
+from diffusion_privacy.stages import dp_training, watching
+from diffusion_privacy.stages.cadp_flow import TrainedFlow
 from diffusion_privacy.stages.cadp_study import Parts, R
+from diffusion_privacy.stages.watching import Watch
 from diffusion_privacy.stages.workdir import Workdir
-from diffusion_privacy.training.loop import train as run_loop
+from diffusion_privacy.tasks import FlowTask
+from diffusion_privacy.training import rng
+from diffusion_privacy.types import PyTree
 
 
 def train(settings: PrivateStudy, workdir: Workdir) -> None:
@@ -29,14 +38,28 @@ def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
     if config.privacy.on and settings.flow.trained_on == "private":
         dp_training.pay(common.make_ledger(settings, workdir), folder, "train flow", config, common.hashes(records))
     identity = {"config": settings_module.digest({"flow": settings_module.to_dict(settings.flow)})}
+    task = common.flow_task(settings, records)
     with workdir.timed("train flow"):
-        run_loop(
-            common.flow_task(settings, records),
+        watching.train(
+            task,
             common.batches(records, config.batch_size, settings.seed),
             config,
+            _watch(settings, task, parts),
             workdir=folder,
             seed=settings.seed,
             name="flow",
             identity=identity,
         )
     return records
+
+
+def _watch(settings: PrivateStudy, task: FlowTask, parts: common.Parts[Any]) -> Watch:
+    """Pictures of images only: what the flow draws, class after class."""
+    if not isinstance(parts.test, Records):
+        return Watch(settings.outputs, settings.profile)
+    classes, key = parts.test.num_classes, rng.stream(settings.seed, "grid")
+
+    def draw(params: PyTree, count: int) -> np.ndarray:
+        return TrainedFlow(task.model, params).sample(np.arange(count) % classes, key)
+
+    return Watch(settings.outputs, settings.profile, parts.test, draw)

@@ -113,7 +113,9 @@ def _dp_models(settings: Joined, workdir: Workdir, setup: audit_stage.Setup, oth
     hits = []
     for model in range(settings.certify.dp_models):
         name, seed = f"dp_model_{number}_{model}", (settings.seed + _SEED_STEP * (model + 2)) % 2**32
-        joined_train.fit_score(settings, workdir, name, other, settings.private_training, seed, "certify", name)
+        joined_train.fit_score(
+            settings, workdir, name, other, settings.private_training, seed, workdir.path("certify", name)
+        )
         params = restore_ema(workdir.root / "certify" / name)[0]
         hits.append(_hits(settings, setup, params, other, number, "dp_model", model))
     return _pooled(settings, hits)

@@ -19,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy.anonymity import fingerprints
-from diffusion_privacy.data import sources
 from diffusion_privacy.data.records import Records, split_records
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.accounting import Spend
 from diffusion_privacy.mechanisms.ledger import Entry, Ledger
 from diffusion_privacy.settings import Named
 from diffusion_privacy.settings_joined import Joined
-from diffusion_privacy.stages import cadp_study
+from diffusion_privacy.stages import cadp_study, reading
 from diffusion_privacy.stages import study as score_study
 from diffusion_privacy.stages.cadp_study import Parts
 from diffusion_privacy.stages.workdir import Workdir
@@ -71,7 +70,7 @@ def load_sets(settings: Joined, workdir: Workdir) -> Sets:
     Raises:
       InputError: too few people for the marked records or the controls.
     """
-    source = sources.load(settings.data.source, **settings.data.params)
+    source = reading.load(settings.data)
     shares = settings.split
     public, private, rest = split_records(source, (shares.public, shares.private, shares.test), settings.seed)
     private = _first_people(private, settings.marks.private, settings.seed, "marks.private")
@@ -89,10 +88,9 @@ def load_sets(settings: Joined, workdir: Workdir) -> Sets:
     parts = Parts(public, private.with_images(images), test)
     train = {score_study.REFERENCE: public, "careful": public}
     roles = score_study.Roles(clean.take(np.arange(count)), held, marked, params, test, train)
-    path = workdir.path("split.json")
-    if not path.exists():
-        rows = {"public": public, "private": private, "marked": roles.private, "controls": held, "test": test}
-        workdir.write_json(path, {name: one.index.tolist() for name, one in rows.items()})
+    rows = {"public": public, "private": private, "marked": roles.private, "controls": held, "test": test}
+    index = {name: one.index for name, one in rows.items()}
+    reading.write_split(workdir, source, index, {name: one.identity for name, one in rows.items()})
     return Sets(parts, roles)
 
 

@@ -8,6 +8,7 @@ total of the run "no guarantee". What a single way to share rests on is read fro
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,16 +20,16 @@ from diffusion_privacy.data.records import Records
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.mechanisms.accounting import Spend
 from diffusion_privacy.settings_joined import Joined
-from diffusion_privacy.stages import cadp_privatize, cadp_study, cadp_train, dp_training
+from diffusion_privacy.stages import cadp_privatize, cadp_study, cadp_train, dp_training, watching
 from diffusion_privacy.stages import joined_study as common
 from diffusion_privacy.stages import sample as sample_stage
 from diffusion_privacy.stages import study as score_study
 from diffusion_privacy.stages import train as train_stage
+from diffusion_privacy.stages.watching import Watch
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
-from diffusion_privacy.training.loop import train as run_loop
 from diffusion_privacy.training.state import TrainConfig
-from diffusion_privacy.types import Array, ConditionalScore
+from diffusion_privacy.types import Array, ConditionalScore, PyTree
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,15 +44,32 @@ def privatize(settings: Joined, workdir: Workdir) -> None:
 
 
 def fit_score(
-    settings: Joined, workdir: Workdir, name: str, records: Records, config: TrainConfig, seed: int, *folder: str
+    settings: Joined,
+    workdir: Workdir,
+    name: str,
+    records: Records,
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    held_out: Records | None = None,
 ) -> None:
-    """Trains one conditional score model; ``folder`` below the workdir, by default ``train/NAME``."""
+    """Trains one conditional score model in ``folder``; with ``held_out`` its pictures are drawn, if any are wanted."""
+    task = common.score_task(settings, records.num_classes)
     identity = {"config": settings_module.digest({"score": settings_module.to_dict(settings)["score"], "name": name})}
-    run_loop(
-        common.score_task(settings, records.num_classes),
+    chain, shape, key = make_chain(settings), records.image.shape[1:], rng.stream(settings.seed, "grid")
+
+    def picture(params: PyTree, count: int) -> np.ndarray:
+        labels = np.arange(count) % records.num_classes
+        return montecarlo.sample_labelled(
+            chain, task.conditional_score(params), shape, labels, key, chunk=min(count, 64)
+        )
+
+    watching.train(
+        task,
         Batches(records, config.batch_size, seed),
         config,
-        workdir=workdir.path(*(folder or ("train", name))),
+        Watch(settings.outputs, settings.profile, held_out, picture),
+        workdir=folder,
         seed=seed,
         name=name,
         identity=identity,
@@ -68,19 +86,37 @@ def train(settings: Joined, workdir: Workdir) -> None:
     if done.exists():
         return
     sets = common.load_sets(settings, workdir)
-    private, seed = sets.parts.private, settings.seed
+    private, test, seed = sets.parts.private, sets.parts.test, settings.seed
     released = common.load_copy(settings, workdir, private).records
     ledger, hashes = common.make_ledger(settings, workdir), cadp_study.hashes(private)
     config = settings.private_training
     dp_training.pay(ledger, common.dp_folder(workdir), "train dp_model", config, hashes)
     common.note(ledger, common.COPY_STAGE, _nothing(), hashes)
     with workdir.timed("train dp_model"):
-        fit_score(settings, workdir, "dp_model", private, config, seed)
+        fit_score(settings, workdir, "dp_model", private, config, seed, workdir.path("train", "dp_model"), test)
     with workdir.timed("train copy_model"):
-        fit_score(settings, workdir, "copy_model", released, settings.score.training, seed)
+        fit_score(
+            settings,
+            workdir,
+            "copy_model",
+            released,
+            settings.score.training,
+            seed,
+            workdir.path("train", "copy_model"),
+            test,
+        )
     common.note(ledger, common.RAW_STAGE, None, hashes)
     with workdir.timed("train raw_model"):
-        fit_score(settings, workdir, "raw_model", private, settings.score.training, seed)
+        fit_score(
+            settings,
+            workdir,
+            "raw_model",
+            private,
+            settings.score.training,
+            seed,
+            workdir.path("train", "raw_model"),
+            test,
+        )
     common.note(ledger, common.DETECTOR_STAGE, None, hashes)
     train_stage.fit_scores(settings.study, workdir, sets.roles, [score_study.REFERENCE])
     train_stage.fit_detector(settings.study, workdir, sets.roles)

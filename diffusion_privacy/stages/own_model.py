@@ -18,13 +18,13 @@ from diffusion_privacy.anonymity.detector_tasks import Perturbation
 from diffusion_privacy.anonymity.intervals import Rate
 from diffusion_privacy.audits import own_model
 from diffusion_privacy.audits.own_model import OwnAudit, RecordAudit
-from diffusion_privacy.data import sources
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.diffusion.given_model import GivenModel
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.interop import diffusers
 from diffusion_privacy.reports import schema, wording
 from diffusion_privacy.settings_own import OwnModel
+from diffusion_privacy.stages import reading
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training.checkpoint import versions
 
@@ -96,7 +96,7 @@ def load_records(study: OwnModel) -> tuple[Records, Records]:
       InputError: a number that the source does not have, or fewer than 19 held-out records.
     """
     wanted = study.records
-    source = sources.load(study.data.source, **study.data.params)
+    source = reading.load(study.data)
     rows = []
     for number in wanted.private:
         at = np.flatnonzero(source.index == number)
@@ -104,7 +104,7 @@ def load_records(study: OwnModel) -> tuple[Records, Records]:
             raise InputError(f"config.records.private: the source has no record {number}")
         rows.append(int(at[0]))
     private = source.take(rows)
-    others = source if wanted.held_out is None else sources.load(wanted.held_out.source, **wanted.held_out.params)
+    others = source if wanted.held_out is None else reading.load(wanted.held_out)
     kept = (others.index >= wanted.start) & ((others.index < wanted.stop) | (wanted.stop == 0))
     if wanted.held_out is None:
         kept &= ~np.isin(others.identity, private.identity)

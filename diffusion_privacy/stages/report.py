@@ -53,6 +53,7 @@ def _release(study: Study, workdir: Workdir, models: dict[str, Any], roles: comm
             "source": study.data.source,
             "n": len(roles.train["careful"]) + len(roles.held_out) + len(roles.controls),
             "shape": [int(v) for v in roles.private.image.shape[1:]],
+            "preparation": list(roles.private.preparation),
             "held_out": len(roles.held_out),
             "controls": len(roles.controls),
         },

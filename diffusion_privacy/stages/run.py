@@ -26,6 +26,7 @@ from diffusion_privacy.stages import (
     joined_report,
     joined_train,
     own_model,
+    reading,
     size_sweep,
 )
 from diffusion_privacy.stages.audit import audit
@@ -103,9 +104,11 @@ def run(study: AnyStudy, workdir: Path, mode: str = "study") -> None:
     stages = _BY_KIND[type(study)]
     if mode != "study" and mode not in stages:
         raise InputError(f"mode: expected study or one of {', '.join(stages)}, got {mode!r}")
+    # Before the directory is bound to these settings: the path is the one that has to change.
     if isinstance(study, CadpTable):
-        # Before the directory is bound to these settings: the path is the one that has to change.
         cadp_table_study.check_file(study)
+    elif not (workdir / "config.json").exists():
+        reading.require(study.data)
     place = Workdir(workdir, study)
     for name, stage in stages.items():
         if mode in ("study", name):

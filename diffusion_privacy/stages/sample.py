@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from diffusion_privacy.anonymity import lanes, montecarlo
+from diffusion_privacy.data import pictures
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.settings import Study
 from diffusion_privacy.stages import study as common
@@ -45,9 +48,18 @@ def draw(
 def sample(study: Study, workdir: Workdir) -> None:
     """Draws the images that E1 counts and the reference's images that calibrate the detector."""
     counts = {**study.audit.samples, common.REFERENCE: study.detector.negatives}
-    if all(workdir.path("samples", f"{n}.npz").exists() for n in counts):
+    if not all(workdir.path("samples", f"{n}.npz").exists() for n in counts):
+        draw_all(study, workdir, common.load_roles(study, workdir), counts)
+    export(study, workdir, list(counts))
+
+
+def export(study: Study, workdir: Workdir, names: Sequence[str]) -> None:
+    """The first ``outputs.png`` images of each model as ``samples/NAME/000000.png`` …; all are in the npz beside it."""
+    if study.outputs.png == 0 or jax.process_index() != 0:
         return
-    draw_all(study, workdir, common.load_roles(study, workdir), counts)
+    for name in names:
+        images = workdir.read_arrays(workdir.path("samples", f"{name}.npz"))["images"]
+        pictures.write_folder(workdir.root / "samples" / name, images[: study.outputs.png])
 
 
 def draw_all(study: Study, workdir: Workdir, roles: common.Roles, counts: dict[str, int]) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_privacy.data import sources
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import sweep_figure
 from diffusion_privacy.settings_sweep import Point, SizeSweep
 from diffusion_privacy.stages import audit as audit_stage
+from diffusion_privacy.stages import reading
 from diffusion_privacy.stages import sample as sample_stage
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages import train as train_stage
@@ -47,13 +47,15 @@ def _reduced(records: Records, factor: int) -> Records:
     if height % factor or width % factor:
         raise InputError(f"config.sweep.reduce: expected a divisor of {height} and {width}, got {factor}")
     cut = records.image.reshape(n, height // factor, factor, width // factor, factor, channels)
-    return records.with_images(cut.mean(axis=(2, 4), dtype=np.float64).astype(np.float32))
+    made = records.with_images(cut.mean(axis=(2, 4), dtype=np.float64).astype(np.float32))
+    said = f"reduced: means over squares of {factor} x {factor}"
+    return dataclasses.replace(made, preparation=(*records.preparation, said))
 
 
 def _roles(job: SizeSweep, workdir: Workdir) -> common.Roles:
     """The study's roles, with the training set of every point beside the reference's."""
     study = job.study
-    source = _reduced(sources.load(study.data.source, **study.data.params), job.sweep.reduce)
+    source = _reduced(reading.load(study.data), job.sweep.reduce)
     roles = common.load_roles(study, workdir, source)
     whole = roles.train["careful"]
     if job.sweep.sizes[-1] > len(whole):
@@ -85,6 +87,7 @@ def sample(job: SizeSweep, workdir: Workdir) -> None:
     sample_stage.draw_all(job.study, workdir, roles, {common.REFERENCE: job.study.detector.negatives})
     for point in job.points():
         sample_stage.draw_all(job.at(point), workdir, roles, {point.name: job.sweep.samples})
+    sample_stage.export(job.study, workdir, [point.name for point in job.points()])
 
 
 def audit(job: SizeSweep, workdir: Workdir) -> None:

@@ -15,13 +15,13 @@ from diffusion_privacy.anonymity.conformal import conformal_threshold
 from diffusion_privacy.anonymity.reidentification import EmbeddingScores
 from diffusion_privacy.audits import one_run
 from diffusion_privacy.data import records as records_module
-from diffusion_privacy.data import sources
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import SDES
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.networks.build import build
 from diffusion_privacy.settings import Named, Sampler, Study
+from diffusion_privacy.stages import reading
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.tasks import Classify, ScoreTask
 from diffusion_privacy.training import rng
@@ -76,11 +76,17 @@ def _people(source: Records, study: Study) -> list[np.ndarray]:
             raise InputError(f"config.split.private: the source has no record {private}")
         order = np.concatenate([at, order[order != at[0]]])
     _, first = np.unique(source.identity[order], return_index=True)
-    return [np.flatnonzero(source.identity == person) for person in source.identity[order][np.sort(first)]]
+    people = [np.flatnonzero(source.identity == person) for person in source.identity[order][np.sort(first)]]
+    # The private record first: it need not be the first of its person.
+    people[0] = np.concatenate([order[:1], people[0][people[0] != order[0]]])
+    return people
 
 
 def split(study: Study, source: Records) -> dict[str, np.ndarray]:
-    """Row numbers of the source by role; no person is in two of private + rest, canaries, controls and held_out.
+    """Row numbers of the source by role; no person is in two of careful (with all its parts but the planted canaries),
+    canaries, controls and held_out.
+
+    ``left_out`` are further records of people who are controls.
 
     Raises:
       InputError: the source has too few records or people.
@@ -106,7 +112,8 @@ def split(study: Study, source: Records) -> dict[str, np.ndarray]:
     rows = {
         "private": [private],
         "controls": held["controls"][: wanted.controls],
-        "held_out": held["held_out"] + held["controls"][wanted.controls :],
+        "held_out": held["held_out"],
+        "left_out": held["controls"][wanted.controls :],
         "canaries": canaries,
         "planted": planted,
         "careless": [*careful[: wanted.careless], *planted],
@@ -119,7 +126,7 @@ def split(study: Study, source: Records) -> dict[str, np.ndarray]:
 
 def load_roles(study: Study, workdir: Workdir, source: Records | None = None) -> Roles:
     """Loads the source unless it is given, splits it and plants the fingerprints; writes split.json once."""
-    source = sources.load(study.data.source, **study.data.params) if source is None else source
+    source = reading.load(study.data) if source is None else source
     rows = split(study, source)
     mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
     private, controls = source.take(rows["private"]), source.take(rows["controls"])
@@ -135,9 +142,8 @@ def load_roles(study: Study, workdir: Workdir, source: Records | None = None) ->
         images = np.array(train[name].image)
         images[train[name].index == private.index[0]] = marked.image[0]
         train[name] = train[name].with_images(images)
-    path = workdir.path("split.json")
-    if not path.exists():
-        workdir.write_json(path, {name: source.index[value].tolist() for name, value in rows.items()})
+    index = {name: source.index[value] for name, value in rows.items()}
+    reading.write_split(workdir, source, index, {name: source.identity[value] for name, value in rows.items()})
     canaries = source.take(rows["canaries"]) if len(rows["canaries"]) else None
     included = np.isin(rows["canaries"], rows["planted"]) if canaries is not None else None
     return Roles(private, controls, marked, params, source.take(rows["held_out"]), train, canaries, included)

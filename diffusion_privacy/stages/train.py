@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffusion_privacy import settings
-from diffusion_privacy.anonymity import fingerprints, reidentification
+from diffusion_privacy.anonymity import fingerprints, montecarlo, reidentification
 from diffusion_privacy.anonymity.bank import IdentityBankTask
 from diffusion_privacy.anonymity.detector_tasks import FingerprintTask, Perturbation
 from diffusion_privacy.anonymity.reidentification import EmbeddingTask
@@ -17,17 +17,22 @@ from diffusion_privacy.data.records import Records
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Study
 from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages import watching
+from diffusion_privacy.stages.watching import Watch
 from diffusion_privacy.stages.workdir import Workdir
-from diffusion_privacy.training.loop import train as run_loop
+from diffusion_privacy.training import rng
 from diffusion_privacy.training.state import TrainConfig
-from diffusion_privacy.types import Task
+from diffusion_privacy.types import PyTree, Task
 
 
-def _fit(task: Task, records: Records, config: TrainConfig, study: Study, workdir: Workdir, name: str) -> None:
+def _fit(
+    task: Task, records: Records, config: TrainConfig, study: Study, workdir: Workdir, name: str, watch: Watch
+) -> None:
     # The seed does not enter the order of another model's records: each has its own stream.
     batches = Batches(records, config.batch_size, study.seed)
     identity = {"config": settings.digest({"score": settings.to_dict(study)["score"], "name": name})}
-    run_loop(task, batches, config, workdir=workdir.path("train", name), seed=study.seed, name=name, identity=identity)
+    folder = workdir.path("train", name)
+    watching.train(task, batches, config, watch, workdir=folder, seed=study.seed, name=name, identity=identity)
 
 
 def perturbation(study: Study) -> Perturbation:
@@ -54,21 +59,30 @@ def train(study: Study, workdir: Workdir) -> None:
 def fit_scores(study: Study, workdir: Workdir, roles: common.Roles, names: Sequence[str]) -> None:
     """Trains the score models ``names``, each on ``roles.train[name]``."""
     task = common.score_task(study)
+    chain, shape = common.make_chain(study, task.sde), roles.private.image.shape[1:]
+    # One key: a picture shows what became of the same noise.
+    key = rng.stream(study.seed, "grid")
+
+    def draw(params: PyTree, count: int) -> np.ndarray:
+        return montecarlo.sample(chain, task.score(params), shape, count, key, chunk=min(count, 64))
+
+    watch = Watch(study.outputs, study.profile, roles.held_out, draw)
     for name in names:
         with workdir.timed(f"train {name}"):
-            _fit(task, roles.train[name], study.score.training, study, workdir, name)
+            _fit(task, roles.train[name], study.score.training, study, workdir, name, watch)
 
 
 def fit_detector(study: Study, workdir: Workdir, roles: common.Roles) -> None:
     """Trains C_f and C_id on the clean records of the largest set."""
     mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
     nets, change = common.classifiers(study), perturbation(study)
-    clean = _clean(roles)
+    clean, watch = _clean(roles), Watch(study.outputs, study.profile)
     with workdir.timed("train fingerprint detector"):
         c_f = FingerprintTask(nets["fingerprint"].init, nets["fingerprint"], mark, change)
-        _fit(c_f, clean, study.detector.training, study, workdir, "fingerprint")
+        _fit(c_f, clean, study.detector.training, study, workdir, "fingerprint", watch)
     with workdir.timed("train identity detector"):
-        _fit(_identity_task(study, roles, clean), clean, study.detector.training, study, workdir, "identity")
+        c_id = _identity_task(study, roles, clean)
+        _fit(c_id, clean, study.detector.training, study, workdir, "identity", watch)
 
 
 def _identity_task(study: Study, roles: common.Roles, clean: Records) -> Task:

@@ -1,7 +1,7 @@
 """The working directory of a run: whose config it is, what is finished, how long it took.
 
 config.json          the settings that every file here was computed with
-split.json           who is in which set
+split.json           who is in which set; data.json what the images are and, by pseudonym, whose
 train/NAME/          checkpoints, metrics.csv, tensorboard of each model
 samples/NAME.npz     images drawn from each model
 likelihood.json
@@ -54,12 +54,27 @@ def _differences(found: Any, wanted: Any, path: str) -> list[str]:
     return [] if found == wanted else [f"{path} is {found!r} there and {wanted!r} here"]
 
 
+_FREE = ("report", "outputs", "profile")
+"""Groups of settings that decide no number of a run."""
+
+
+def _deciding(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide a run's numbers."""
+    kept = {name: value for name, value in fields.items() if name not in _FREE}
+    if isinstance(kept.get("data"), Mapping):
+        kept["data"] = {name: value for name, value in kept["data"].items() if name != "obtain"}
+    if isinstance(kept.get("study"), Mapping):
+        kept["study"] = _deciding(kept["study"])
+    return kept
+
+
 class Workdir:
     """One run's directory, bound to its settings.
 
     Args:
       root: created if needed.
-      settings: a frozen dataclass; its field ``report`` may change between runs, all others may not.
+      settings: a frozen dataclass; what decides no number (`_FREE`, ``data.obtain``) may change between runs, all else
+        may not.
 
     Raises:
       InputError: not writable, or it holds a run with other settings (the first differing field is named).
@@ -70,10 +85,10 @@ class Workdir:
         require_writable(self.root)
         fields = settings_module.to_dict(settings)
         self.config = fields
-        wanted = {k: v for k, v in fields.items() if k != "report"}
+        wanted = _deciding(fields)
         path = self.root / "config.json"
         if path.exists():
-            found = {k: v for k, v in self.read_json(path).items() if k != "report"}
+            found = _deciding(self.read_json(path))
             differing = _differences(found, wanted, "config")
             if differing:
                 raise InputError(

@@ -30,6 +30,7 @@ from diffusion_privacy.training import state as states
 from diffusion_privacy.training.checkpoint import Checkpoints
 from diffusion_privacy.training.metrics import MetricsWriter, Progress
 from diffusion_privacy.training.private_step import PrivateSteps
+from diffusion_privacy.training.profile import Trace
 from diffusion_privacy.training.state import TrainConfig, TrainState
 from diffusion_privacy.training.steps import BatchSource, Engine, PlainSteps, metric_names
 from diffusion_privacy.types import Array, PyTree, Task
@@ -70,6 +71,7 @@ def train(
     on_log: OnLog | None = None,
     eval_fn: EvalFn | None = None,
     mesh: Mesh | None = None,
+    profile: int = 0,
 ) -> TrainState:
     """Trains to ``config.steps``, going on from the latest checkpoint in ``workdir``; no work when it is finished.
 
@@ -88,6 +90,7 @@ def train(
       on_log: called with (updates made, row) whenever a row is written, on every process.
       eval_fn: called every ``eval_every`` steps with the state; its numbers are logged as ``eval/<name>``.
       mesh: default `sharding.data_mesh()`.
+      profile: so many steps, from the third of this process on, are traced into ``workdir/profile``.
 
     Returns:
       The final state, on all devices of the mesh.
@@ -105,8 +108,9 @@ def train(
         run = _Run(task, batches, config, seed, name, mesh, checkpoints)
         if run.step < config.steps:
             engine = run.engine(Path(workdir), fields)
-            with _Stop() as stop, _Log(run, Path(workdir), on_log) as log:
-                run.go(engine, stop, log, eval_fn)
+            trace = Trace(Path(workdir).absolute() / "profile", run.step, profile)
+            with _Stop() as stop, _Log(run, Path(workdir), on_log) as log, trace:
+                run.go(engine, stop, log, eval_fn, trace)
         if config.privacy.on:
             secrets.erase(Path(workdir))
         return run.state
@@ -179,12 +183,13 @@ class _Run:
             self.task, source, self.config, self.mesh, self.key_data, plan, secret, self.state.params, list(self.totals)
         )
 
-    def go(self, engine: Engine, stop: _Stop, log: _Log, eval_fn: EvalFn | None) -> None:
+    def go(self, engine: Engine, stop: _Stop, log: _Log, eval_fn: EvalFn | None, trace: Trace) -> None:
         """Makes the remaining steps."""
         config = self.config
         pending: collections.deque[tuple[int, Array]] = collections.deque()
         stopping, first = False, self.step
         while self.step < config.steps:
+            trace.before(self.step, self.state)
             self.state, self.totals, signals = engine.advance(self.state, self.totals, self.step, stop.received)
             pending.append((self.step, signals))
             self.step, self.window = self.step + 1, self.window + 1

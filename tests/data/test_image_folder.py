@@ -77,7 +77,7 @@ def test_a_table_gives_label_and_person(folder):
     ("text", "message"),
     [
         ("path,label\nill/none.png,1\n", "path in row 2 is 'ill/none.png'; expected a file in"),
-        ("path,label\nill/notes.txt,1\n", "expected PNG or JPEG"),
+        ("path,label\nill/notes.txt,1\n", "expected PNG, JPEG or TIFF"),
         ("path,label\nill/b.png,\n", "label in row 2 is blank"),
         ("path,label\nill/b.png,-1\n", "label -1 is out of range"),
         ("path,label\nill/b.png,7\n", r"label 7 is out of range; expected 0\.\.0"),
@@ -121,12 +121,12 @@ def test_images_that_would_lose_something_are_refused(tmp_path):
 
 def test_broken_images_are_refused(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)
-    for name in ("x.png", "x.jpg"):
+    for name in ("x.png", "x.jpg", "x.tif"):
         file = put(tmp_path / name.replace(".", "_") / "a" / name, noise)
         whole = file.read_bytes()
         for content in (b"", b"hello", whole[: len(whole) // 2], whole[:20]):
             file.write_bytes(content)
-            with pytest.raises(InputError, match="not a complete PNG or JPEG image") as caught:
+            with pytest.raises(InputError, match="not a complete PNG, JPEG or TIFF image") as caught:
                 load("image_folder", path=file.parents[1])
             assert str(file) in str(caught.value)
             assert "\n" not in str(caught.value)
@@ -137,8 +137,8 @@ def test_folders_of_another_layout_are_refused(tmp_path, folder):
         load("image_folder", path=tmp_path / "nowhere")
     with pytest.raises(InputError, match="is not a folder"):
         load("image_folder", path=folder / "ill" / "a.PNG")
-    (folder / "ill" / "scan.tiff").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"scan.tiff: format is not read"):
+    (folder / "ill" / "scan.dcm").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"scan.dcm: format is not read"):
         load("image_folder", path=folder)
     put(folder / "loose.png")
     with pytest.raises(InputError, match=r"loose.png: lies beside the class sub-folders"):
@@ -175,3 +175,91 @@ def test_a_file_is_one_record_however_it_is_read(folder):
     assert (small.with_images(small.image / 2).source_hash == hashes).all()
     (folder / "ill" / "b.png").rename(folder / "healthy" / "renamed.png")
     assert set(load("image_folder", path=folder, size=4).source_hash) == set(hashes)
+
+
+WIDE = np.arange(20, dtype=np.uint16).reshape(4, 5) * 3_000
+
+
+@pytest.mark.parametrize("name", ["x.tif", "x.png"])
+def test_16_bit_grey_keeps_its_levels(tmp_path, name):
+    put(tmp_path / "a" / name, WIDE)
+    records = load("image_folder", path=tmp_path, bits=16)
+    assert records.levels == 65_536
+    np.testing.assert_array_equal(np.rint((records.image[0, ..., 0].astype(np.float64) + 1) * 32767.5), WIDE)
+    windowed = load("image_folder", path=tmp_path, bits=16, window=(3_000, 6_000))
+    assert np.unique(windowed.image).tolist() == [-1.0, 1.0]
+    assert "window: stored levels 3000 … 6000" in windowed.preparation[0]
+    assert (windowed.source_hash == records.source_hash).all()
+    half = load("image_folder", path=tmp_path, bits=16, size=(2, 5))
+    assert half.image.shape == (1, 2, 5, 1)
+    with pytest.raises(InputError, match=rf"{name}: has I;16 pixels .*or give bits = 16"):
+        load("image_folder", path=tmp_path)
+    put(tmp_path / "a" / "y.png", GREY)
+    with pytest.raises(InputError, match=r"y.png: has L pixels of 8 bits; expected grey of 16 bits"):
+        load("image_folder", path=tmp_path, bits=16)
+
+
+def test_big_endian_and_8_bit_tiff(tmp_path):
+    Image.frombytes("I;16B", (5, 4), WIDE.astype(">u2").tobytes()).save(_parent(tmp_path / "a" / "x.tif"))
+    records = load("image_folder", path=tmp_path, bits=16)
+    np.testing.assert_array_equal(np.rint((records.image[0, ..., 0].astype(np.float64) + 1) * 32767.5), WIDE)
+    put(tmp_path / "b" / "a" / "x.tiff", GREY)
+    np.testing.assert_array_equal(levels(load("image_folder", path=tmp_path / "b"))[0, ..., 0], GREY)
+
+
+def _parent(file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+def test_tiff_files_that_would_lose_something_are_refused(tmp_path):
+    file = _parent(tmp_path / "a" / "x.tif")
+    pages = [Image.fromarray(GREY), Image.fromarray(GREY)]
+    pages[0].save(file, save_all=True, append_images=pages[1:])
+    with pytest.raises(InputError, match=r"x.tif: holds several pages"):
+        load("image_folder", path=tmp_path)
+    Image.fromarray(WIDE).save(file, tiffinfo={262: 0})
+    with pytest.raises(InputError, match=r"x.tif: stores white as 0"):
+        load("image_folder", path=tmp_path, bits=16)
+    Image.fromarray(GREY.astype(np.float32)).save(file)
+    with pytest.raises(InputError, match=r"x.tif: has F pixels"):
+        load("image_folder", path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"bits": 12}, {"bits": 16, "window": (5, 5)}, {"bits": 16, "window": (0, 70_000)}, {"window": (0, 255)}],
+)
+def test_bits_and_window_are_checked(folder, params):
+    with pytest.raises(InputError, match=r"^(bits|window) is "):
+        load("image_folder", path=folder, **params)
+
+
+def test_people_by_file_name(tmp_path):
+    for name in ("person1_bacteria_1", "person1_bacteria_2", "person1_virus_9", "IM-0115-0001", "NORMAL2-IM-0115-0002"):
+        put(tmp_path / "a" / f"{name}.png")
+    pattern = r"(person\d+_(?:bacteria|virus))|IM-(\d+)"
+    records = load("image_folder", path=tmp_path, person=pattern)
+    assert len(np.unique(records.identity)) == 3
+    assert records.identity[0] == records.identity[1]  # IM-0115 and NORMAL2-IM-0115
+    put(tmp_path / "a" / "other.png")
+    with pytest.raises(InputError, match=r"other.png: person .* is not found in its name"):
+        load("image_folder", path=tmp_path, person=pattern)
+    for wrong in ("(", "IM-"):
+        with pytest.raises(InputError, match=r"^person is "):
+            load("image_folder", path=tmp_path, person=wrong)
+
+
+def test_a_table_with_other_names_of_columns(folder):
+    table = folder / "table.csv"
+    table.write_text("Image Index,Finding Labels,Patient ID,,\nill/b.png,Mass|Edema,7,,\nill/a.PNG,No Finding,7,,\n")
+    columns = {"path": "Image Index", "label": "Finding Labels", "identity": "Patient ID"}
+    records = load("image_folder", path=folder, table=table, columns=columns)
+    assert (records.label.tolist(), records.identity.tolist()) == ([0, 1], [0, 0])
+    with pytest.raises(InputError, match=r"person is .*has a column of people"):
+        load("image_folder", path=folder, table=table, columns=columns, person=r"(\w)")
+    with pytest.raises(InputError, match="column 'Index' stands 0 times"):
+        load("image_folder", path=folder, table=table, columns={**columns, "path": "Index"})
+    for wrong in ({"table": table, "columns": {"file": "x"}}, {"columns": columns}):
+        with pytest.raises(InputError, match=r"^columns is .*beside a table"):
+            load("image_folder", path=folder, **wrong)

@@ -33,7 +33,7 @@ def test_classes_and_limit():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"source": "digit"}, "source is 'digit'; expected one of digits, idx, npz, image_folder"),
+        ({"source": "digit"}, "source is 'digit'; expected one of digits, idx, npz, tfds, image_folder"),
         ({"source": "digits", "limits": 3}, "takes no 'limits'; expected some of classes, limit"),
         ({"source": "npz"}, "source 'npz' needs 'path'"),
         ({"source": "idx", "images": "x"}, "source 'idx' needs 'labels'"),
@@ -58,3 +58,5 @@ def test_every_source_says_what_it_reads():
     for name, constructor in SOURCES.items():
         assert constructor.__name__ == name
         assert "Raises:" in constructor.__doc__
+        first = constructor.__doc__.splitlines()[0]
+        assert first.endswith("."), f"{name}: one line says what it is"

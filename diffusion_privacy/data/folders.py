@@ -1,0 +1,181 @@
+"""Folders of image files: which files are records, of which class, and whose."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion_privacy.data.assemble import existing_file, infer_num_classes, number_people, read_table
+from diffusion_privacy.errors import InputError
+
+_COLUMNS = {"path": "path", "label": "label", "identity": "identity"}
+"""What a table is expected to call them."""
+
+
+class Kind(NamedTuple):
+    """Which files a source reads.
+
+    Attributes:
+      name: in words, for messages.
+      reads: whether a file is one of them.
+      refused: suffixes (lower case) of images that it does not read, which must not be passed over.
+    """
+
+    name: str
+    reads: Callable[[Path], bool]
+    refused: tuple[str, ...]
+
+
+class Listing(NamedTuple):
+    """The records of a folder in their order.
+
+    Attributes:
+      files: their paths, N.
+      label: int64 [N].
+      person: int32 [N], or None where only the files can say.
+      num_classes: number of classes.
+      where: what to name in messages about labels.
+    """
+
+    files: list[Path]
+    label: np.ndarray
+    person: np.ndarray | None
+    num_classes: int
+    where: str
+
+
+def listing(
+    folder: Path,
+    table: str | None,
+    num_classes: int | None,
+    kind: Kind,
+    columns: Mapping[str, str] | None = None,
+    person: str | None = None,
+) -> Listing:
+    """The records of ``folder``, by class sub-folders or by a CSV table.
+
+    Without a table each sub-folder is a class, numbered by sorted name; its records are all files of the kind below
+    it, sorted. Files and folders that start with a dot, and files that are no images, are passed over. A table has
+    columns ``path`` (relative to the folder), ``label`` (numbers, or names numbered in sorted order) and, if known,
+    ``identity`` (blank: unknown); its rows are the records.
+
+    Args:
+      folder: an existing folder.
+      table: path of the CSV, or None.
+      num_classes: how many classes there are; None: the number of sub-folders, or as many as occur in the table.
+      kind: which files.
+      columns: what the table calls them, where not ``path``, ``label``, ``identity``: ``{"path": "Image Index", …}``.
+      person: regular expression that is searched for in every file's name; what its groups match names the person.
+
+    Raises:
+      InputError: no records, a loose image, an image of another format, a table that does not fit, or a name in which
+        ``person`` is not found.
+    """
+    if columns is not None and (table is None or not set(columns) <= set(_COLUMNS)):
+        raise InputError(f"columns is {dict(columns)!r}; expected names of {', '.join(_COLUMNS)}, beside a table")
+    if table is not None:
+        table_file = existing_file(table, "table")
+        files, label, people = _from_table(folder, table_file, kind, {**_COLUMNS, **(columns or {})})
+        classes, where = infer_num_classes(label, num_classes, str(table_file)), str(table_file)
+    else:
+        files, label, found = _from_folders(folder, kind)
+        people, where = None, str(folder)
+        classes = infer_num_classes(label, found if num_classes is None else num_classes, where)
+    if person is not None:
+        if people is not None:
+            raise InputError(f"person is {person!r}, but {where} has a column of people; expected one of the two")
+        people = _from_names(files, person)
+    return Listing(files, label, people, classes, where)
+
+
+def _from_names(files: list[Path], pattern: str) -> np.ndarray:
+    """Person int32 [N]; equal texts of all groups are one person."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(
+            f"person is {pattern!r}, no regular expression ({error}); expected one with a group"
+        ) from error
+    if compiled.groups == 0:
+        raise InputError(f"person is {pattern!r}; expected a group, (…), around what names the person")
+    names = []
+    for file in files:
+        found = compiled.search(file.name)
+        text = "|".join(group or "" for group in found.groups()) if found else ""
+        if not text.strip("|"):
+            raise InputError(f"{file}: person {pattern!r} is not found in its name; expected it in every file")
+        names.append(text)
+    return number_people(names)
+
+
+def _from_folders(folder: Path, kind: Kind) -> tuple[list[Path], np.ndarray, int]:
+    """Files, their class int64 [N], and the number of classes."""
+    stray = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and kind.reads(p))
+    if stray:
+        raise InputError(f"{folder / stray[0]}: lies beside the class sub-folders of {folder}; expected it inside one")
+    class_folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    files: list[Path] = []
+    label: list[int] = []
+    for number, class_folder in enumerate(class_folders):
+        found = sorted(p for p in class_folder.rglob("*") if p.is_file() and not _hidden(p, class_folder))
+        for file in found:
+            if file.suffix.lower() in kind.refused:
+                raise InputError(f"{file}: format is not read; expected {kind.name}")
+        images = [p for p in found if kind.reads(p)]
+        files += images
+        label += [number] * len(images)
+    if not files:
+        raise InputError(f"{folder}: holds zero records; expected {kind.name} files in one sub-folder for each class")
+    return files, np.asarray(label, np.int64), len(class_folders)
+
+
+def _hidden(file: Path, below: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(below).parts)
+
+
+def _from_table(
+    folder: Path, table_file: Path, kind: Kind, columns: Mapping[str, str]
+) -> tuple[list[Path], np.ndarray, np.ndarray | None]:
+    """Files, their label int64 [N] and, where the table says it, person int32 [N]."""
+    given = read_table(table_file, [columns["path"], columns["label"]])
+    table = {ours: given[theirs] for ours, theirs in columns.items() if theirs in given}
+    files = [folder / cell for cell in table["path"]]
+    for row, file in enumerate(files, start=2):
+        if not file.is_file():
+            raise InputError(
+                f"{table_file}: path in row {row} is {table['path'][row - 2]!r}; expected a file in {folder}"
+            )
+        if not kind.reads(file):
+            raise InputError(f"{table_file}: path in row {row} is {table['path'][row - 2]!r}; expected {kind.name}")
+    cells = table["label"]
+    if "" in cells:
+        raise InputError(f"{table_file}: label in row {cells.index('') + 2} is blank; expected a number or a name")
+    if all(re.fullmatch(r"-?[0-9]{1,9}", cell) for cell in cells):
+        label = np.asarray([int(cell) for cell in cells], np.int64)
+    else:
+        label = np.unique(np.asarray(cells), return_inverse=True)[1].astype(np.int64)
+    return files, label, number_people(table["identity"]) if "identity" in table else None
+
+
+def stack(files: list[Path], read: Callable[[Path], tuple[np.ndarray, str]]) -> tuple[np.ndarray, list[str]]:
+    """``read(file) -> (pixels [H, W, C], hash)`` of every file: pixels ``[N, H, W, C]`` and the hashes.
+
+    Raises:
+      InputError: two images differ in size, or what ``read`` raises.
+    """
+    first, _ = read(files[0])
+    pixels, source = np.empty((len(files), *first.shape), first.dtype), []
+    for i, file in enumerate(files):
+        image, found = read(file)
+        source.append(found)
+        if image.shape != first.shape:
+            raise InputError(
+                f"{file}: is {image.shape[0]} x {image.shape[1]} (height x width); expected {first.shape[0]} x"
+                f" {first.shape[1]} as {files[0].name}, or give size"
+            )
+        pixels[i] = image
+    return pixels, source

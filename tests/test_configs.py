@@ -1,0 +1,119 @@
+"""Every config file: it parses, says what it is, and where data are missing ends with how to obtain them."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launching import ROOT, changed_config, launch
+
+from diffusion_privacy import settings_cadp
+from diffusion_privacy.data import sources, table_sources
+from diffusion_privacy.errors import InputError, MissingDataError
+from diffusion_privacy.stages import reading, run, train
+from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages.workdir import Workdir
+
+NAMES = sorted(
+    ".".join(path.relative_to(ROOT / "configs").with_suffix("").parts)
+    for path in (ROOT / "configs").rglob("*.py")
+    if path.name != "__init__.py" and "def get_config(" in path.read_text()
+)
+SETS = [name for name in NAMES if name.startswith("sets.")]
+PAPERS = (
+    *("mnist", "celeba", "pneumonia_xray", "chestxray14", "oct", "breastmnist", "retinamnist", "pneumoniamnist"),
+    *("bloodmnist", "organsmnist", "chestmnist"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_parses_and_its_source_takes_what_it_gives(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no data lie
+    module = importlib.import_module(f"configs.{name}")
+    path = f"configs/{name.replace('.', '/')}.py"
+    assert f"--config={path}" in module.__doc__ or name.startswith("paper.")
+    config = module.get_config()
+    assert config.is_locked
+    study = settings_cadp.parse(config.to_dict())
+    tables = isinstance(study, settings_cadp.CadpTable)
+    registry = table_sources.TABLES if tables else sources.SOURCES
+    assert study.data.source in registry
+    if tables or study.data.source == "digits":
+        return
+    with pytest.raises(MissingDataError) as caught:
+        sources.load(study.data.source, **study.data.params)  # not: an argument that it does not take
+    with pytest.raises(MissingDataError, match="expected") as told:
+        run.run(study, tmp_path / "run")
+    assert str(caught.value) in str(told.value)
+    assert str(told.value).endswith(" ".join(study.data.obtain.split()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_sets_of_the_papers_are_there_and_say_licence_and_place():
+    assert {f"sets.{name}" for name in PAPERS} <= set(SETS)
+    assert {"diabetes_cadp", "breast_cancer_cadp", "mnist_cadp"} <= set(NAMES)
+    for name in SETS:
+        module = importlib.import_module(f"configs.{name}")
+        obtain = module.get_config().data.obtain
+        assert "licence" in obtain, name
+        assert "--config.data.params." in obtain, name
+        assert "licence" in module.__doc__ or "free to use" in module.__doc__, name
+
+
+def test_missing_data_end_with_status_2_and_one_line(tmp_path):
+    done = launch("--config=configs/sets/celeba.py", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: config.data.params: ")
+    assert "licence" in lines[0]
+
+
+def test_a_table_that_is_missing_says_where_it_is_to_be_had(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("adult_cadp", "heart_cadp", "csv_cadp"):
+        study = settings_cadp.parse(importlib.import_module(f"configs.{name}").get_config().to_dict())
+        with pytest.raises(InputError, match=r"config\.data\.params\.path: .*--config\.data\.params\.path=FILE"):
+            run.run(study, tmp_path / "run")
+
+
+TINY = {
+    "score.network.params.channels": 8,
+    "score.network.params.channel_mult": (1,),
+    "score.network.params.blocks_per_level": 1,
+    "score.network.params.attention_levels": (),
+    "score.training.steps": 2,
+    "score.training.warmup_steps": 0,
+    "score.training.batch_size": 8,
+}
+
+
+@pytest.mark.slow
+def test_where_the_data_are_at_hand_the_first_stage_begins(shared_data: Path, tmp_path):
+    """One of its models; all of them on all sets would take minutes of compilation."""
+    changes = {"data.params.path": str(shared_data / "cxr_patients_64.npz"), "data.params.size": 16, **TINY}
+    study = settings_cadp.parse(changed_config("sets.xray_patients", changes))
+    work = Workdir(tmp_path, study)
+    roles = common.load_roles(study, work)
+    train.fit_scores(study, work, roles, ["careless"])
+    assert (tmp_path / "train" / "careless" / "checkpoints" / "2").is_dir()
+    data = json.loads((tmp_path / "data.json").read_text())
+    assert data["shape"] == [16, 16, 1]
+    assert not set(data["people"]["careful"]) & set(data["people"]["held_out"])
+
+
+def test_the_sets_at_hand_are_read_as_their_configs_say(shared_data: Path):
+    """Numbers of records, classes and people, as counted from the files by other means."""
+    mnist = importlib.import_module("configs.sets.mnist").get_config()
+    with mnist.unlocked():
+        for key, kind in (("images", "images-idx3"), ("labels", "labels-idx1")):
+            mnist.data.params[key] = str(shared_data / "mnist" / f"train-{kind}-ubyte.gz")
+    counts = np.bincount(reading.load(settings_cadp.parse(mnist.to_dict()).data).label)
+    assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    for name, people, classes in (("xray_patients", 643, 3), ("pneumoniamnist", 4708, 2)):
+        file = "cxr_patients_64.npz" if name == "xray_patients" else "pneumoniamnist.npz"
+        found = changed_config(f"sets.{name}", {"data.params.path": str(shared_data / file)})
+        records = reading.load(settings_cadp.parse(found).data)
+        assert len(np.unique(records.identity)) == people
+        assert records.num_classes == classes
