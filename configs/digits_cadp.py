@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
                     "clamp": 1.5,
                     "scan": True,
                 },
+                "training_precision": "float32",
                 "preprocess": "affine",
                 "logit_alpha": 0.05,
                 "reconstruction": 0.0,

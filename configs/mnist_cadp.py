@@ -30,27 +30,27 @@ def get_config() -> ConfigDict:
         }
         config.split = {"public": 0.5, "private": 0.3, "test": 0.2}
         config.flow.params = {
-            "depths": (4, 4),
-            "conv_width": 32,
-            "dense_depth": 2,
-            "dense_width": 256,
+            "depths": (0, 12),
+            "conv_net": "glow",
+            "conv_width": 128,
+            "dense_depth": 0,
             "clamp": 1.5,
             "actnorm": True,
             "mixing": "lu",
-            "scan": True,
         }
-        config.flow.preprocess = "logit"
-        config.flow.logit_alpha = 1e-3
+        config.flow.preprocess = "ink"
+        config.flow.training_precision = "bfloat16"
         config.flow.training.update(
             {
-                "steps": 1_500,
-                "batch_size": 128,
-                "learning_rate": 1e-3,
-                "warmup_steps": 50,
-                "weight_decay": 0.0,
-                "ema_decay": 0.998,
+                "steps": 12_000,
+                "batch_size": 64,
+                "micro_batches": 4,
+                "learning_rate": 4e-3,
+                "warmup_steps": 100,
+                "weight_decay": 0.02,
+                "ema_decay": 0.999,
+                "log_every": 200,
                 "checkpoint_every": 500,
-                "convolutions": "eigen",
             }
         )
         config.evaluation.training.update({"steps": 3_000, "checkpoint_every": 1_000})

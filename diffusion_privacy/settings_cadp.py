@@ -42,7 +42,10 @@ class Flow:
     Attributes:
       training: by the one loop; with ``training.privacy`` on, by DP-SGD.
       params: fields of `flows.cinn.FlowConfig`; shape and cond_dim come from the data.
-      preprocess: ``"affine"`` or ``"logit"`` for images, ``"none"`` for tables, see `flows.preprocess.Preprocess`.
+      training_precision: ``"float32"``, or ``"bfloat16"``: while it is trained, convolutions of ``conv_net = "glow"``
+        round their operands; the trained flow is used in float32, and its likelihood is that of float32.
+      preprocess: ``"affine"``, ``"logit"`` or ``"ink"`` for images, ``"none"`` for tables, see
+        `flows.preprocess.Preprocess`.
       logit_alpha: α of the logit map, in (0, 0.5); where most pixels are black or white a small one (0.001) is learned
         far sooner.
       reconstruction, perturbation: see `flows.objective.loss`.
@@ -52,6 +55,7 @@ class Flow:
 
     training: TrainConfig
     params: Params = dataclasses.field(default_factory=dict)
+    training_precision: str = "float32"
     preprocess: str = "affine"
     logit_alpha: float = 0.05
     reconstruction: float = 0.0
@@ -211,6 +215,7 @@ class PrivateStudy:
         _need(
             all(s > 0 for s in shares) and abs(sum(shares) - 1) < 1e-9, "split", "positive shares that sum to 1", shares
         )
+        _choice("flow.training_precision", self.flow.training_precision, ("float32", "bfloat16"))
         _choice("flow.trained_on", self.flow.trained_on, ("public", "private"))
         _choice("release.mechanism", release.mechanism, MECHANISMS)
         _choice("release.flow_training", release.flow_training, DECLARATIONS)
@@ -243,7 +248,7 @@ class Cadp(PrivateStudy):
     def __post_init__(self) -> None:
         super().__post_init__()
         evaluation = self.evaluation
-        _choice("flow.preprocess", self.flow.preprocess, ("affine", "logit"))
+        _choice("flow.preprocess", self.flow.preprocess, ("affine", "logit", "ink"))
         alpha = self.flow.logit_alpha
         _need(0 < alpha < 0.5, "flow.logit_alpha", "a number in (0, 0.5)", alpha)
         _need(evaluation.seeds >= 2, "evaluation.seeds", "at least 2", evaluation.seeds)

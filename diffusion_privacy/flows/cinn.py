@@ -18,11 +18,13 @@ from diffusion_privacy.flows.bijection import Bijection, Shape
 from diffusion_privacy.flows.chain import Chain, Flatten, Split, Stack
 from diffusion_privacy.flows.coupling import COUPLINGS, coupling
 from diffusion_privacy.flows.mixing import PARAMETERISATIONS, Mixing, Permutation
+from diffusion_privacy.flows.products import PRECISIONS
 from diffusion_privacy.flows.spline import Spline
 from diffusion_privacy.flows.squeeze import PATTERNS, Squeeze
-from diffusion_privacy.flows.subnets import ConvNet, DenseNet, Subnet
+from diffusion_privacy.flows.subnets import ConvNet, DenseNet, GlowNet, Subnet
 
 NO_MIXING = "permutation"
+CONV_NETS = ("paper", "glow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +34,12 @@ class FlowConfig:
     Attributes:
       shape: (h, w, c) of an image or (d,) of a vector.
       cond_dim: K, the length of the condition (one-hot class or attribute vector); 0 for none.
-      depths: couplings in each stage; each stage halves height and width. Empty for vectors.
+      depths: couplings in each stage; each stage halves height and width. 0 for a stage that only squeezes; not the
+        last one. Empty for vectors.
       dense_depth: dense couplings after the last stage.
+      conv_net: ``paper``: `subnets.ConvNet`, three 3x3 convolutions, the condition beside the input; ``glow``:
+        `subnets.GlowNet`, 3x3, 1x1 and 3x3, several times cheaper.
+      conv_precision: of the convolutions of ``glow``, see `subnets.GlowNet`; ``bfloat16`` is for training alone.
       conv_width, dense_width: hidden width of the two kinds of subnets, each with two hidden layers.
       coupling: kind of every coupling, one of `coupling.COUPLINGS`.
       clamp: a of the soft clamp, in affine couplings and splines.
@@ -41,6 +47,7 @@ class FlowConfig:
       squeeze: ``checkerboard`` or ``haar``.
       splits: for each stage but the last, whether half of the channels leave after it. Empty: nowhere.
       mixing: ``permutation`` (fixed, none learned), ``lu`` or ``orthogonal``: a learned mixing beside the permutation.
+      dense_mixing: whether ``mixing`` holds for the dense couplings too, where it costs D² parameters a coupling.
       actnorm: scale and shift before each coupling.
       class_latents: class-wise Gaussian latents; needs cond_dim >= 1.
       scan: compile one coupling a stage and loop over it.
@@ -54,6 +61,8 @@ class FlowConfig:
     cond_dim: int = 0
     depths: tuple[int, ...] = ()
     dense_depth: int = 2
+    conv_net: str = "paper"
+    conv_precision: str = "float32"
     conv_width: int = 128
     dense_width: int = 128
     coupling: str = "glow"
@@ -63,6 +72,7 @@ class FlowConfig:
     squeeze: str = "checkerboard"
     splits: tuple[bool, ...] = ()
     mixing: str = NO_MIXING
+    dense_mixing: bool = True
     actnorm: bool = False
     class_latents: bool = False
     scan: bool = False
@@ -72,6 +82,10 @@ class FlowConfig:
         _choice("coupling", self.coupling, COUPLINGS)
         _choice("squeeze", self.squeeze, PATTERNS)
         _choice("mixing", self.mixing, (NO_MIXING, *PARAMETERISATIONS))
+        _choice("conv_net", self.conv_net, CONV_NETS)
+        _choice("conv_precision", self.conv_precision, PRECISIONS)
+        rounds = self.conv_precision != "float32"
+        _need(self.conv_net == "glow" or not rounds, "conv_precision needs conv_net = 'glow'", self.conv_precision)
         if len(self.shape) == 1:
             _need(not self.depths and not self.splits, "depths and splits are for images", self.shape)
             _need(self.shape[0] >= 2, "a vector flow needs at least two columns in shape", self.shape)
@@ -80,7 +94,8 @@ class FlowConfig:
             factor = 2 ** len(self.depths)
             fits = len(self.shape) == 3 and self.shape[0] % factor == 0 and self.shape[1] % factor == 0
             _need(fits, f"shape must be (h, w, c) with h and w divisible by {factor} for these depths", self.shape)
-            _need(len(self.depths) >= 1 and min(self.depths) >= 1, "depths must be at least 1 a stage", self.depths)
+            deep = len(self.depths) >= 1 and min(self.depths) >= 0 and self.depths[-1] >= 1
+            _need(deep, "depths must be at least 0 a stage, and 1 in the last", self.depths)
             _need(
                 len(self.splits) in (0, len(self.depths) - 1),
                 "splits must have one entry for each depth but the last",
@@ -115,10 +130,9 @@ def build(config: FlowConfig) -> Chain:
 def _stage(config: FlowConfig, i: int, shape: Shape) -> Chain:
     """Stage ``i`` and everything after it."""
     squeeze = Squeeze(shape, config.squeeze)
-    # On a CPU the gradient that autodiff writes is slow, and slower still inside a loop.
-    explicit = jax.default_backend() == "cpu"
-    net = ConvNet(config.conv_width, explicit_gradient=explicit)
-    layers: list[Bijection] = [squeeze, _couplings(config, squeeze.out_shape, net, config.depths[i], config.seed + i)]
+    layers: list[Bijection] = [squeeze]
+    if config.depths[i]:
+        layers.append(_couplings(config, squeeze.out_shape, _conv_net(config), config.depths[i], config.seed + i))
     h, w, c = squeeze.out_shape
     if i == len(config.depths) - 1:
         return _tail(config, (h * w * c,), [*layers, Flatten(squeeze.out_shape)])
@@ -126,6 +140,14 @@ def _stage(config: FlowConfig, i: int, shape: Shape) -> Chain:
         inner = _stage(config, i + 1, (h, w, c - c // 2))
         return Chain((*layers, Split(squeeze.out_shape, inner)))
     return Chain((*layers, *_stage(config, i + 1, squeeze.out_shape).layers))
+
+
+def _conv_net(config: FlowConfig) -> Subnet:
+    # On a CPU the gradient that autodiff writes is slow, and slower still inside a loop.
+    cpu = jax.default_backend() == "cpu"
+    if config.conv_net == "glow":
+        return GlowNet(config.conv_width, config.conv_precision, matrix_products=cpu)
+    return ConvNet(config.conv_width, explicit_gradient=cpu)
 
 
 def _tail(config: FlowConfig, shape: Shape, layers: list[Bijection]) -> Chain:
@@ -141,7 +163,8 @@ def _couplings(config: FlowConfig, shape: Shape, subnet: Subnet, depth: int, see
     spline = Spline(config.spline_bins, config.spline_bound, config.clamp)
     layer: Bijection = coupling(config.coupling, shape, subnet, config.cond_dim, config.clamp, spline)
     before: list[Bijection] = [ActNorm(shape)] if config.actnorm else []
-    after: list[Bijection] = [] if config.mixing == NO_MIXING else [Mixing(shape, config.mixing)]
+    mixed = config.mixing != NO_MIXING and (config.dense_mixing or len(shape) == 3)
+    after: list[Bijection] = [Mixing(shape, config.mixing)] if mixed else []
     if before or after:
         layer = Chain((*before, layer, *after))
     return Stack(layer, depth, seed, config.scan)

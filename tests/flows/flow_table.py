@@ -18,7 +18,7 @@ from diffusion_privacy.flows.coupling import Coupling, coupling
 from diffusion_privacy.flows.mixing import Mixing, Permutation
 from diffusion_privacy.flows.spline import Spline
 from diffusion_privacy.flows.squeeze import Squeeze
-from diffusion_privacy.flows.subnets import ConvNet, DenseNet
+from diffusion_privacy.flows.subnets import ConvNet, DenseNet, GlowNet
 
 K = 3
 IMAGE, VECTOR = (4, 2, 3), (5,)
@@ -51,6 +51,7 @@ TABLE: dict[str, Callable[[], Bijection]] = {
     "rnvp-conv": lambda: conv("rnvp"),
     "gin-conv": lambda: conv("gin"),
     "spline-conv": lambda: conv("spline"),
+    "glow-conv-products": lambda: coupling("glow", IMAGE, GlowNet(4, matrix_products=True), K, 1.5, Spline(4, 3.0)),
     "glow-dense": lambda: dense("glow"),
     "rnvp-dense": lambda: dense("rnvp"),
     "gin-dense": lambda: dense("gin"),
@@ -61,6 +62,9 @@ TABLE: dict[str, Callable[[], Bijection]] = {
     "cinn": lambda: small_flow(),
     "cinn-everything": lambda: small_flow(
         splits=(True,), squeeze="haar", mixing="lu", actnorm=True, class_latents=True, scan=True
+    ),
+    "cinn-glow-net": lambda: small_flow(
+        conv_net="glow", depths=(0, 2), mixing="lu", dense_mixing=False, actnorm=True, class_latents=True
     ),
     "cinn-spline-orthogonal": lambda: small_flow(coupling="spline", mixing="orthogonal", dense_depth=0),
 }

@@ -21,7 +21,16 @@ from diffusion_privacy.flows.squeeze import PATTERNS, Squeeze
 from diffusion_privacy.flows.subnets import DenseNet
 
 # Compositions of rows that are checked by themselves; compiling them takes seconds.
-SLOW = ("cinn", "cinn-spline-orthogonal", "spline-conv", "rnvp-conv", "rnvp-dense", "gin-conv", "stack")
+SLOW = (
+    "cinn",
+    "cinn-glow-net",
+    "cinn-spline-orthogonal",
+    "spline-conv",
+    "rnvp-conv",
+    "rnvp-dense",
+    "gin-conv",
+    "stack",
+)
 ROWS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in TABLE]
 # The one large row that is fast in float64, where a wrong formula shows, is slow in the other precision.
 ROWS32 = [pytest.param(r.values[0], marks=pytest.mark.slow) if r.values[0] == "cinn-everything" else r for r in ROWS]

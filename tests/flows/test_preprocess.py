@@ -33,11 +33,11 @@ def test_the_largest_draw_stays_in_its_grey_level(monkeypatch):
     np.testing.assert_array_equal(jnp.floor(v), np.arange(256))
 
 
-@pytest.mark.parametrize("kind", ["affine", "logit", "none"])
+@pytest.mark.parametrize("kind", ["affine", "logit", "ink", "none"])
 def test_maps_invert_and_count_their_logdet(kind):
     with jax.enable_x64(True):
         pre = Preprocess((3,), kind, 17)
-        v = jnp.asarray([0.01, 8.3, 16.99])
+        v = jnp.asarray([0.01, 8.3, 16.99])  # for ink: black, grey, white
         y, logdet = pre.forward(v)
         np.testing.assert_allclose(pre.inverse(y), v, atol=1e-9)
         jacobian = jax.jacrev(lambda v: pre.forward(v)[0])(v)
@@ -56,12 +56,27 @@ def test_probabilities_of_grey_levels_sum_to_the_mass_the_map_reaches(kind):
     assert total == pytest.approx(math.erf(edge / math.sqrt(2)), abs=1e-4)
 
 
+def test_ink_makes_a_black_pixel_standard_normal_and_keeps_every_level():
+    pre = Preprocess((1,), "ink", 256)
+    v = (jnp.arange(100_000) + 0.5)[:, None] / 100_000
+    y, logdet = pre.forward(v)
+    # The density of y given black is that of N(0, 1) cut off above: uniform v costs log(1 − 10⁻³) and nothing else.
+    np.testing.assert_allclose(standard_normal_logp(y) + logdet, math.log(1 - 1e-3), atol=1e-4)
+    # Close to the ends of each level, where black meets grey and grey meets white.
+    ends = jnp.concatenate([jnp.arange(256) + 1e-3, jnp.arange(256) + 1 - 1e-3])[:, None]
+    np.testing.assert_array_equal(jnp.floor(pre.inverse(pre.forward(ends)[0])), jnp.floor(ends))
+    rising = jnp.sort(jnp.concatenate([v, ends]), axis=0)
+    assert bool(jnp.all(jnp.diff(pre.forward(rising)[0][:, 0]) >= 0))
+    # Beyond the last level, where draws may land, white stays white; the darkest draw is black.
+    np.testing.assert_array_equal(pre.quantise(pre.inverse(jnp.asarray([[90.0], [-90.0]]))), [[1.0], [-1.0]])
+
+
 def test_quantise_clips_what_left_the_range():
     pre = Preprocess((2,), "affine", 256)
     np.testing.assert_array_equal(pre.quantise(jnp.asarray([-40.0, 1e9])), [-1.0, 1.0])
 
 
-@pytest.mark.parametrize("fields", [{"kind": "cube"}, {"levels": 1}, {"alpha": 0.5}])
+@pytest.mark.parametrize("fields", [{"kind": "cube"}, {"levels": 1}, {"alpha": 0.5}, {"kind": "ink", "levels": 7}])
 def test_refusals(fields):
     with pytest.raises(ValueError):
         Preprocess((2,), **fields)

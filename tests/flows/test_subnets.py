@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flow_table import fast_jit
 
-from diffusion_privacy.flows.subnets import ConvNet, DenseNet, conv_explicit, conv_plain
+from diffusion_privacy.flows import products
+from diffusion_privacy.flows.subnets import ConvNet, DenseNet, GlowNet, conv_explicit, conv_plain
 
 X = jax.random.normal(jax.random.key(0), (3, 5, 4, 2))
 
@@ -44,7 +45,55 @@ def test_vmapped_records_become_one_batched_convolution():
     assert "feature_group_count=3" not in text
 
 
-@pytest.mark.parametrize(("net", "shape"), [(ConvNet(4), (5, 4, 2)), (DenseNet(4), (6,))])
+PRODUCTS = [(3, products.conv_from_thin), (3, products.conv_to_thin), (1, products.conv_point)]
+
+
+def batch_first(conv, precision):
+    return lambda x, kernel: conv(x.transpose(3, 1, 2, 0), kernel, precision).transpose(3, 1, 2, 0)
+
+
+@pytest.mark.parametrize(("side", "conv"), PRODUCTS)
+def test_matrix_products_are_the_plain_convolution_with_its_gradients(side, conv):
+    with jax.enable_x64(True):
+        x, kernel = X.astype(float), jax.random.normal(jax.random.key(1), (side, side, 2, 7))
+        ours = batch_first(conv, "float32")
+        np.testing.assert_allclose(ours(x, kernel), conv_plain(x, kernel), atol=1e-12)
+        for a, b in zip(gradients(ours, x, kernel), gradients(conv_plain, x, kernel), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-11)
+
+
+@pytest.mark.parametrize(("side", "conv"), PRODUCTS)
+def test_bfloat16_rounds_operands_and_not_sums(side, conv):
+    # With operands that bfloat16 holds, nothing is lost, in sums of some thousand terms either.
+    x = jnp.round(8 * X) / 8
+    kernel = jnp.round(8 * jax.random.normal(jax.random.key(1), (side, side, 2, 7))) / 8
+    np.testing.assert_allclose(batch_first(conv, "bfloat16")(x, kernel), conv_plain(x, kernel), atol=1e-5)
+    g = jax.grad(lambda k: jnp.sum(batch_first(conv, "bfloat16")(x, k)))(kernel)
+    np.testing.assert_allclose(g, jax.grad(lambda k: jnp.sum(conv_plain(x, k)))(kernel), atol=1e-4)
+
+
+def test_glow_net_by_products_is_the_plain_one():
+    plain, fast = GlowNet(5), GlowNet(5, matrix_products=True)
+    params = jax.tree.map(lambda p: p + 0.1, plain.init(jax.random.key(0), (5, 4, 2), 2, 3))
+    cond = jax.random.normal(jax.random.key(2), (3, 2))
+    np.testing.assert_allclose(fast.apply(params, X, cond), plain.apply(params, X, cond), atol=1e-5)
+    one = jax.vmap(lambda x, c: fast.apply(params, x, c))(X, cond)
+    np.testing.assert_allclose(one, plain.apply(params, X, cond), atol=1e-5)
+    rounded = [GlowNet(5, "bfloat16", matrix_products=by).apply(params, X, cond) for by in (False, True)]
+    for out in rounded:
+        np.testing.assert_allclose(out, plain.apply(params, X, cond), rtol=0.05, atol=0.05)
+        assert bool(jnp.any(jnp.abs(out - plain.apply(params, X, cond)) > 1e-4)), "nothing was rounded"
+
+
+SUBNETS = [
+    (ConvNet(4), (5, 4, 2)),
+    (DenseNet(4), (6,)),
+    (GlowNet(4), (5, 4, 2)),
+    (GlowNet(4, "bfloat16", True), (5, 4, 2)),
+]
+
+
+@pytest.mark.parametrize(("net", "shape"), SUBNETS)
 def test_subnets_start_at_zero_and_reach_every_parameter(net, shape):
     params = fast_jit(lambda key: net.init(key, shape, 2, 3))(jax.random.key(0))
     x, cond = jax.random.normal(jax.random.key(1), (2, *shape)), jnp.ones((2, 2))
