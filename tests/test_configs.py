@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from launching import ROOT, changed_config, launch
 
-from diffusion_privacy import settings_cadp
+from diffusion_privacy import settings_cadp, settings_kinds
 from diffusion_privacy.data import sources, table_sources
 from diffusion_privacy.errors import InputError, MissingDataError
 from diffusion_privacy.stages import reading, run, train
@@ -35,7 +35,7 @@ def test_it_parses_and_its_source_takes_what_it_gives(name, tmp_path, monkeypatc
     assert f"--config={path}" in module.__doc__ or name.startswith("paper.")
     config = module.get_config()
     assert config.is_locked
-    study = settings_cadp.parse(config.to_dict())
+    study = settings_kinds.parse(config.to_dict())
     tables = isinstance(study, settings_cadp.CadpTable)
     registry = table_sources.TABLES if tables else sources.SOURCES
     assert study.data.source in registry
@@ -73,7 +73,7 @@ def test_missing_data_end_with_status_2_and_one_line(tmp_path):
 def test_a_table_that_is_missing_says_where_it_is_to_be_had(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("adult_cadp", "heart_cadp", "csv_cadp"):
-        study = settings_cadp.parse(importlib.import_module(f"configs.{name}").get_config().to_dict())
+        study = settings_kinds.parse(importlib.import_module(f"configs.{name}").get_config().to_dict())
         with pytest.raises(InputError, match=r"config\.data\.params\.path: .*--config\.data\.params\.path=FILE"):
             run.run(study, tmp_path / "run")
 
@@ -93,7 +93,7 @@ TINY = {
 def test_where_the_data_are_at_hand_the_first_stage_begins(shared_data: Path, tmp_path):
     """One of its models; all of them on all sets would take minutes of compilation."""
     changes = {"data.params.path": str(shared_data / "cxr_patients_64.npz"), "data.params.size": 16, **TINY}
-    study = settings_cadp.parse(changed_config("sets.xray_patients", changes))
+    study = settings_kinds.parse(changed_config("sets.xray_patients", changes))
     work = Workdir(tmp_path, study)
     roles = common.load_roles(study, work)
     train.fit_scores(study, work, roles, ["careless"])
@@ -109,11 +109,11 @@ def test_the_sets_at_hand_are_read_as_their_configs_say(shared_data: Path):
     with mnist.unlocked():
         for key, kind in (("images", "images-idx3"), ("labels", "labels-idx1")):
             mnist.data.params[key] = str(shared_data / "mnist" / f"train-{kind}-ubyte.gz")
-    counts = np.bincount(reading.load(settings_cadp.parse(mnist.to_dict()).data).label)
+    counts = np.bincount(reading.load(settings_kinds.parse(mnist.to_dict()).data).label)
     assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     for name, people, classes in (("xray_patients", 643, 3), ("pneumoniamnist", 4708, 2)):
         file = "cxr_patients_64.npz" if name == "xray_patients" else "pneumoniamnist.npz"
         found = changed_config(f"sets.{name}", {"data.params.path": str(shared_data / file)})
-        records = reading.load(settings_cadp.parse(found).data)
+        records = reading.load(settings_kinds.parse(found).data)
         assert len(np.unique(records.identity)) == people
         assert records.num_classes == classes

@@ -10,7 +10,7 @@ import time
 import pytest
 from launching import ROOT
 
-from diffusion_privacy import settings_cadp
+from diffusion_privacy import settings_kinds
 from diffusion_privacy.stages.run import _BY_KIND
 
 yaml = pytest.importorskip("yaml")
@@ -42,7 +42,7 @@ def check(args: list[str]) -> None:
             node = node[parent]
         assert last in node, flag
         node[last] = int(value) if value.isdigit() else value
-    study = settings_cadp.parse(config.to_dict())
+    study = settings_kinds.parse(config.to_dict())
     assert given.get("mode", "study") in ("study", *_BY_KIND[type(study)])
 
 

@@ -28,6 +28,8 @@ LEVELS = (
     ("settings_own",),
     ("settings_sweep",),
     ("settings_cadp",),
+    ("settings_joined",),
+    ("settings_kinds",),
     ("tasks",),
     ("stages",),
 )

@@ -10,7 +10,7 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 from launching import changed_config
 
-from diffusion_privacy import settings, settings_cadp
+from diffusion_privacy import settings, settings_kinds
 from diffusion_privacy.data import people, sources
 from diffusion_privacy.errors import InputError, MissingDataError
 from diffusion_privacy.stages import cadp_study, reading, run
@@ -104,7 +104,7 @@ def test_what_a_score_study_writes_of_people(tmp_path):
 
 
 def test_what_a_private_copy_writes_of_people(tmp_path):
-    job = settings_cadp.parse(changed_config("digits_cadp", patients(tmp_path)))
+    job = settings_kinds.parse(changed_config("digits_cadp", patients(tmp_path)))
     parts = cadp_study.load_parts(job, Workdir(tmp_path / "a", job))
     check_written(tmp_path / "a", ("public", "private", "test"))
     who = [set(part.identity) for part in (parts.public, parts.private, parts.test)]

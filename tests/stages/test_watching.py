@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from launching import changed_config
 
-from diffusion_privacy import settings, settings_cadp
+from diffusion_privacy import settings, settings_kinds
 from diffusion_privacy.data import pictures
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.stages import cadp_train, sample, train
@@ -118,7 +118,7 @@ def test_a_flow_is_watched_too(tmp_path):
         "flow.params.dense_depth": 1,
         "outputs.grid_every": 4,
     }
-    study = settings_cadp.parse(changed_config("digits_cadp", changes))
+    study = settings_kinds.parse(changed_config("digits_cadp", changes))
     cadp_train.train(study, Workdir(tmp_path, study))
     assert (tmp_path / "train" / "flow" / "grids" / "00000004.png").exists()
     assert np.isfinite(read_csv(tmp_path / "train" / "flow" / "metrics.csv")["eval/loss"]).any()

@@ -1,0 +1,26 @@
+"""May this be given away? Four ways to share chest X-rays (PneumoniaMNIST, 28x28); compare configs/digits_release.py.
+
+    python launch.py --config=configs/paper/pneumonia_release.py --workdir=runs/pneumonia_release \
+        --config.data.params.path=pneumoniamnist.npz
+
+Small enough for two CPU cores: about 235 private images, a multilayer perceptron, few models behind the certificates.
+``--config=configs/paper/pneumonia_release.py:full`` is meant for a GPU: a U-Net, 30,000 steps, a larger flow. Persons
+are not in the file; give a table of patients with --config.data.params.identities, or two images of one person may
+stand in different sets. docs/results.md says what was measured.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.paper import release_28
+from configs.sets import base
+
+
+def get_config(size: str = "small") -> ConfigDict:
+    """The settings, see `diffusion_privacy.settings_joined.Joined`."""
+    data = base.medmnist("pneumoniamnist", careless=250, held_out=500).data
+    config = release_28.make(data, size)
+    with config.unlocked():
+        config.split = {"public": 0.73, "private": 0.05, "test": 0.22}
+        config.flow.preprocess = "logit"
+        config.flow.logit_alpha = 0.05
+    return config.lock()
