@@ -7,9 +7,10 @@ or make a private copy of a data set and say what that is worth: --config=config
 --config=configs/digits_release.py; or audit a model that was trained elsewhere: --config=configs/audit_own_model.py.
 
 One run is a config and a working directory. --mode=study (the default) does everything; another mode does one stage,
-which finds what earlier stages left in the workdir. sample and likelihood are stages of the first kind of study only,
-privatize and evaluate of the second; comparing ways to share has all but likelihood, the last kind audit and report. A finished stage does no work; an interrupted
-one goes on where it was. Any field of the config is a flag: --config.score.training.steps=2000.
+which finds what earlier stages left in the workdir. Not every kind of study has every stage: sample and likelihood
+belong to audits, privatize and evaluate to private copies, and a wrong mode is answered with the right ones. A finished
+stage does no work; an interrupted one goes on where it was. Any field of the config is a flag:
+--config.score.training.steps=2000.
 
 Exit status: 0 done; 1 a fault in the program; 2 the data, config or workdir is not usable as given (one line says
 what was expected); 75 stopped by a signal, state saved, start it again to go on.
