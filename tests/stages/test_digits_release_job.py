@@ -15,8 +15,8 @@ _FEWER = ("--config.certify.copy_models=2", "--config.certify.dp_models=1", "--c
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_raw_model_is_caught_and_the_copy_is_certified(tmp_path):
-    """Release and DP-SGD noise are fresh in every run. The copy gives the record back at its rate without it or nearly so:
-    its certificate exceeds 1/n in fewer than 1 run of 1,000, and AUC leaves [.35, .65] by 5 standard errors."""
+    """Release and DP-SGD noise are fresh in every run. The certificate of the copy exceeds 1/n in fewer than 1 run of
+    1,000, and an AUC leaves [.35, .65] by 5 standard errors."""
     result = launch(
         "--config=configs/digits_release.py", f"--workdir={tmp_path}", *_FEWER, timeout=1500, without=("NPROC",)
     )
