@@ -2,6 +2,7 @@
 
     python launch.py --config=configs/breast_cancer_cadp.py --workdir=runs/breast_cancer_cadp
 
+The data: Wolberg, Mangasarian & Street, UCI repository 1995; licence CC BY 4.0. Nothing is to be fetched.
 As in the paper, ``diagnosis`` conditions the flow and is published as it is: the guarantee is for the thirty
 measurements of a tumour whose diagnosis is known. With --config.release.label_epsilon=2
 --config.release.relation=replace-record-and-condition --config.release.total_epsilon=25 it is randomised instead.

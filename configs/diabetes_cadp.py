@@ -2,10 +2,13 @@
 
     python launch.py --config=configs/diabetes_cadp.py --workdir=runs/diabetes_cadp
 
+The data: Efron, Hastie, Johnstone & Tibshirani, "Least Angle Regression", 2004; its authors state no licence. Nothing
+is to be fetched.
+
 ``sex`` goes through randomised response (ε = 1) and conditions the flow; the ten numbers go through the flow and the
 mechanism. Expect, in one to two minutes on two CPU cores: R² of progression on real test rows about .45 from every
-release, as from rows that the flow draws by itself, and .5 from the originals; linkage at chance at ε = 1 and above it
-at 8; a measured ε below the claimed one.
+release, as from rows that the flow draws by itself, and .5 from the originals; linkage at chance at ε = 1 and above
+it at 8; a measured ε below the claimed one.
 """
 
 from ml_collections import ConfigDict
