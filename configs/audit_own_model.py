@@ -47,5 +47,7 @@ def get_config() -> ConfigDict:
                 "memory_gb": 2.0,
                 "check": True,
             },
+            # Pictures of private records and of drawn images on the page: only where they may be seen.
+            "report": {"show_private": False},
         }
     ).lock()

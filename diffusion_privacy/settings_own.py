@@ -7,7 +7,7 @@ from typing import Literal
 
 from diffusion_privacy.audits.own_model import Plan
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.settings import Data, Params
+from diffusion_privacy.settings import Data, Params, Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,7 @@ class OwnModel:
     records: Records
     detector: Ball = dataclasses.field(default_factory=Ball)
     audit: Plan = dataclasses.field(default_factory=Plan)
+    report: Report = dataclasses.field(default_factory=Report)
     kind: str = "own_model"
 
     def __post_init__(self) -> None:

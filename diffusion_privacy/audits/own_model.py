@@ -126,12 +126,15 @@ class OwnAudit:
       records: one a private record, in their order.
       plausibility: of score and schedule; None if it was not looked at.
       shown: some drawn images ``[<= 64, ...]``.
+      nearest: ``[R, ...]`` the drawn image nearest to each private record, of all; ``distances [R]`` how far it is.
       notes: what came with the model.
     """
 
     records: tuple[RecordAudit, ...]
     plausibility: Plausibility | None
     shown: np.ndarray
+    nearest: np.ndarray
+    distances: np.ndarray
     notes: tuple[str, ...]
 
 
@@ -233,7 +236,7 @@ class _Work:
 def _run(work: _Work, copy: Copies | None) -> OwnAudit:
     plan, chain = work.plan, work.model.chain
     seen = _copies_seen(work, copy)
-    shown, plausibility, controls = _draw(work)
+    drawn = _draw(work)
     levels = np.unique(np.round(np.linspace(1, chain.steps, min(plan.h_levels, chain.steps))).astype(int))
     curves = tprime.h_curves(
         chain,
@@ -259,8 +262,8 @@ def _run(work: _Work, copy: Copies | None) -> OwnAudit:
         chunk=work.chunk,
     )
     _LOG.info("audit: subspaces integrated, %s paths", [e2.estimate.n for e2 in paths])
-    records = tuple(_record(work, r, seen[r], controls[r], curves[r], paths[r]) for r in range(len(work.private)))
-    return OwnAudit(records, plausibility, shown, work.model.notes)
+    records = tuple(_record(work, r, seen[r], drawn.controls[r], curves[r], paths[r]) for r in range(len(work.private)))
+    return OwnAudit(records, drawn.plausibility, drawn.shown, drawn.nearest, drawn.distances, work.model.notes)
 
 
 def _copies_seen(work: _Work, copy: Copies | None) -> list[Rate]:
@@ -281,7 +284,18 @@ def _noisy(record: Array, key: Array) -> Array:
     return record + 0.05 * jax.random.normal(key, record.shape)
 
 
-def _draw(work: _Work) -> tuple[np.ndarray, Plausibility | None, list[ControlTest]]:
+@dataclasses.dataclass(frozen=True)
+class _Draws:
+    """What is kept of the images drawn; see `OwnAudit`."""
+
+    shown: np.ndarray
+    nearest: np.ndarray
+    distances: np.ndarray
+    plausibility: Plausibility | None
+    controls: list[ControlTest]
+
+
+def _draw(work: _Work) -> _Draws:
     """Draws the images of E1 in rounds and keeps counts: memory does not grow with their number.
 
     Raises:
@@ -293,6 +307,7 @@ def _draw(work: _Work) -> tuple[np.ndarray, Plausibility | None, list[ControlTes
     hits = np.zeros(count, int)
     control_hits = np.zeros((count, len(work.held_out)), int)
     shown, plausibility = None, None
+    nearest, closest = np.array(work.private), np.full(count, np.inf)
     size = min(_ROUND, plan.samples)
     for first in range(0, plan.samples, size):
         # Every round is full, so that one program serves all; the last one is cut.
@@ -304,11 +319,15 @@ def _draw(work: _Work) -> tuple[np.ndarray, Plausibility | None, list[ControlTes
                 plausibility = _plausible(work, drawn)
         near = nearness.distances(work.distance, drawn, records)
         for r, balls in enumerate(work.balls):
+            best = int(np.argmin(near[:, r]))
+            if near[best, r] < closest[r]:
+                nearest[r], closest[r] = drawn[best], near[best, r]
             hits[r] += int(np.sum(near[:, r] < balls.radius))
             control_hits[r] += np.sum(near[:, count:] < balls.control_radii, axis=0)
         _LOG.info("audit: %d of %d images drawn", min(first + size, plan.samples), plan.samples)
     assert shown is not None
-    return shown, plausibility, [nearness.control_test(int(hits[r]), control_hits[r]) for r in range(count)]
+    controls = [nearness.control_test(int(hits[r]), control_hits[r]) for r in range(count)]
+    return _Draws(shown, nearest, closest, plausibility, controls)
 
 
 def _plausible(work: _Work, drawn: np.ndarray) -> Plausibility:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, TypedDict
 
+from diffusion_privacy.anonymity import intervals, tprime
 from diffusion_privacy.anonymity.summary import Row
+from diffusion_privacy.anonymity.tprime import HCurve
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports.structure import Range
 from diffusion_privacy.types import Estimate
@@ -97,6 +100,32 @@ def subspace_entry(estimate: Estimate, hits: int, pareto_k: float, max_weight_sh
         "max_weight_share": finite(max_weight_share),
         "log_value": finite(estimate.log_value),
         "log_stderr": finite(estimate.log_stderr),
+    }
+
+
+def rate_entry(value: intervals.Rate) -> dict[str, Any]:
+    """A `schema.Rate`: an error rate of a detector."""
+    return {"value": value.value, "lower": value.lower, "upper": value.upper, "level": value.level, "n": value.n}
+
+
+def t_prime_entry(curve: HCurve, gamma: float, level: float) -> dict[str, Any]:
+    """A `schema.TPrime`: both readings of one curve."""
+    statistical = tprime.statistical_t_prime(curve, gamma, level)
+    paper = {"value": tprime.paper_t_prime(curve), "draws": 16, "levels": len(curve.levels)}
+    return {"paper": paper, "statistical": dataclasses.asdict(statistical)}
+
+
+def h_curve_entry(curve: HCurve, level: float) -> dict[str, Any]:
+    """A `schema.HCurve` with intervals at ``level`` for each t by itself."""
+    lower, upper = curve.limits(level)
+    return {
+        "t": curve.times.tolist(),
+        "draws": [curve.draws] * len(curve.levels),
+        "hits": curve.hits.tolist(),
+        "value": (curve.hits / curve.draws).tolist(),
+        "lower": lower.tolist(),
+        "upper": upper.tolist(),
+        "level": level,
     }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffusion_privacy.reports import figures
-from diffusion_privacy.reports.arrays import ModelArrays, Regenerated
+from diffusion_privacy.reports.arrays import Listed, ModelArrays, Regenerated
 from diffusion_privacy.reports.figures import DPI, SMALL, TEXT, WIDTH, Drawn, Picture
 from diffusion_privacy.reports.wording import significant
 
@@ -54,16 +54,21 @@ def fit(axes: Axes, rows: float, columns: float, left: float = 0.0) -> None:
     axes.set(xlim=(-left, columns), ylim=(rows, 0), aspect="auto")
 
 
-def samples(name: str, arrays: ModelArrays) -> Drawn:
-    """Unconditional samples of one model."""
-    images = arrays.samples[:MAX_PICTURES]
+def sheet(images: np.ndarray, title: str, alt: str, caption: str) -> Drawn:
+    """Images ``[k, H, W, C]`` side by side."""
     columns, rows = 8, -(-len(images) // 8)
     figure, axes = board(rows, columns)
     for i, image in enumerate(images):
         tile(axes, image, *divmod(i, columns))
     fit(axes, rows, columns)
+    return Drawn(figure, title, alt, caption)
+
+
+def samples(name: str, arrays: ModelArrays) -> Drawn:
+    """Unconditional samples of one model."""
+    images = arrays.samples[:MAX_PICTURES]
     caption = f"The first {len(images)} of the images that the model {name} drew; none was picked by hand."
-    return Drawn(figure, f"Samples of {name}", f"{len(images)} images drawn by the model {name}.", caption)
+    return sheet(images, f"Samples of {name}", f"{len(images)} images drawn by the model {name}.", caption)
 
 
 def nearest(name: str, arrays: ModelArrays) -> Drawn:
@@ -88,11 +93,8 @@ def nearest(name: str, arrays: ModelArrays) -> Drawn:
     return Drawn(figure, f"Nearest training records, {name}", alt, caption)
 
 
-def listed(name: str, arrays: ModelArrays) -> Drawn | None:
-    """The records that screening put first, each above the drawn image nearest to it; None if none were ranked."""
-    found = arrays.listed
-    if found is None:
-        return None
+def pairs(found: Listed, title: str, first: str) -> Drawn:
+    """Records, each above the drawn image nearest to it; ``first`` is a sentence on who they are."""
     shown = min(len(found.records), MAX_PICTURES)
     columns, high = 8, 2.5
     rows = -(-shown // columns)
@@ -101,23 +103,23 @@ def listed(name: str, arrays: ModelArrays) -> Drawn | None:
         row, column = divmod(i, columns)
         tile(axes, found.records[i], row * high, column)
         tile(axes, found.draws[i], row * high + 1, column)
-        mark = "▲ " if found.hits[i] else ""
-        axes.text(
-            column + 0.5,
-            row * high + 2.2,
-            f"{mark}{significant(float(found.distances[i]))}",
-            fontsize=SMALL,
-            ha="center",
-            va="center",
-        )
+        words = ("▲ " if found.hits[i] else "") + significant(float(found.distances[i]))
+        axes.text(column + 0.5, row * high + 2.2, words, fontsize=SMALL, ha="center", va="center")
     fit(axes, rows * high, columns)
     caption = (
-        "The training records that screening put first, by rank from the left. Below each: the drawn image nearest to "
-        "it, of all that were drawn. Number: Euclidean distance over all pixels, scale −1 to 1; triangle: the image "
-        "counts as a reproduction."
+        f"{first} Below each: the drawn image nearest to it, of all that were drawn. Number: the distance between the "
+        "two, smaller is closer to a copy; triangle: the image counts as a reproduction."
     )
-    alt = f"{shown} training records with the nearest drawn images; {int(np.sum(found.hits[:shown]))} reproduced."
-    return Drawn(figure, f"First of the ranking, {name}", alt, caption)
+    alt = f"{shown} records with the nearest drawn images; {int(np.sum(found.hits[:shown]))} of them reproduced."
+    return Drawn(figure, title, alt, caption)
+
+
+def listed(name: str, arrays: ModelArrays) -> Drawn | None:
+    """The records that screening put first; None if none were ranked."""
+    if arrays.listed is None:
+        return None
+    first = "The training records that screening put first, by rank from the left; distances are Euclidean."
+    return pairs(arrays.listed, f"First of the ranking, {name}", first)
 
 
 def _spread(count: int, most: int) -> np.ndarray:
@@ -211,7 +213,6 @@ def write_figures(
       ``{"q_intervals": …, "h_curve": …, "training": …}`` and, with ``show_private``, ``"samples_<model>"``,
       ``"nearest_<model>"``, ``"regenerated_<model>"`` and, where records were ranked, ``"listed_<model>"``.
     """
-    _remove_stale(folder, ())
     drawn: dict[str, Drawn | None] = {
         "q_intervals": figures.q_intervals(release),
         "h_curve": figures.h_curves(release),
@@ -220,4 +221,10 @@ def write_figures(
     if show_private:
         for stem, draw in IMAGE_FIGURES.items():
             drawn |= {f"{stem}_{name}": draw(name, arrays[name]) for name in release["models"]}
+    return save_all(folder, drawn)
+
+
+def save_all(folder: Path, drawn: Mapping[str, Drawn | None]) -> dict[str, Picture]:
+    """Writes the figures to ``folder`` and removes those of an earlier run: none may stay that this one withholds."""
+    _remove_stale(folder, ())
     return {name: save(one, folder / f"{name}.png") for name, one in drawn.items() if one is not None}

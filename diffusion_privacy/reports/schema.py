@@ -240,7 +240,7 @@ def _curve_rule(entry: Mapping[str, Any], path: str) -> None:
             raise InputError(f"{path}.hits[{i}]: expected at most draws = {entry['draws'][i]}, got {entry['hits'][i]}")
 
 
-def _model_rule(entry: Mapping[str, Any], path: str) -> None:
+def model_rule(entry: Mapping[str, Any], path: str) -> None:
     expected = {"memoriser_rate": 1 / entry["n_train"], "expected_if_memorised": entry["n_samples"] / entry["n_train"]}
     for name, number in expected.items():
         if not math.isclose(entry[name], number, rel_tol=1e-6):
@@ -272,7 +272,7 @@ RULES: dict[type, Callable[[Mapping[str, Any], str], None]] = {
     Screening: screening.rule,
     Verdict: _verdict_rule,
     HCurve: _curve_rule,
-    Model: _model_rule,
+    Model: model_rule,
     Release: _release_rule,
 }
 """What must hold between the fields of one structure; called after each field has its type."""

@@ -12,7 +12,6 @@ import numpy as np
 
 from diffusion_privacy.anonymity import bank, montecarlo, subspace, summary, tprime, verdict
 from diffusion_privacy.anonymity.detectors import PairCalibration, calibrate_pair_scores
-from diffusion_privacy.anonymity.intervals import Rate
 from diffusion_privacy.anonymity.montecarlo import DirectResult
 from diffusion_privacy.anonymity.subspace import SubspaceResult
 from diffusion_privacy.anonymity.tprime import HCurve
@@ -20,7 +19,7 @@ from diffusion_privacy.anonymity.verdict import Verdict
 from diffusion_privacy.audits import neighbours
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import schema, wording
+from diffusion_privacy.reports import estimates, schema, wording
 from diffusion_privacy.reports.arrays import Listed, ModelArrays, Regenerated, save_arrays
 from diffusion_privacy.settings import Study
 from diffusion_privacy.stages import audit_baselines, audit_estimators, audit_screen
@@ -151,31 +150,6 @@ def direct_result(setup: Setup, margins: np.ndarray, calibration: PairCalibratio
     )
 
 
-def _rate(value: Rate) -> dict[str, Any]:
-    return {"value": value.value, "lower": value.lower, "upper": value.upper, "level": value.level, "n": value.n}
-
-
-def t_prime_entry(curve: HCurve, gamma: float, level: float) -> dict[str, Any]:
-    """t' of one record, ours and the paper's, as `schema.TPrime`."""
-    statistical = tprime.statistical_t_prime(curve, gamma, level)
-    paper = {"value": tprime.paper_t_prime(curve), "draws": 16, "levels": len(curve.levels)}
-    return {"paper": paper, "statistical": dataclasses.asdict(statistical)}
-
-
-def h_curve_entry(curve: HCurve, level: float) -> dict[str, Any]:
-    """One record's curve as `schema.HCurve`."""
-    lower, upper = curve.limits(level)
-    return {
-        "t": curve.times.tolist(),
-        "draws": [curve.draws] * len(curve.levels),
-        "hits": curve.hits.tolist(),
-        "value": (curve.hits / curve.draws).tolist(),
-        "lower": lower.tolist(),
-        "upper": upper.tolist(),
-        "level": level,
-    }
-
-
 def _sentence(found: Verdict, name: str) -> str:
     lower, upper = wording.rate(found.lower, "down"), wording.rate(found.upper, "up")
     sure, unit = wording.percent(found.level), wording.RATE_UNIT
@@ -226,8 +200,8 @@ def _record(
         "index": int(marked.index[number]),
         "label": int(marked.label[number]),
         "fingerprint": {"kind": kind, **setup.roles.params[number]} if kind != "none" else None,
-        "t_prime": t_prime_entry(curve, gamma, level),
-        "h_curve": h_curve_entry(curve, level),
+        "t_prime": estimates.t_prime_entry(curve, gamma, level),
+        "h_curve": estimates.h_curve_entry(curve, level),
         "direct": schema.direct_entry(direct.estimate, direct.hits),
         "subspace": schema.subspace_entry(e2.estimate, e2.hits, e2.pareto_k, e2.max_weight_share),
         "estimators": [schema.estimator_entry(row) for row in further],
@@ -300,8 +274,8 @@ def detector_entry(calibrations: list[PairCalibration], study: Study) -> dict[st
     """The first private record's detector as `schema.Detector`."""
     private = calibrations[0]
     return {
-        "false_positive_rate": _rate(private.false_positive_rate),
-        "true_positive_rate": _rate(private.true_positive_rate),
+        "false_positive_rate": estimates.rate_entry(private.false_positive_rate),
+        "true_positive_rate": estimates.rate_entry(private.true_positive_rate),
         "thresholds": {"fingerprint": private.thresholds[0], "identity": private.thresholds[1]},
         "requested_false_positive_rate": study.detector.false_positive_rate,
         "positive_time": study.detector.positive_time,

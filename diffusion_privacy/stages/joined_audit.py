@@ -25,7 +25,7 @@ from diffusion_privacy.anonymity.subspace import SubspaceResult
 from diffusion_privacy.audits import attacks, membership, neighbours
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.mechanisms.export import to_uint8
-from diffusion_privacy.reports import schema
+from diffusion_privacy.reports import estimates, schema
 from diffusion_privacy.settings_joined import Joined
 from diffusion_privacy.stages import audit as audit_stage
 from diffusion_privacy.stages import cadp_audit, cadp_study, joined_train
@@ -151,8 +151,8 @@ def _model_record(
         "verdict": audit_stage.verdict_entry(said, _record_name(setup, number)[1]),
         "direct": schema.direct_entry(direct.estimate, direct.hits),
         "subspace": entry,
-        "t_prime": audit_stage.t_prime_entry(curve, gamma, audit.level),
-        "h_curve": audit_stage.h_curve_entry(curve, audit.level),
+        "t_prime": estimates.t_prime_entry(curve, gamma, audit.level),
+        "h_curve": estimates.h_curve_entry(curve, audit.level),
     }
 
 

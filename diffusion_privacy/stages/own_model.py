@@ -1,4 +1,4 @@
-"""Stages of the audit of a given model: `audit` measures and writes audit/model.json, `report` says it in words."""
+"""Stages of the audit of a given model: `audit` measures and writes audit/model.json, `report` makes the page."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_privacy.anonymity import verdict
+from diffusion_privacy.anonymity import lower_bounds, summary, verdict
 from diffusion_privacy.anonymity.detector_tasks import Perturbation
-from diffusion_privacy.anonymity.intervals import Rate
 from diffusion_privacy.audits import own_model
-from diffusion_privacy.audits.own_model import OwnAudit, RecordAudit
+from diffusion_privacy.audits.own_model import OwnAudit
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.diffusion.given_model import GivenModel
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.interop import diffusers
-from diffusion_privacy.reports import schema, wording
+from diffusion_privacy.reports import estimates, own_page, own_schema, schema, wording
 from diffusion_privacy.settings_own import OwnModel
 from diffusion_privacy.stages import reading
+from diffusion_privacy.stages.facts import run_facts
 from diffusion_privacy.stages.workdir import Workdir
-from diffusion_privacy.training.checkpoint import versions
 
 _LOG = logging.getLogger(__name__)
-SCHEMA_VERSION = "1.0"
+_QUESTION = (
+    "If images are drawn from this model, how often does one of them come as close to a private record as a copy?"
+)
 
 
 def load_model(study: OwnModel, shape: tuple[int, ...]) -> GivenModel:
@@ -135,7 +136,8 @@ def audit(study: OwnModel, workdir: Workdir) -> None:
             plan=study.audit,
             seed=study.seed,
         )
-    workdir.write_arrays(workdir.path("audit", "model.npz"), {"shown": found.shown, "private": private.image})
+    kept = {"shown": found.shown, "private": private.image, "nearest": found.nearest}
+    workdir.write_arrays(workdir.path("audit", "model.npz"), kept)
     workdir.write_json(path, entry(study, model, private, len(held_out), found))
 
 
@@ -148,57 +150,58 @@ def _perturbation(study: OwnModel) -> Perturbation:
 
 
 def entry(study: OwnModel, model: GivenModel, private: Records, held_out: int, found: OwnAudit) -> dict[str, Any]:
-    """audit/model.json: every number with its interval, level and what it assumes."""
+    """audit/model.json, an entry of ``models`` in release.json: every number with interval, level, and assumptions."""
     chain = model.chain
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "versions": versions(),
-        "seed": study.seed,
-        "model": {"kind": study.model.kind, "path": study.model.path, "n_train": study.model.n_train},
+    given: dict[str, Any] = {
+        "kind": study.model.kind,
+        "path": study.model.path,
+        "n_train": study.model.n_train,
+        "memoriser_rate": 1 / study.model.n_train,
+        "n_samples": study.audit.samples,
+        "expected_if_memorised": study.audit.samples / study.model.n_train,
         "sampler": {
-            "sde": repr(chain.sde),
+            "name": chain.kernel,
             "steps": chain.steps,
-            "kernel": chain.kernel,
+            "sde": repr(chain.sde),
             "clip_x0": chain.clip_x0,
             "clip_range": chain.clip_range if chain.clip_x0 else None,
             "variance": chain.variance,
             "times": [float(t) for t in chain.times],
         },
         "held_out": held_out,
-        "samples": study.audit.samples,
         "plausibility": None if found.plausibility is None else dataclasses.asdict(found.plausibility),
         "notes": list(found.notes),
-        "records": [_record(int(private.index[r]), record) for r, record in enumerate(found.records)],
     }
+    records = [_record(study, private, r, found) for r in range(len(found.records))]
+    for record in records:
+        record["verdict"]["sentence"] = sentence(record, given)
+    return {**given, "records": records}
 
 
-def _rate(value: Rate) -> dict[str, Any]:
-    return {"value": value.value, **dataclasses.asdict(value)}
-
-
-def _record(index: int, found: RecordAudit) -> dict[str, Any]:
-    lower, upper = found.curve.limits(found.verdict.level)
+def _record(study: OwnModel, private: Records, number: int, audit: OwnAudit) -> dict[str, Any]:
+    found, level = audit.records[number], study.audit.level
     e2 = found.subspace
+    gamma = found.t_prime.gamma
     return {
-        "index": index,
+        "role": "private",
+        "index": int(private.index[number]),
+        "label": int(private.label[number]),
         "detector": {
             "radius": found.balls.radius,
             "nearest_held_out": found.balls.nearest,
-            "false_positive_rate": _rate(found.balls.false_positive_rate),
-            "copies_inside": _rate(found.copies_seen),
+            "nearest_drawn": float(audit.distances[number]),
+            "false_positive_rate": estimates.rate_entry(found.balls.false_positive_rate),
+            "copies_inside": estimates.rate_entry(found.copies_seen),
             "reasons": list(found.reasons),
         },
-        "t_prime": {"paper": found.paper_t_prime, "statistical": dataclasses.asdict(found.t_prime)},
-        "h_curve": {
-            "t": found.curve.times.tolist(),
-            "draws": found.curve.draws,
-            "hits": found.curve.hits.tolist(),
-            "lower": lower.tolist(),
-            "upper": upper.tolist(),
-            "level": found.verdict.level,
-        },
+        "t_prime": estimates.t_prime_entry(found.curve, gamma, level),
+        "h_curve": estimates.h_curve_entry(found.curve, level),
         "direct": schema.direct_entry(found.direct.estimate, found.direct.hits),
         "subspace": schema.subspace_entry(e2.estimate, e2.hits, e2.pareto_k, e2.max_weight_share),
+        "estimators": [
+            schema.estimator_entry(summary.row(bound))
+            for bound in lower_bounds.of_paths(e2, study.audit.subspace_draws, level)
+        ],
         "controls": {
             "hits": found.control.control_hits.tolist(),
             "p_value": found.control.p_value,
@@ -208,21 +211,36 @@ def _record(index: int, found: RecordAudit) -> dict[str, Any]:
 
 
 def report(study: OwnModel, workdir: Workdir) -> None:
-    """Writes report/summary.md from audit/model.json and logs each record's sentence."""
-    result = workdir.read_json(workdir.root / "audit" / "model.json")
+    """Writes report/index.html, release.json and summary.md from the audit's files and logs each record's sentence."""
+    model = workdir.read_json(workdir.root / "audit" / "model.json")
+    arrays = workdir.read_arrays(workdir.root / "audit" / "model.npz")
+    sentences = [record["verdict"]["sentence"] for record in model["records"]]
+    release = {
+        **run_facts(workdir, own_schema.SCHEMA_VERSION, study.seed),
+        "question": _QUESTION,
+        "answer": " ".join(sentences),
+        "limits": own_page.limits(model),
+        "data": {
+            "source": study.data.source,
+            "n": len(model["records"]) + model["held_out"],
+            "shape": [int(v) for v in arrays["private"].shape[1:]],
+            "held_out": model["held_out"],
+        },
+        "models": {own_schema.MODEL: model},
+    }
+    own_page.write_report(workdir.root / "report", release, arrays, study.report.show_private)
     lines = [f"# Audit of {study.model.path}", ""]
-    for record in result["records"]:
-        said = sentence(record, result)
+    for record, said in zip(model["records"], sentences, strict=True):
         _LOG.info("%s", said)
         lines += [f"## Record {record['index']}", "", said, ""]
-        lines += [f"- {name}: {text}" for name, text in _facts(record, result)]
+        lines += [f"- {name}: {text}" for name, text in _facts(record, model)]
         lines += ["", "This rests on:", ""]
         lines += [f"- {text}" for text in record["verdict"]["assumes"]]
         lines += [f"- **{text}**" for text in record["detector"]["reasons"]] + [""]
     workdir.path("report", "summary.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def sentence(record: dict[str, Any], result: dict[str, Any]) -> str:
+def sentence(record: dict[str, Any], model: dict[str, Any]) -> str:
     """The verdict with its interval, level, unit and bound."""
     found, index = record["verdict"], record["index"]
     lower, upper = wording.rate(found["lower"], "down"), wording.rate(found["upper"], "up")
@@ -230,13 +248,13 @@ def sentence(record: dict[str, Any], result: dict[str, Any]) -> str:
     if found["status"] == verdict.LEAKS:
         return (
             f"Record {index} comes back: {lower} to {upper} {unit} lie inside its ball, with {sure} confidence, and "
-            f"more often than inside those of {result['held_out']} records that the model never saw (rank test: "
+            f"more often than inside those of {model['held_out']} records that the model never saw (rank test: "
             f"p = {wording.significant(record['controls']['p_value'], 2, 'up')})."
         )
     if found["status"] == verdict.CLEAN:
         return (
             f"Record {index}: at most {upper} {unit} lie inside its ball, with {sure} confidence, no more than the "
-            f"{bound} that a memoriser of {wording.count(result['model']['n_train'])} records would show."
+            f"{bound} that a memoriser of {wording.count(model['n_train'])} records would show."
         )
     needed = found["samples_needed"]
     more = f"; {wording.count(needed)} images without a hit would certify {bound}" if needed else ""
@@ -246,7 +264,7 @@ def sentence(record: dict[str, Any], result: dict[str, Any]) -> str:
     )
 
 
-def _facts(record: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(record: dict[str, Any], model: dict[str, Any]) -> list[tuple[str, str]]:
     detector, controls = record["detector"], np.array(record["controls"]["hits"])
     e1, e2 = record["direct"], record["subspace"]
     return [
@@ -261,7 +279,7 @@ def _facts(record: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, st
         ("perturbed copies inside the ball", wording.detector_rate(detector["copies_inside"])),
         (
             "held-out records",
-            f"{int(np.sum(controls > 0))} of {result['held_out']} have a drawn image inside their ball, the busiest "
+            f"{int(np.sum(controls > 0))} of {model['held_out']} have a drawn image inside their ball, the busiest "
             f"{int(controls.max())}; rank test p = {wording.significant(record['controls']['p_value'], 2, 'up')}",
         ),
     ]

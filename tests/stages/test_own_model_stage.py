@@ -103,6 +103,7 @@ def test_a_checkpoint_directory_is_audited(tmp_path) -> None:
     )
     run.run(small, tmp_path)
     result = json.loads((tmp_path / "audit" / "model.json").read_text())
+    assert "label" in result["records"][0]
     assert result["sampler"]["times"][:3] == [0.0, 0.001, 0.167]
     assert result["sampler"]["clip_range"] == 1.0
     assert result["plausibility"] is None
