@@ -30,7 +30,7 @@ from diffusion_privacy.reports.wording import count, significant
 _TITLE = "What of this model, or of this data set, may leave the house?"
 
 _BODY = Template("""<h2>The answer</h2>
-<div class="answer">$answer$cards</div>
+<div class="answer long">$answer$cards</div>
 $alarms
 <h2>What this does not say</h2>
 $limits

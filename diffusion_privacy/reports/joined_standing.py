@@ -73,9 +73,8 @@ def most_right(epsilon_: float, delta_: float) -> float:
 
 def promise(guarantee: Mapping[str, Any]) -> str:
     """E.g. ``"ε = 4 at δ = 10⁻⁵ for replacing one record by any other"``; only where ε is finite."""
-    return (
-        f"ε = {epsilon(guarantee['epsilon'])} at δ = {delta(guarantee['delta'])} for {relation(guarantee['relation'])}"
-    )
+    known = f"ε = {epsilon(guarantee['epsilon'])} at δ = {delta(guarantee['delta'])}".replace(" = ", "\u00a0=\u00a0")
+    return f"{known} for {relation(guarantee['relation'])}"
 
 
 def meaning(guarantee: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ from diffusion_privacy.reports import wording
 from diffusion_privacy.reports.cadp_wording import share, small, with_interval
 from diffusion_privacy.reports.joined_schema import WAYS
 from diffusion_privacy.reports.joined_standing import (
-    Worst,
     certified_limit,
     delta,
     epsilon,
@@ -38,9 +37,9 @@ def _note(text: str) -> str:
 # --- the one table ----------------------------------------------------------------------------------------------------
 
 
-def _stacked(first: str, second: str) -> str:
+def _stacked(first: str, second: str, more: str = "") -> str:
     """A cell of two lines, the second small; one element, so that a narrow screen keeps it together."""
-    return Markup(f'<span>{escape(first)}<br><span class="small">{escape(second)}</span></span>')
+    return Markup(f'<span>{escape(first)}<br><span class="small">{escape(second + more)}</span></span>')
 
 
 def _measure(name: str, unit: str, group: str = "") -> str:
@@ -71,9 +70,10 @@ def _yardsticks(release: Mapping[str, Any], key: str) -> str:
     return Markup(f"<span>{'<br>'.join(lines) or _NONE}</span>")
 
 
-def _rate(q: Worst) -> str:
-    value = _NONE if q["value"] is None else rate(q["value"])
-    return _stacked(value, f"({rate(q['lower'], 'down')} to {rate(q['upper'], 'up')})")
+def _limited(q: Mapping[str, Any], value: str) -> tuple[str, str]:
+    """A rate and its limits, apart."""
+    shown = _NONE if q[value] is None else rate(q[value])
+    return shown, f"({rate(q['lower'], 'down')} to {rate(q['upper'], 'up')})"
 
 
 def _statuses(way: Mapping[str, Any]) -> str:
@@ -150,7 +150,7 @@ def _risk_rows(release: Mapping[str, Any]) -> list[tuple[str, Sequence[str]]]:
     worst_q = _measure("q, worst marked record", f"{RATE_UNIT}; lower is safer", "Risk")
     auc = _measure("Membership attack", "pairs told apart (AUC); nearer to guessing is safer")
     return [
-        _row(worst_q, [_rate(worst(way)) for way in ways], memoriser, first=True),
+        _row(worst_q, [_stacked(*_limited(worst(way), "value")) for way in ways], memoriser, first=True),
         _row(_measure("Marked records that leak", "fewer is safer"), [_statuses(way) for way in ways]),
         _row(_measure("t′, largest", "0 to 1, confidence as below; lower is safer"), [_t_prime(way) for way in ways]),
         _row(_measure("Linkage", "original found first; lower is safer"), [_linked(way) for way in ways]),
@@ -206,8 +206,7 @@ def _terms(release: Mapping[str, Any]) -> str:
 def verdicts(release: Mapping[str, Any]) -> str:
     """One table a way: every marked record with verdict and interval; what the verdicts assume."""
     columns = (
-        ("Record", ""), ("Verdict", ""), ("Lower limit", RATE_UNIT), ("Estimate", RATE_UNIT),
-        ("Upper limit", RATE_UNIT), ("Confidence", "of the interval"), ("Bound", RATE_UNIT),
+        ("Record", ""), ("Verdict", ""), ("q", f"{RATE_UNIT}; interval in brackets"), ("Bound", RATE_UNIT),
         ("Direct images", "hits, of how many"), ("In words", ""),
     )  # fmt: skip
     found = []
@@ -218,10 +217,7 @@ def verdicts(release: Mapping[str, Any]) -> str:
             cells = [
                 f"{wording.record_name(record)}, label {record['label']}",
                 Markup(status(verdict)),
-                rate(verdict["lower"], "down"),
-                _NONE if verdict["estimate"] is None else rate(verdict["estimate"]),
-                rate(verdict["upper"], "up"),
-                percent(verdict["level"]),
+                _stacked(*_limited(verdict, "estimate"), f", {percent(verdict['level'])}"),
                 rate(verdict["bound"]),
                 f"{count(direct['hits'])} of {count(direct['n'])}",
                 verdict["sentence"],

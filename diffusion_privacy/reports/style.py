@@ -31,6 +31,7 @@ li { margin: .3rem 0; }
 table { border-collapse: collapse; width: 100%; margin: .6rem 0 1rem; font-size: .9rem; }
 caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .5rem; border-bottom: 1px solid var(--line); }
+tbody th { min-width: 6.5rem; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; line-height: 1.3; }
 thead span { display: block; font-weight: 400; font-size: .82em; color: var(--soft); }
 .num { text-align: right; font-variant-numeric: tabular-nums; }
@@ -68,6 +69,8 @@ dd { margin: .1rem 0 0; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   h2, h3 { break-after: avoid; }
   tr, .answer, .verdicts > div { break-inside: avoid; }
+  .answer.long { break-inside: auto; }
+  caption, thead { break-inside: avoid; break-after: avoid; }
   .status.leaks { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   figure img { max-width: 13cm; }
 }
