@@ -178,8 +178,8 @@ def utility_risk(release: Mapping[str, Any]) -> Drawn:
     caption = (
         "Up: what a shared thing is good for. Right: how often one of its images shows the marked record that comes "
         f"back most. Bars: {100 * level:g} % intervals, of q for each record by itself. Filled marker: the estimate. "
-        "Hollow marker: no hit, it stands at the upper limit. Arrow: the interval goes down to the left edge or below "
-        "it, zero included. Upright dotted line: 1/n, what a model shows of each record that has memorised its n "
+        "Hollow marker: no hit or no estimate, at the upper limit. Arrow: the interval goes down to the left edge or "
+        "below it, zero included. Upright dotted line: 1/n, what a model shows of each record that has memorised its n "
         "records and nothing else. Level lines: sets that are not on offer, grey where their own interval lies."
     )
     return Drawn(figure, "Utility against risk", " ".join(alt), caption)

@@ -17,6 +17,7 @@ from diffusion_privacy.reports.joined_standing import (
     not_certified,
     private_records,
     relation,
+    sentence_case,
     worst,
 )
 from diffusion_privacy.reports.tables import Markup, bullets, data_table, escape, status
@@ -236,18 +237,20 @@ def verdicts(release: Mapping[str, Any]) -> str:
 def guarantees(release: Mapping[str, Any]) -> str:
     """What each way promises, on what it rests, and what ε certifies about q."""
     columns = (
-        ("Way", ""), ("ε", "nats"), ("δ", ""), ("Told apart at most", "two neighbours; guessing is 50 %"), ("For", ""),
+        ("Way", ""), ("ε", "nats; δ; how often two neighbours are told apart, where guessing is 50 %"), ("For", ""),
         ("Mechanism", ""), ("Taken as public", ""), ("Rests on", "entries of the ledger"), ("In words", ""),
     )  # fmt: skip
     rows = []
     for way in in_order(release):
         given, promised = way["guarantee"], way["guarantee"]["epsilon"] is not None
-        words = " ".join(filter(None, (given["sentence"], given["why"])))
+        words = " ".join(f"{sentence_case(text.rstrip('.'))}." for text in (given["sentence"], given["why"]) if text)
+        terms = ""
+        if promised:
+            right = percent(most_right(given["epsilon"], given["delta"]), "up")
+            terms = f"δ = {delta(given['delta'])}; told apart at most {right} of the time"
         cells = [
             way["title"],
-            epsilon(given["epsilon"]) if promised else "none",
-            _promised(given, delta(given["delta"])),
-            percent(most_right(given["epsilon"], given["delta"]), "up") if promised else _NONE,
+            _stacked(epsilon(given["epsilon"]), terms) if promised else "none",
             _promised(given, relation(given["relation"])),
             given["mechanism"] or _NONE,
             "; ".join(given["public"]) or _NONE,
@@ -260,9 +263,9 @@ def guarantees(release: Mapping[str, Any]) -> str:
 
 def _certified(release: Mapping[str, Any]) -> str:
     columns = (
-        ("Way, record", ""), ("Certified limit of q", RATE_UNIT), ("Confidence", "of the limit"),
+        ("Way, record", ""), ("Certified limit of q", f"{RATE_UNIT}; its confidence"),
         ("At the measured rate", RATE_UNIT), ("Rate without the record", f"{RATE_UNIT}; upper limit in brackets"),
-        ("Models", "trained without it"), ("Images", "drawn of them"), ("Models that would do", "to certify 1/n"),
+        ("Models", "trained without it; images of them"), ("Models that would do", "to certify 1/n"),
         ("Remarks", ""),
     )  # fmt: skip
     rows: list[tuple[str, Sequence[str]]] = []
@@ -272,12 +275,12 @@ def _certified(release: Mapping[str, Any]) -> str:
             without = one["without"]
             cells = [
                 f"{way['title']}, record {one['index']}",
-                rate(one["upper"], "up") if one["reliable"] else "says nothing",
-                percent((1 + one["level"]) / 2),
+                _stacked(
+                    rate(one["upper"], "up") if one["reliable"] else "says nothing", percent((1 + one["level"]) / 2)
+                ),
                 rate(one["value"]),
                 f"{rate(without['value'])} ({rate(without['upper'], 'up')})",
-                count(one["models"]),
-                count(one["images"]),
+                _stacked(count(one["models"]), f"{count(one['images'])} images"),
                 "δ alone exceeds it" if one["models_needed"] is None else count(one["models_needed"]),
                 "; ".join(one["reasons"]) or _NONE,
             ]

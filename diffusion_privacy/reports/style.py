@@ -72,6 +72,6 @@ dd { margin: .1rem 0 0; }
   .answer.long { break-inside: auto; }
   caption, thead { break-inside: avoid; break-after: avoid; }
   .status.leaks { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  figure img { max-width: 13cm; }
+  figure img { width: auto; max-width: min(13cm, 100%); max-height: 19cm; }
 }
 """
