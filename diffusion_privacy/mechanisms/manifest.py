@@ -68,8 +68,9 @@ class FlowProvenance:
             shared = len(self.trained_on.intersection(hashes))
             if shared:
                 raise InputError(
-                    f"flow_training: {shared} of the {len(hashes)} records were in the flow's training set; train it "
-                    "on other data, train it with DP-SGD, or ask for 'mechanism-only' (no end-to-end guarantee)"
+                    f"flow_training: {shared} of the {len(hashes)} records are in the flow's training set, as they are "
+                    "or as exact copies; expected a flow trained on other data (name the persons, so that copies stay "
+                    "in one share), or with DP-SGD, or 'mechanism-only' (no end-to-end guarantee)"
                 )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from diffusion_privacy import settings as settings_module
 from diffusion_privacy.data.records import Records
+from diffusion_privacy.mechanisms.manifest import FlowProvenance
 from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
 from diffusion_privacy.stages import dp_training, watching
@@ -31,8 +32,15 @@ def train(settings: PrivateStudy, workdir: Workdir) -> None:
 
 
 def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
-    """Writes down which records the flow learns from, pays for them where it must, trains it; returns those records."""
+    """Writes down which records the flow learns from, pays for them where it must, trains it; returns those records.
+
+    Raises:
+      InputError: a record is in the public and in the private share, and the flow is to be called public.
+    """
     records = parts.public if settings.flow.trained_on == "public" else parts.private
+    if settings.flow.trained_on == "public" and settings.release.flow_training == "public":
+        # The release will refuse copies of one record in both shares: better said before hours of training.
+        FlowProvenance("public", frozenset(common.hashes(records))).check(common.hashes(parts.private))
     workdir.write_json(workdir.path("train", "trained_on.json"), {"hashes": list(common.hashes(records))})
     config, folder = settings.flow.training, workdir.path("train", "flow")
     if config.privacy.on and settings.flow.trained_on == "private":

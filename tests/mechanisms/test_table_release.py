@@ -158,7 +158,7 @@ def test_refusals():
     own = FlowProvenance("public", frozenset(row_hashes(table().take([3]))))
     inferred = table().with_schema(dataclasses.replace(SCHEMA, origin="inferred"))
     for changes, message in (
-        ({"flow": own}, "1 of the 40 records were in the flow's training set"),
+        ({"flow": own}, "1 of the 40 records are in the flow's training set"),
         ({"source": inferred}, "schema was inferred from the private rows"),
         ({"response_epsilon": 1.0}, "expected 'replace-record-and-condition' beside a response_epsilon"),
         ({"apart": (), "response_epsilon": 1.0}, "expected columns apart"),

@@ -143,7 +143,7 @@ def _after_training(tmp_path, changes=None, trained_on="public"):
 @pytest.mark.parametrize(
     ("changes", "trained_on", "words"),
     [
-        ({}, "private", r"were in the flow's training set.*mechanism-only"),
+        ({}, "private", r"are in the flow's training set.*mechanism-only"),
         ({"release.total_epsilon": 5.0}, "public", r"ledger\.jsonl: 2 releases would bring ε to .* allows 5"),
         ({"release.delta": 0.1}, "public", "delta: expected less than 1/n"),
         ({"release.relation": "add-or-remove"}, "public", "relation: expected one of"),
