@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
+
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.data.table_rows import Rows
 from diffusion_privacy.errors import InputError
@@ -62,12 +64,11 @@ def _release(
     flow: common.TrainedFlow,
     source: FlowProvenance,
     private: Records | Rows,
-    public: Records | Rows,
+    public_z: np.ndarray,
 ) -> Privatised | PrivatisedTable:
     dims, release = flow.model.dims, settings.release
     mechanism = common.make_mechanism(settings, epsilon, dims, len(private))
     relation, selection = common.make_relation(settings), common.make_selection(settings, dims)
-    public_z, _ = flow.encode(public.image, public.label, rng.stream(settings.seed, "clip_share"))
     if isinstance(private, Rows):
         return privatise_table(
             private.table, private.encoder, flow.release_encode, flow.release_decode,
@@ -104,8 +105,9 @@ def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
     _check_budget(settings, ledger, missing, private, hashes)
     flow = common.load_flow(settings, workdir, private)
     with workdir.timed("privatize"):
+        public_z, _ = flow.encode(parts.public.image, parts.public.label, rng.stream(settings.seed, "clip_share"))
         for epsilon in missing:
-            made = _release(settings, epsilon, flow, source, private, parts.public)
+            made = _release(settings, epsilon, flow, source, private, public_z)
             path = common.release_path(workdir, epsilon)
             if isinstance(made, PrivatisedTable):
                 promise, folder = made.release.manifest, publish_table(made, path, ledger=ledger)
