@@ -64,7 +64,15 @@ def get_config() -> ConfigDict:
                 "prior_matched": True,
                 "ledger": "ledger.jsonl",
             },
-            "evaluation": {"target": "exang", "draws": 5, "cells": 10, "level": 0.95},
+            "evaluation": {
+                "target": "exang",
+                "draws": 5,
+                "cells": 10,
+                "level": 0.95,
+                "dp_steps": 20,
+                "dp_clip": 1.0,
+                "dp_learning_rate": 0.5,
+            },
             "attack": {
                 "study_epsilons": (16.0, 64.0, 256.0, 1024.0),
                 "trials": 4_000_000,

@@ -134,6 +134,8 @@ class Attack:
     """What the audit tries.
 
     Attributes:
+      records: the first so many private records are looked for, among each other, and so many members and others of the
+        flow are told apart; 0 for all. With fewer than all, chance is higher and intervals are wider, both as reported.
       study_epsilons: ε at which private records are noised for the attack alone; nothing of it is published. Far above
         what one would release, they show from where on the attack would succeed.
       trials: most draws of each worst-case latent for the lower bound on ε; fewer are made where fewer suffice.
@@ -144,6 +146,7 @@ class Attack:
       release_repeats: repetitions of a whole release in the search for faults between records; 0 for none.
     """
 
+    records: int = 0
     study_epsilons: tuple[float, ...] = (16.0, 64.0, 256.0, 1024.0)
     trials: int = 64_000_000
     tightness: float = 0.8
@@ -185,12 +188,17 @@ class TableEvaluation:
       draws: control tables, at least 2, each drawn anew from the flow.
       cells: of a number's range, for marginals.
       level: confidence level of the intervals.
+      dp_steps, dp_clip, dp_learning_rate: of the arm of private training, a linear model of the private rows by full
+        batches: steps, norm to which each row's gradient is clipped, step length; dp_steps = 0 leaves the arm out.
     """
 
     target: str
     draws: int = 5
     cells: int = 10
     level: float = 0.95
+    dp_steps: int = 20
+    dp_clip: float = 1.0
+    dp_learning_rate: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,6 +238,7 @@ class PrivateStudy:
         _need(0 < release.coverage < 1, "release.coverage", "a number in (0, 1)", release.coverage)
         _need(release.coarse >= 0, "release.coarse", "0 or more", release.coarse)
         _need(release.label_epsilon >= 0, "release.label_epsilon", "0 or more", release.label_epsilon)
+        _need(self.attack.records >= 0, "attack.records", "0 (all) or more", self.attack.records)
         trials = self.attack.trials
         _need(1000 <= trials <= 2**30, "attack.trials", "within 1000 and 2^30", trials)
         share = self.attack.tightness
@@ -289,6 +298,10 @@ class CadpTable(PrivateStudy):
             _need(len(ends) == 2, f"columns.ranges.{name}", "(lower, upper)", ends)
         _need(0 <= columns.noise < 1, "columns.noise", "a number in [0, 1)", columns.noise)
         _need(evaluation.draws >= 2, "evaluation.draws", "at least 2", evaluation.draws)
+        _need(evaluation.dp_steps >= 0, "evaluation.dp_steps", "0 or more", evaluation.dp_steps)
+        for field in ("dp_clip", "dp_learning_rate"):
+            value = getattr(evaluation, field)
+            _need(0 < value < math.inf, f"evaluation.{field}", "a finite number > 0", value)
         _need(evaluation.cells >= 2, "evaluation.cells", "at least 2", evaluation.cells)
         _need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
 

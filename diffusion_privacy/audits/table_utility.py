@@ -180,9 +180,19 @@ def train_and_test(trains: Sequence[Table], test: Table, target: str, *, level: 
         raise InputError(f"{test.name}: expected at least one table to train on")
     for train in trains:
         _same_schema(train.schema, test)
-    column = test.schema.column(target)
-    truth = test.data[target]
-    guesses = np.stack([_predictions(train, test, target) for train in trains])
+    return score(np.stack([_predictions(train, test, target) for train in trains]), test, target, level=level)
+
+
+def score(guesses: np.ndarray, test: Table, target: str, *, level: float = 0.95) -> Transfer:
+    """How right ``guesses[S, N]`` of S models are about column ``target`` of the N rows of ``test``.
+
+    Args:
+      guesses: category numbers, or numbers in the column's own units.
+
+    Raises:
+      InputError: a numeric target that is constant.
+    """
+    column, truth = test.schema.column(target), test.data[target]
     if column.kind == "categorical":
         right = np.mean(guesses == truth, axis=1)
         value, n = float(right.mean()), len(test)
@@ -214,7 +224,7 @@ def _predictions(train: Table, test: Table, target: str) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression, Ridge
 
     column = train.schema.column(target)
-    x_train, x_test, y_train = _features(train, target), _features(test, target), train.data[target]
+    x_train, x_test, y_train = features(train, target), features(test, target), train.data[target]
     if column.kind != "categorical":
         centre, scale = column.standard
         return np.asarray(Ridge(alpha=1.0).fit(x_train, (y_train - centre) / scale).predict(x_test) * scale + centre)
@@ -223,7 +233,8 @@ def _predictions(train: Table, test: Table, target: str) -> np.ndarray:
     return np.asarray(LogisticRegression(C=1.0, max_iter=5000).fit(x_train, y_train).predict(x_test))
 
 
-def _features(table: Table, target: str) -> np.ndarray:
+def features(table: Table, target: str) -> np.ndarray:
+    """``float64 [N, F]``: the vectors of `Encoder` without column ``target``."""
     kept = tuple(column for column in table.schema.columns if column.name != target)
     schema = Schema(kept, table.schema.origin)
     data = {column.name: table.data[column.name] for column in kept}

@@ -44,6 +44,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.table)
 
+    def take(self, indices: np.ndarray) -> Rows:
+        """The rows at these positions (not source indices), in this order."""
+        return Rows(self.table.take(indices), self.encoder, self.index[indices])
+
     @property
     def name(self) -> str:
         """What to call the table in messages."""

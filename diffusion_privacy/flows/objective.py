@@ -183,9 +183,9 @@ def _sample(model: FlowModel, params: PyTree, key: Array, cond: Array | None, po
 
 
 def encode(
-    model: FlowModel, params: PyTree, images: np.ndarray, cond: np.ndarray | None, key: Array, batch_size: int = 256
+    model: FlowModel, params: PyTree, images: np.ndarray, cond: np.ndarray | None, key: Array, batch_size: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All of ``images[N, *shape], cond[N, K]`` to ``(z[N, D], logp[N])``, ``batch_size`` at a time.
+    """All of ``images[N, *shape], cond[N, K]`` to ``(z[N, D], logp[N])``, by ``batch_size`` (0: what suits the device).
 
     Record i is dequantised with ``fold_in(key, i)``: the flow was fitted to noisy images and sees noisy images here.
     The dequantisation noise is no part of a privacy guarantee.
@@ -195,9 +195,7 @@ def encode(
     return z, logp
 
 
-def decode(
-    model: FlowModel, params: PyTree, z: np.ndarray, cond: np.ndarray | None, batch_size: int = 256
-) -> np.ndarray:
+def decode(model: FlowModel, params: PyTree, z: np.ndarray, cond: np.ndarray | None, batch_size: int = 0) -> np.ndarray:
     """All of ``z[N, D], cond[N, K]`` to ``images[N, *shape]``, ``batch_size`` at a time.
 
     ``decode(encode(images)) == images`` up to rounding of a grey level, whatever noise dequantised them.
@@ -208,7 +206,7 @@ def decode(
 
 
 def sample(
-    model: FlowModel, params: PyTree, key: Array, cond: np.ndarray | None, num: int, batch_size: int = 256
+    model: FlowModel, params: PyTree, key: Array, cond: np.ndarray | None, num: int, batch_size: int = 0
 ) -> np.ndarray:
     """``num`` images with z ~ N(0, I), one for each row of ``cond[num, K]``: the ε_z = 0 control of a release."""
     positions = np.arange(num, dtype=np.int32)
@@ -224,7 +222,8 @@ def _chunked(
         raise ValueError(
             f"expected arrays of one positive length, got {[None if a is None else len(a) for a in arrays]}"
         )
-    batch_size = min(batch_size, n)
+    # What a CPU core keeps in its cache is through in half the time.
+    batch_size = min(batch_size or (32 if jax.default_backend() == "cpu" else 256), n)
     parts = []
     for start in range(0, n, batch_size):
         chunk = [None if a is None else a[start : start + batch_size] for a in arrays]

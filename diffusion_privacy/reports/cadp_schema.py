@@ -82,7 +82,7 @@ class Score(TypedDict):
     lower: float
     upper: float
     level: Probability
-    seeds: list[float]  # one a drawn table
+    seeds: list[float]  # one a drawn table, or a training
 
 
 class TableDistance(TypedDict):
@@ -97,11 +97,11 @@ class TableArm(TypedDict):
     """A model trained on one table and tested on real rows."""
 
     name: str
-    kind: Literal["original", "public", "released", "control"]
-    epsilon: NonNegative | None  # of the whole table; null where none is claimed
+    kind: Literal["original", "public", "released", "control", "dp-sgd"]
+    epsilon: NonNegative | None  # of the whole table, or of the model; null where none is claimed
     n_train: Positive
     score: Score
-    distance: TableDistance | None  # null for the private rows themselves
+    distance: TableDistance | None  # null for the private rows themselves and for models of them
 
 
 class TableFacts(TypedDict):

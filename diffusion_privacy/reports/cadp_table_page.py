@@ -22,6 +22,9 @@ METHODS = (
      "what it does beyond the control."),
     ("Train on one, test on real", "Logistic or ridge regression is fitted to each table and predicts the target "
      "column of the same real test rows. R² is 1 less squared error over variance: 0 is what the mean does."),
+    ("Private training", "The same kind of model by gradient descent on the private rows, each row’s gradient clipped "
+     "and noise added, at the ε and δ that the release beside it spends in all. It gives a model and no data; the mean "
+     "of several trainings."),
     ("Marginals", "Half the sum of absolute differences between two tables’ shares (total variation), of each column "
      "and of each pair of columns; numbers in equal cells of their public range. Two samples of one population differ "
      "too: compare with the public rows."),

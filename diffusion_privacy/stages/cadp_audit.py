@@ -33,7 +33,7 @@ from diffusion_privacy.mechanisms.relation import REPLACE_RECORD
 from diffusion_privacy.mechanisms.release import noised
 from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
-from diffusion_privacy.stages.cadp_study import Parts, TrainedFlow
+from diffusion_privacy.stages.cadp_study import Parts, R, TrainedFlow
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
 from diffusion_privacy.types import Array
@@ -153,9 +153,15 @@ def link(
     return entry
 
 
+def first(records: R, count: int) -> R:
+    """The first ``count`` records, or all of them: with 0, or where there are no more."""
+    return records.take(np.arange(count)) if 0 < count < len(records) else records
+
+
 def _linkage(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any], flow: TrainedFlow) -> list[dict[str, Any]]:
     """One entry a set: the releases, sets noised less than one would dare (never published), and two yardsticks."""
-    private, level, seed = parts.private, settings.attack.level, settings.seed
+    everyone, level, seed = parts.private, settings.attack.level, settings.seed
+    private = first(everyone, settings.attack.records)
     within = by_class(settings, parts)
     attacker = flow.attacker()
     gallery, _ = attacker.encode(private.image, private.label, rng.stream(seed, "gallery"))
@@ -167,8 +173,10 @@ def _linkage(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any], flow: 
 
     entries = []
     for e in settings.release.epsilons:
-        released = common.load_release(workdir, e, private)
-        entries.append(entry(f"released {e:g}", "released", e, released.records.image, released.records.label))
+        released = common.load_release(workdir, e, everyone).records
+        entries.append(
+            entry(f"released {e:g}", "released", e, released.image[: len(private)], released.label[: len(private)])
+        )
     noisy = settings.attack.study_epsilons
     if noisy:
         study = common.study_images(settings, flow, private, noisy, rng.stream(seed, "study"))
@@ -187,6 +195,7 @@ def _flow(settings: PrivateStudy, parts: Parts[Any], flow: TrainedFlow) -> dict[
     members, others = (
         (parts.public, parts.test) if settings.flow.trained_on == "public" else (parts.private, parts.test)
     )
+    members, others = (first(side, settings.attack.records) for side in (members, others))
     key = rng.stream(settings.seed, "membership")
     _, member_logp = flow.encode(members.image, members.label, jax.random.fold_in(key, 0))
     _, other_logp = flow.encode(others.image, others.label, jax.random.fold_in(key, 1))
@@ -202,7 +211,7 @@ def _flow(settings: PrivateStudy, parts: Parts[Any], flow: TrainedFlow) -> dict[
         "membership": {"value": auc.value, "lower": auc.lower, "upper": auc.upper, "level": level},
         "members": len(members),
         "others": len(others),
-        "inversion_error": inversion_error(flow, parts.test, key),
+        "inversion_error": inversion_error(flow, others, key),
     }
 
 

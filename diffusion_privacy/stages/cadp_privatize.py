@@ -10,6 +10,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.data.table_rows import Rows
 from diffusion_privacy.errors import InputError
@@ -64,12 +66,11 @@ def _release(
     flow: common.TrainedFlow,
     source: FlowProvenance,
     private: Records | Rows,
-    public: Records | Rows,
+    public_z: np.ndarray,
 ) -> Privatised | PrivatisedTable:
     dims, release = flow.model.dims, settings.release
     mechanism = common.make_mechanism(settings, epsilon, dims, len(private))
     relation, selection = common.make_relation(settings), common.make_selection(settings, dims)
-    public_z, _ = flow.encode(public.image, public.label, rng.stream(settings.seed, "clip_share"))
     if isinstance(private, Rows):
         return privatise_table(
             private.table, private.encoder, flow.release_encode, flow.release_decode,
@@ -111,8 +112,9 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
     _check_budget(settings, ledger, missing, private, hashes)
     flow = common.load_flow(settings, workdir, private)
     with workdir.timed("privatize"):
+        public_z, _ = flow.encode(parts.public.image, parts.public.label, rng.stream(settings.seed, "clip_share"))
         for epsilon in missing:
-            made = _release(settings, epsilon, flow, source, private, parts.public)
+            made = _release(settings, epsilon, flow, source, private, public_z)
             if isinstance(made, Privatised) and isinstance(private, Records):
                 manifest = dataclasses.replace(made.manifest, preparation=private.preparation)
                 made = dataclasses.replace(made, manifest=manifest)

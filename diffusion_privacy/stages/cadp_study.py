@@ -90,22 +90,19 @@ def batches(records: Records | Rows, batch_size: int, seed: int) -> Batches:
     return Batches(records, batch_size, seed)
 
 
-def make_model(settings: PrivateStudy, records: Records | Rows, precision: str = "float32") -> FlowModel:
+def make_model(settings: PrivateStudy, records: Records | Rows, training: bool = False) -> FlowModel:
     """The flow of the config for records of this shape; InputError on an unknown field."""
     if isinstance(settings, CadpTable) and isinstance(records, Rows):
-        return cadp_flow.row_model(settings.flow, records, settings.columns.noise, precision)
+        return cadp_flow.row_model(settings.flow, records, settings.columns.noise, training)
     if isinstance(records, Rows):
         raise TypeError("rows belong to the study of a table")
-    return cadp_flow.image_model(settings.flow, records, precision)
+    return cadp_flow.image_model(settings.flow, records, training)
 
 
 def flow_task(settings: PrivateStudy, records: Records | Rows) -> FlowTask:
-    """What the loop learns: the flow, in the precision of its training."""
-    return FlowTask(
-        make_model(settings, records, settings.flow.training_precision),
-        settings.flow.reconstruction,
-        settings.flow.perturbation,
-    )
+    """What the loop learns: the flow as it is trained."""
+    model = make_model(settings, records, training=True)
+    return FlowTask(model, settings.flow.reconstruction, settings.flow.perturbation)
 
 
 @overload

@@ -9,7 +9,7 @@ from diffusion_privacy.audits.table_utility import Interval, Transfer, distance,
 from diffusion_privacy.data.table_rows import Rows
 from diffusion_privacy.data.tables import Table
 from diffusion_privacy.settings_cadp import CadpTable
-from diffusion_privacy.stages import cadp_study
+from diffusion_privacy.stages import cadp_study, cadp_table_private_arm
 from diffusion_privacy.stages.cadp_flow import TableFlow
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
@@ -69,6 +69,28 @@ def _score(interval: Interval, draws: tuple[float, ...]) -> dict[str, Any]:
     return {**dataclasses.asdict(interval), "seeds": list(draws)}
 
 
+def _private_training(settings: CadpTable, workdir: Workdir, parts: cadp_study.Parts[Rows]) -> list[dict[str, Any]]:
+    """Models of the private rows themselves, each at all that the release of its ε spends; none with dp_steps = 0."""
+    if not settings.evaluation.dp_steps:
+        return []
+    private, epsilons = parts.private, settings.release.epsilons
+    promised = [cadp_study.load_release(workdir, e, private).manifest for e in epsilons]
+    # Where nothing is promised end to end, the latent step's own ε.
+    spends = [(m["epsilon"] or e, m["delta"]) for m, e in zip(promised, epsilons, strict=True)]
+    found = cadp_table_private_arm.transfers(settings, private.table, parts.test.table, spends)
+    return [
+        {
+            "name": f"dp-sgd {e:g}",
+            "kind": "dp-sgd",
+            "epsilon": spend[0],
+            "n_train": len(private),
+            "score": _score(one.score, one.draws),
+            "distance": None,
+        }
+        for e, spend, one in zip(epsilons, spends, found, strict=True)
+    ]
+
+
 def evaluate(settings: CadpTable, workdir: Workdir) -> None:
     """Scores a model of each table and measures how far each is from the private rows; writes evaluation.json."""
     path = workdir.root / "evaluation.json"
@@ -81,6 +103,7 @@ def evaluate(settings: CadpTable, workdir: Workdir) -> None:
         arms = make_arms(settings, workdir, parts, flow)
         found = [train_and_test(arm.tables, test, options.target, level=options.level) for arm in arms]
         entries = [_entry(settings, arm, private, one) for arm, one in zip(arms, found, strict=True)]
+        entries += _private_training(settings, workdir, parts)
     workdir.write_json(
         path,
         {

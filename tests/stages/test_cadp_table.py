@@ -95,6 +95,8 @@ def test_every_config_is_a_table_study(name):
         ("data.source", "diabetes"),
         ("evaluation.draws", 1),
         ("evaluation.cells", 1),
+        ("evaluation.dp_steps", -1),
+        ("evaluation.dp_clip", 0.0),
         ("evaluation.level", 0.2),
     ],
 )
