@@ -115,7 +115,8 @@ def main(argv: list[str]) -> None:
 
     try:
         _run(_WORKDIR.value or "")
-    except (InputError, DivergenceError) as error:
+    except (InputError, DivergenceError, FloatingPointError) as error:
+        # The last: a score or a detector that is not finite in the middle of an audit, named where it is seen.
         _stop(str(error))
     except Preempted as stop:
         print(str(stop), file=sys.stderr)

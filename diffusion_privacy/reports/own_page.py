@@ -160,7 +160,7 @@ def _h_curves(release: Mapping[str, Any]) -> Drawn:
     caption = (
         "h(t): how often a drawn image lies in the record’s ball when the record is drowned in noise up to level t and "
         f"denoised by the model. Bars: {level} interval at each t by itself. Higher, and further to the right, is "
-        "worse; every record comes back from little noise. Vertical lines: t′."
+        "worse; a general model, too, returns a record from little noise. Vertical lines: t′."
     )
     return dataclasses.replace(drawn, caption=caption)
 

@@ -103,7 +103,8 @@ def pairs(found: Listed, title: str, first: str) -> Drawn:
         row, column = divmod(i, columns)
         tile(axes, found.records[i], row * high, column)
         tile(axes, found.draws[i], row * high + 1, column)
-        words = ("▲ " if found.hits[i] else "") + significant(float(found.distances[i]))
+        # Two decimals and not two digits: a copy's 2.5×10⁻⁸ would not fit below it.
+        words = f"{'▲ ' if found.hits[i] else ''}{found.distances[i]:.2f}"
         axes.text(column + 0.5, row * high + 2.2, words, fontsize=SMALL, ha="center", va="center")
     fit(axes, rows * high, columns)
     caption = (

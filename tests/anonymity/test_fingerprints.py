@@ -59,7 +59,7 @@ def test_disc_is_the_set_of_pixels_within_the_radius(size: int) -> None:
 
 
 @pytest.mark.parametrize("name", MARKS)
-@pytest.mark.parametrize("shape", [(8, 8, 1), (12, 9, 3)])
+@pytest.mark.parametrize("shape", [(8, 8, 1), (12, 9, 3), (9, 31, 4)])
 def test_mask_is_exactly_the_changed_pixels_and_lies_inside(name: str, shape: tuple[int, int, int]) -> None:
     images = noise(2, len(KEYS), *shape)
     planted = plant_all(MARKS[name], jnp.asarray(images), KEYS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,19 @@ def test_it_is_brute_force(chunk):
     np.fill_diagonal(want, np.inf)
     np.testing.assert_array_equal(who, np.argsort(want, axis=1)[:, :39])
     assert np.all(np.diff(own, axis=1) >= 0)
+
+
+def test_memory_does_not_grow_with_queries_times_rows():
+    """What numpy holds at most, over 4 times as many of both: in all, 16 times as many distances."""
+    peaks = []
+    for count in (1000, 4000):
+        points = rows(np.random.default_rng(0).normal(size=(count, 4)), "points")
+        tracemalloc.start()
+        nearest(points, points, k=2, exclude_self=True, chunk=128)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2.5 * peaks[0]
+    assert peaks[1] < 0.1 * 8 * 4000**2
 
 
 def test_copies_are_at_distance_zero_and_ties_go_by_number():

@@ -202,6 +202,22 @@ def test_flags_that_cannot_be_meant_are_refused_in_one_line(args, words):
     _assert_refused(launch(*args), *words)
 
 
+def test_a_score_that_is_not_finite_ends_in_one_line(monkeypatch, capsys):
+    import types
+
+    import launch as program
+
+    def broken(workdir):
+        raise FloatingPointError("the score returned a value that is not finite while screening")
+
+    monkeypatch.setattr(program, "_run", broken)
+    monkeypatch.setattr(program, "_WORKDIR", types.SimpleNamespace(value="x"))
+    with pytest.raises(SystemExit) as stopped:
+        program.main([])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: the score returned a value that is not finite while screening\n"
+
+
 def test_help_names_the_modes():
     result = launch("--help")
     text = result.stdout + result.stderr
