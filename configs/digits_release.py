@@ -149,7 +149,7 @@ def get_config() -> ConfigDict:
                 "chunk": 0,
                 "memory_gb": 2.0,
             },
-            "certify": {"copies": 200, "copy_models": 12, "dp_models": 2, "samples": 1000},
+            "certify": {"copies": 200, "copy_models": 12, "dp_models": 4, "samples": 1000},
             # The digits are public: their pictures may be shown.
             "report": {"show_private": True},
         }

@@ -195,9 +195,16 @@ class Audit:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """``show_private``: embed pictures of private records; right only for public data."""
+    """What may be shown.
+
+    Attributes:
+      show_private: embed pictures of private records in the report; right only for public data.
+      risk_on_cards: print measured rates and attacks on the cards of what is given away. They are statistics of the
+        private records that no promise covers: right only where the records are public, or nothing leaves the house.
+    """
 
     show_private: bool = False
+    risk_on_cards: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

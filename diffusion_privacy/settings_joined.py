@@ -57,9 +57,10 @@ class Certify:
     """E6: how often the same way of sharing shows a record that it never saw.
 
     Attributes:
-      copies: private copies simulated with the record replaced.
-      copy_models: score models trained on such copies, side by side in one program.
-      dp_models: score models trained with DP-SGD without the record, one after the other.
+      copies: private copies simulated with the record replaced, and as many with it for q of the copy.
+      copy_models: score models trained on such copies, at most; 0 for none.
+      dp_models: score models trained with DP-SGD without the record, at most; 0 for none. Where so many could not make
+        the bound say anything, none is trained.
       samples: images drawn from each of these models.
     """
 
@@ -106,14 +107,14 @@ class Joined:
             ("marks.controls", self.marks.controls, 1),
             ("risk.samples", risk.samples, 100),
             ("certify.copies", certify.copies, 1),
-            ("certify.copy_models", certify.copy_models, 1),
-            ("certify.dp_models", certify.dp_models, 1),
+            ("certify.copy_models", certify.copy_models, 0),
+            ("certify.dp_models", certify.dp_models, 0),
             ("certify.samples", certify.samples, 1),
             ("risk.attack_records", risk.attack_records, 8),
         ):
             _need(value >= least, name, f"at least {least}", value)
-        within = 1 <= risk.evaluation_samples <= risk.samples
-        _need(within, "risk.evaluation_samples", f"1 … risk.samples = {risk.samples}", risk.evaluation_samples)
+        within = 50 <= risk.evaluation_samples <= risk.samples
+        _need(within, "risk.evaluation_samples", f"50 … risk.samples = {risk.samples}", risk.evaluation_samples)
         # Built once here, so that what they refuse is refused before anything is trained.
         _ = self.cadp, self.study
 
@@ -126,13 +127,17 @@ class Joined:
         _need(private.on, "private_training.privacy.epsilon", "a number above 0", private.epsilon)
         _need(not self.score.training.privacy.on, "score.training.privacy", "none, see private_training", "one")
         _need("num_classes" not in self.score.network.params, "score.network.params.num_classes", "none", "one")
-        clip = self.score.training.grad_clip_norm
-        _need(clip == 0, "score.training.grad_clip_norm", "0 (it would couple models trained side by side)", clip)
-        decay = self.score.training.weight_decay
-        _need(decay == 0, "score.training.weight_decay", "0 (stacked models have other shapes)", decay)
         clip = self.evaluation.training.grad_clip_norm
         _need(clip == 0, "evaluation.training.grad_clip_norm", "0 (it would couple the classifiers)", clip)
         _need(self.evaluation.seeds >= 2, "evaluation.seeds", "at least 2", self.evaluation.seeds)
+        mechanism = release.mechanism
+        _need(
+            not mechanism.startswith("discrete"),
+            "release.mechanism",
+            "a continuous one, whose copies the audit can simulate",
+            mechanism,
+        )
+        _need(self.fingerprint.name != "none", "fingerprint.name", "a mark that a detector can learn", "none")
         kind = self.detector.identity
         _need(kind == "classifier", "detector.identity", "'classifier'", kind)
 

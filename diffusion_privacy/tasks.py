@@ -102,44 +102,6 @@ class ScoreTask:
 
 
 @dataclasses.dataclass(frozen=True)
-class SideBySide:
-    """M score models trained by one program, each on records of its own with initialisation and noise of its own.
-
-    Batches are those of `stages.cadp_arms.ArmBatches` with one arm and M seeds: ``image[B, 1, M, ...]``,
-    ``label[B, 1, M]``. The loss is the sum over models: Adam moves every number by itself, so that each model is
-    trained as it would be alone, as long as neither gradients are clipped nor weights decayed by their shape.
-    """
-
-    task: ScoreTask
-    models: int
-
-    def init(self, key: Array, batch: PyTree) -> PyTree:
-        one = self._rows(batch, 0)
-        return jax.vmap(lambda k: self.task.init(k, one))(jax.random.split(key, self.models))
-
-    def loss(self, params: PyTree, batch: PyTree, key: Array) -> tuple[Array, dict[str, Array]]:
-        losses = self._losses(params, batch, key)
-        return jnp.sum(losses, axis=0), {"per_model": jnp.mean(losses, axis=0)}
-
-    def evaluate(self, params: PyTree, batch: PyTree, key: Array) -> dict[str, Array]:
-        return {"loss": jnp.mean(self._losses(params, batch, key), axis=0)}
-
-    def _rows(self, batch: PyTree, model: int) -> dict[str, Array]:
-        rows = {name: jnp.asarray(batch[name])[:, 0, model] for name in ("image", "label")}
-        return {**rows, "position": jnp.asarray(batch["position"])}
-
-    def _losses(self, params: PyTree, batch: PyTree, key: Array) -> Array:
-        """``[M, B]``."""
-
-        def one(own: PyTree, image: Array, label: Array, number: Array) -> Array:
-            rows = {"image": image, "label": label, "position": jnp.asarray(batch["position"])}
-            return self.task.loss(own, rows, jax.random.fold_in(key, number))[0]
-
-        image, label = (jnp.asarray(batch[name])[:, 0] for name in ("image", "label"))
-        return jax.vmap(one, in_axes=(0, 1, 1, 0))(params, image, label, jnp.arange(self.models))
-
-
-@dataclasses.dataclass(frozen=True)
 class FlowTask:
     """Maximum likelihood of a conditional flow (`flows.objective`).
 
@@ -228,7 +190,6 @@ class ArmsTask:
 
 TASKS: dict[str, type] = {
     "score": ScoreTask,
-    "scores": SideBySide,
     "flow": FlowTask,
     "arms": ArmsTask,
     "fingerprint": FingerprintTask,

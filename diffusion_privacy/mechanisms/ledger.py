@@ -187,7 +187,8 @@ class Covering:
         reads it alone promises nothing.
       stages: the names that were asked for, each once.
       missing: named, but the ledger has no such entry.
-      repeated: named, and the ledger has several such entries: which of them the thing rests on cannot be told.
+      repeated: named, and the ledger has several such entries: which of them the thing rests on cannot be told, so that
+        all of them are composed (a release that crashed after it was paid for is paid for again).
       uncovered: named, without an event or with one that is not private.
       left_out: every other entry of the ledger, in its order. The promise holds only while nothing of theirs is shared.
     """
@@ -211,7 +212,6 @@ class Covering:
             return ""
         faults = {
             "without an entry in the ledger": self.missing,
-            "with several entries of the same name in the ledger": self.repeated,
             "without a privacy event": self.uncovered,
         }
         found = [f"{', '.join(names)} {fault}" for fault, names in faults.items() if names]
@@ -239,7 +239,8 @@ def covering(entries: Sequence[Entry], stages: Sequence[str], delta: float) -> C
     the caller knows that; a name too many makes ε larger and nothing wrong.
 
     Nothing is dropped: an entry is either composed or listed in ``left_out``, and whatever cannot be told from the
-    ledger (no entry, two of one name, no event) makes the whole "no guarantee".
+    ledger (no entry, no event) makes the whole "no guarantee". Of several entries of one name all are composed: one too
+    many makes ε larger and nothing wrong.
 
     Args:
       entries: of the ledger, all of them.
@@ -254,7 +255,7 @@ def covering(entries: Sequence[Entry], stages: Sequence[str], delta: float) -> C
     composed = total([entry for entry in entries if entry.stage in count], delta)
     missing = tuple(name for name in named if count[name] == 0)
     repeated = tuple(name for name in named if count[name] > 1)
-    whole = bool(named) and not missing and not repeated and composed.guarantee
+    whole = bool(named) and not missing and composed.guarantee
     return Covering(
         composed.account if whole else Account(math.inf, delta, "none", {}),
         named,

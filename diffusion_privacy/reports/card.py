@@ -32,7 +32,8 @@ _LIMITS = (
     "The promise is for one record. Of a person with several records it says less, and how much less is not stated.",
     "It holds for this one thing. Whoever gets something else that was computed from the same records, another model, "
     "another copy or the report with its rates, holds more than is promised here; their ε add up.",
-    "Settings may have been chosen by looking at the records. No ε here counts that.",
+    "Settings may have been chosen by looking at the records, and this was handed out because an audit of the records "
+    "found nothing against it. No ε here counts that.",
     "Usefulness was measured on test records of the same source. Elsewhere it may be another.",
 )
 _MODEL_LIMITS = (
@@ -55,17 +56,19 @@ def reasons_against(way: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def render(way: Mapping[str, Any], *, show_risk: bool, reading: Sequence[str], code: str, source: str) -> str:
+def render(
+    way: Mapping[str, Any], *, against: Sequence[str], show_risk: bool, reading: Sequence[str], code: str, source: str
+) -> str:
     """The card as Markdown.
 
     Args:
       way: `joined_schema.Way`, of a validated release.
+      against: why it must not be given away; empty where nothing speaks against it.
       show_risk: print the rates and attacks, which are statistics of the private records outside of the guarantee.
       reading: sentences on how to read the thing.
       code: Python that reads it, run in its folder.
       source: program and version, and what identifies the run.
     """
-    against = reasons_against(way)
     first = f"# {KEEP}: {'; '.join(against)}\n\n## {way['title']}" if against else f"# {way['title']}"
     unfit = (*(["giving it to anybody: see the first line"] if against else []), *_MISUSES)
     limits = (*_LIMITS, *(_MODEL_LIMITS if way["kind"] == "model" else ()))
@@ -200,5 +203,5 @@ def _certified(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"by the guarantee, over its making and drawing, {said} comes back in at most "
         f"{wording.rate(worst['upper'], 'up')} {wording.RATE_UNIT} ({wording.percent(worst['level'])} two-sided level, "
-        f"{wording.count(worst['models'])} trainings without the record)"
+        f"{wording.count(worst['models'])} made without the record)"
     ]

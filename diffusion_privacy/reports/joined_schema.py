@@ -95,6 +95,7 @@ class RecordRisk(TypedDict):
     subspace: Subspace | None  # null: not defined, as for a data set
     t_prime: TPrime | None  # null: not defined, as for a data set
     h_curve: HCurve | None
+    in_copy: Count | None  # images of the released copy itself that show it; null for a model
 
 
 class AttackPoint(TypedDict):
@@ -128,9 +129,9 @@ class Risk(TypedDict):
 class Certified(TypedDict):
     """E6: an upper bound of q handed down by the guarantee, q <= e^ε q_without + δ (`anonymity.inherited`).
 
-    A probability over training, mechanism noise AND sampling: of what this way of sharing produces on average, not of
-    the one thing that was produced. ``without`` is the rate with the record replaced, over ``models`` independent
-    trainings (for the copy: independent copies).
+    A probability over training, mechanism noise AND sampling, given the flow where ``assumes`` says so: of what this
+    way of sharing produces on average, not of the one thing that was produced. ``without`` is the rate with the record
+    replaced, over ``models`` independent trainings (for the copy: independent copies).
     """
 
     index: Count  # the record that was replaced
@@ -138,8 +139,8 @@ class Certified(TypedDict):
     upper: Probability  # the bound at the upper limit of the rate: what is certified
     level: Probability  # two-sided, as of every estimate
     without: Number  # rate with the record replaced; lower is 0: nothing is claimed from below
-    models: Positive
-    images: Positive
+    models: Count  # 0: none was made, since even without a hit the bound would say nothing
+    images: Count
     models_needed: Count | None  # without a hit, to certify 1/n; null: δ alone exceeds it
     reliable: bool  # false: the bound says nothing
     assumes: list[str]

@@ -34,6 +34,9 @@ NAMES = {
 WEAK_EPSILON = 10.0
 """A larger ε is "weak to no formal guarantee" in the tiers of Ponomareva et al., "How to DP-fy ML" (2023)."""
 
+OVER = {"model": "over training and sampling", "data set": "over the noise of copying, given the flow"}
+"""What a certified limit is a probability over."""
+
 _RELATIONS = {
     "replace-one": "replacing one record, its class included, by any other",
     "add-or-remove-one": "adding or removing one record",
@@ -200,7 +203,7 @@ def certified(way: Mapping[str, Any]) -> str:
         )
     sure = min((1 + bound["level"]) / 2 for bound in way["guarantee"]["certified"])
     return (
-        f"ε certifies at most {rate(limit, 'up')} {RATE_UNIT} over training and sampling ({percent(sure)} confidence "
+        f"ε certifies at most {rate(limit, 'up')} {RATE_UNIT} {OVER[way['kind']]} ({percent(sure)} confidence "
         "for each marked record)"
     )
 
@@ -232,6 +235,9 @@ def standing(release: Mapping[str, Any], name: str) -> Standing:
     if leaks:
         said = f"it gives back {leaks} of {marked(way)} marked records; {shown(way)}"
         return Standing("gives records back", "leaks", said)
+    seen = sum(record["in_copy"] or 0 for record in private_records(way))
+    if seen:
+        return Standing("gives records back", "leaks", f"{seen} images of the copy itself show a marked record")
     if guarantee["epsilon"] is None:
         why = guarantee["why"].rstrip(".")
         return Standing("promises nothing", "open", f"nothing is promised to any record ({why}); {shown(way)}")
@@ -249,3 +255,9 @@ def standing(release: Mapping[str, Any], name: str) -> Standing:
     settled = certified_limit(way) is not None and not not_certified(way)
     kind = "clean" if settled else "open"
     return Standing(f"{MAY}, under its promise", kind, f"{shown(way)}; {certified(way)}", may=True)
+
+
+def reasons_against(release: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Why the way ``name`` must not be given away; empty where `standing` lets it be called fit for that."""
+    found = standing(release, name)
+    return () if found.may else (found.reason,)

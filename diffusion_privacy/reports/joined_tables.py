@@ -172,7 +172,7 @@ def _promise_rows(release: Mapping[str, Any]) -> list[tuple[str, Sequence[str]]]
     given = [way["guarantee"] for way in ways]
     epsilons = ["none" if g["epsilon"] is None else epsilon(g["epsilon"]) for g in given]
     public = ["; ".join(g["public"]) or "nothing named" for g in given]
-    bound = _measure("Certified limit of q", f"{RATE_UNIT}, over training and sampling; lower is safer")
+    bound = _measure("Certified limit of q", f"{RATE_UNIT}, over training or copying, and sampling; lower is safer")
     return [
         _row(_measure("ε", "nats; lower promises more", "Promise"), epsilons, first=True),
         _row(_measure("δ", "lower promises more"), [_promised(g, delta(g["delta"])) for g in given]),

@@ -62,7 +62,7 @@ def _found(ways: Mapping[str, Any], names: Sequence[str]) -> str:
     if bounded:
         whose = "" if len(bounded) == len(names) else f" for {_listed(list(bounded))} only"
         at_most = " and ".join(rate(limit, "up") for limit in bounded.values())
-        more = [f"ε by itself bounds such rates{whose} (at most {at_most}, over training and sampling)"]
+        more = [f"ε by itself bounds such rates{whose} (at most {at_most}, over training or copying, and sampling)"]
     undecided, all_ = (sum(map(f, (ways[name] for name in names))) for f in (not_certified, marked))
     if undecided:
         more.insert(0, f"{undecided} of {all_} audits could certify neither a leak nor its absence")
@@ -123,6 +123,8 @@ def limits(release: Mapping[str, Any]) -> list[str]:
         "q counts images. Who is given a model holds its weights too: of attacks on those only ε speaks.",
         "The private copy is ONE draw of its mechanism. Its q was counted in copies made alike that were never given "
         "to anybody: it speaks of the mechanism. Linkage and utility were measured on the one copy.",
+        "The copy holds its images in the order of the private records. Linkage was measured without that order; "
+        "whoever knows it knows which image was made from whom. Shuffle the copy where the order is known.",
         f"A promise protects one record against being told from another, as its relation says. It does not protect "
         f"what the records have in common, a person with several records, or what it calls public: "
         f"{'; '.join(public) or 'nothing was named'}.",
@@ -138,7 +140,7 @@ def limits(release: Mapping[str, Any]) -> list[str]:
 
 def _certified_point(bound: Mapping[str, Any], way: Mapping[str, Any]) -> str | None:
     """What E6 left open of one record: whether q <= 1/n is certified, and what would do."""
-    target = 1 / way["n_train"]
+    target, unit = 1 / way["n_train"], "models" if way["kind"] == "model" else "copies"
     if bound["reliable"] and bound["upper"] <= target:
         return None
     has = (
@@ -147,9 +149,9 @@ def _certified_point(bound: Mapping[str, Any], way: Mapping[str, Any]) -> str | 
         else "bounds no rate (the bound is 1)"
     )
     needed = (
-        "no number of models would do, δ alone exceeds 1/n"
+        f"no number of {unit} would do, δ alone exceeds 1/n"
         if bound["models_needed"] is None
-        else f"about {count(bound['models_needed'])} models trained without the record, none with a hit, would certify "
+        else f"about {count(bound['models_needed'])} {unit} made without the record, none with a hit, would certify "
         f"1/n; {count(bound['models'])} were made"
     )
     return f"ε by itself {has}; {needed}."

@@ -186,6 +186,10 @@ def _open_points(record: Mapping[str, Any]) -> list[str]:
         points.append(f"neither a leak nor its absence was certified; {remedy}.")
     for title, entry in (("direct", record["direct"]), ("subspace", record["subspace"])):
         if entry is not None and not entry["reliable"]:
+            if title == "subspace" and verdict["status"] != "not certified":
+                # One sentence for all such records: numbers that differ from record to record decide nothing here.
+                points.append("the subspace estimate is not reliable; the verdict rests on direct sampling.")
+                continue
             reasons = "; ".join(entry["reasons"]) or "no reason recorded"
             points.append(f"the {title} estimate is not reliable by its own diagnostics: {reasons}.")
     censored = None if t_prime is None else t_prime["statistical"]["censored"]

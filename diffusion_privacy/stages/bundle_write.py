@@ -19,7 +19,7 @@ from diffusion_privacy import __version__, settings
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.interop import files
 from diffusion_privacy.mechanisms.export import complete_or_absent, sync, write_text
-from diffusion_privacy.reports import card, joined_schema
+from diffusion_privacy.reports import card, joined_schema, joined_standing
 from diffusion_privacy.stages.bundle import CARD, CONFIG, MANIFEST, SCHEMA_VERSION, WEIGHTS, Model, require_layout
 from diffusion_privacy.types import PyTree
 
@@ -62,6 +62,7 @@ def write_model_bundle(
         CONFIG: _json({"schema": SCHEMA_VERSION, **settings.to_dict(model)}),
         CARD: card.render(
             entry,
+            against=against,
             show_risk=show_risk,
             reading=_reading(model),
             code=_CODE.replace('"."', '".", label=0') if conditional else _CODE,
@@ -96,7 +97,7 @@ def write_card(
         the report does.
     """
     folder = Path(folder)
-    entry, _ = _entry(release, way, "data set", allow_unprotected)
+    entry, against = _entry(release, way, "data set", allow_unprotected)
     manifest, path = files.read_json(folder / MANIFEST), folder / CARD
     if path.exists():
         raise InputError(f"{path}: exists already; a release is never overwritten")
@@ -104,6 +105,7 @@ def write_card(
     images = (folder / "data.npz").exists()
     text = card.render(
         entry,
+        against=against,
         show_risk=show_risk,
         reading=_IMAGES if images else _TABLE,
         code=_IMAGES_CODE if images else _TABLE_CODE,
@@ -127,7 +129,7 @@ def _entry(
     entry = ways[way]
     if entry["kind"] != kind:
         raise InputError(f"bundle: expected a {kind}, but {way} is a {entry['kind']}")
-    against = card.reasons_against(entry)
+    against = tuple(dict.fromkeys([*card.reasons_against(entry), *joined_standing.reasons_against(release, way)]))
     if against and not allow_unprotected:
         raise InputError(
             f"bundle: {way} is not to be given away, {'; '.join(against)}; expected allow_unprotected to write it all "

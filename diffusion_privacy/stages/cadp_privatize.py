@@ -43,20 +43,26 @@ def provenance(settings: PrivateStudy, workdir: Workdir, ledger: Ledger) -> Flow
 
 
 def _check_budget(
-    settings: PrivateStudy, ledger: Ledger, epsilons: Sequence[float], private: Records | Rows, hashes: tuple[str, ...]
+    settings: PrivateStudy,
+    ledger: Ledger,
+    epsilons: Sequence[float],
+    private: Records | Rows,
+    hashes: tuple[str, ...],
+    planned: Sequence[Entry],
 ) -> None:
-    """`InputError` when these releases together would exceed what the ledger allows."""
+    """`InputError` when these releases, with what is ``planned`` besides, would exceed what the ledger allows."""
     relation, condition = common.make_relation(settings), common.make_condition(settings, private)
     dims, entries = int(private.image[0].size), ledger.entries()
     for epsilon in epsilons:
         mechanism = common.make_mechanism(settings, epsilon, dims, len(private))
         entries.append(Entry(f"release {epsilon:g}", record_spend(mechanism, condition, relation), hashes))
-    found = total(entries, settings.release.delta).account.epsilon
-    _LOG.info("privatize: ε = %.4g at δ = %g after these releases", found, settings.release.delta)
+    found = total([*entries, *planned], settings.release.delta).account.epsilon
+    besides = f" and {', '.join(entry.stage for entry in planned)}" if planned else ""
+    _LOG.info("privatize: ε = %.4g at δ = %g after these releases%s", found, settings.release.delta, besides)
     if found > ledger.epsilon * (1 + 1e-9):
         raise InputError(
-            f"{ledger.path}: {len(epsilons)} releases would bring ε to {found:.4g}; config.release.total_epsilon "
-            f"allows {ledger.epsilon:g} at δ = {ledger.delta:g}"
+            f"{ledger.path}: {len(epsilons)} releases{besides} would bring ε to {found:.4g}; "
+            f"config.release.total_epsilon allows {ledger.epsilon:g} at δ = {ledger.delta:g}"
         )
 
 
@@ -98,8 +104,13 @@ def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
         release_all(settings, workdir, common.load_parts(settings, workdir))
 
 
-def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[Any]) -> None:
-    """`privatize` of records that are at hand; the public ones only say how often the clip shortens a latent."""
+def release_all(
+    settings: PrivateStudy, workdir: Workdir, parts: common.Parts[Any], planned: Sequence[Entry] = ()
+) -> None:
+    """`privatize` of records that are at hand; the public ones only say how often the clip shortens a latent.
+
+    ``planned`` is what will be spent on the same records afterwards: with it, too, the total must hold.
+    """
     missing = [e for e in settings.release.epsilons if not common.release_path(workdir, e).exists()]
     if not missing:
         return
@@ -109,7 +120,7 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
     ledger = common.make_ledger(settings, workdir)
     source = provenance(settings, workdir, ledger)
     source.check(hashes)
-    _check_budget(settings, ledger, missing, private, hashes)
+    _check_budget(settings, ledger, missing, private, hashes, planned)
     flow = common.load_flow(settings, workdir, private)
     with workdir.timed("privatize"):
         public_z, _ = flow.encode(parts.public.image, parts.public.label, rng.stream(settings.seed, "clip_share"))

@@ -69,6 +69,17 @@ def set_up(settings: Joined, workdir: Workdir, sets: Sets) -> audit_stage.Setup:
     return audit_stage.set_up(settings.study, workdir, sets.roles)
 
 
+def detector_entry(settings: Joined, sets: Sets, setup: audit_stage.Setup) -> dict[str, Any]:
+    """`schema.Detector`: thresholds of the first marked private record, error rates of the worst of them."""
+    own = setup.calibrations[: sets.audited]
+    entry = audit_stage.detector_entry(setup.calibrations, settings.study)
+    worst = {
+        "false_positive_rate": max((c.false_positive_rate for c in own), key=lambda rate: rate.upper),
+        "true_positive_rate": min((c.true_positive_rate for c in own), key=lambda rate: rate.lower),
+    }
+    return {**entry, **{name: estimates.rate_entry(rate) for name, rate in worst.items()}}
+
+
 def _scaled(found: SubspaceResult, share: float) -> SubspaceResult:
     """E2 of the record's class as a contribution to q of the whole sampler."""
     one = found.estimate
@@ -149,6 +160,7 @@ def _model_record(
     return {
         **_facts(setup, number),
         "verdict": audit_stage.verdict_entry(said, _record_name(setup, number)[1]),
+        "in_copy": None,
         "direct": schema.direct_entry(direct.estimate, direct.hits),
         "subspace": entry,
         "t_prime": estimates.t_prime_entry(curve, gamma, audit.level),
@@ -158,7 +170,11 @@ def _model_record(
 
 def _loss_attack(settings: Joined, score: ConditionalScore, sets: Sets) -> dict[str, Any]:
     most, seed = settings.risk.attack_records, settings.seed
-    both = [r.take(np.arange(min(len(r), most))) for r in (sets.parts.private, sets.parts.test)]
+    # A sample, since a source may hold its records class by class.
+    orders = [
+        np.random.default_rng([seed, 21]).permutation(len(r))[:most] for r in (sets.parts.private, sets.parts.test)
+    ]
+    both = [r.take(rows) for r, rows in zip((sets.parts.private, sets.parts.test), orders, strict=True)]
     image, label = (np.concatenate([getattr(r, field) for r in both]) for field in ("image", "label"))
     found = attacks.loss(score, score_study.make_sde(settings.study), image, label=label, seed=seed)
     what = "the model's denoising loss on a record, lower on what it was trained on; needs the model's weights"
@@ -248,7 +264,9 @@ def detections(setup: audit_stage.Setup, copies: np.ndarray) -> np.ndarray:
     return (margins > 0).reshape(copies.shape[0], copies.shape[1], -1).sum(axis=1)
 
 
-def _copy_record(setup: audit_stage.Setup, number: int, hits: int, images: int, n_train: int) -> dict[str, Any]:
+def _copy_record(
+    setup: audit_stage.Setup, number: int, hits: int, images: int, n_train: int, in_copy: int
+) -> dict[str, Any]:
     audit, cal = setup.study.audit, setup.calibrations[number]
     direct = montecarlo.direct(
         hits, images, tpr_lower=max(cal.true_positive_rate.lower, 1e-12), steps=0, level=setup.level
@@ -256,9 +274,12 @@ def _copy_record(setup: audit_stage.Setup, number: int, hits: int, images: int, 
     said = dataclasses.replace(
         verdict.decide(direct, None, cal.false_positive_rate, 1 / n_train, audit.level), assumes=_COPY_ASSUMES
     )
+    entry = audit_stage.verdict_entry(said, _record_name(setup, number)[1])
+    entry["sentence"] += f" In the copy that was released {in_copy} of {n_train} images show it."
     return {
         **_facts(setup, number),
-        "verdict": audit_stage.verdict_entry(said, _record_name(setup, number)[1]),
+        "verdict": entry,
+        "in_copy": in_copy,
         "direct": schema.direct_entry(direct.estimate, direct.hits),
         "subspace": None,
         "t_prime": None,
@@ -292,8 +313,9 @@ def audit_copy(settings: Joined, workdir: Workdir, sets: Sets, setup: audit_stag
     copies = simulated_copies(settings, flow, private, settings.certify.copies, "with")
     hits = detections(setup, copies).sum(axis=0)
     images, count = copies.shape[0] * copies.shape[1], len(setup.roles.marked)
-    records = [_copy_record(setup, r, int(hits[r]), images, len(private)) for r in range(count)]
     released = common.load_copy(settings, workdir, private).records
+    found = detections(setup, released.image[None])[0]
+    records = [_copy_record(setup, r, int(hits[r]), images, len(private), int(found[r])) for r in range(count)]
     gallery, _ = flow.encode(private.image, private.label, rng.stream(seed, "gallery"))
     z, _ = flow.encode(released.image, released.label, rng.stream(seed, "attack"))
     linked = cadp_audit.link(np.nan_to_num(z), released.label, gallery, private.label, level, private.num_classes > 1)

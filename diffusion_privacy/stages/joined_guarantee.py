@@ -42,10 +42,12 @@ def stages(settings: Joined, workdir: Workdir, way: str) -> tuple[str, ...]:
     return (*found, release, *((common.COPY_STAGE,) if way == "copy_model" else ()))
 
 
-def promise(settings: Joined, workdir: Workdir, way: str) -> Covering:
-    """The composition of the way's stages; "no guarantee" where one has no event or is not in the ledger."""
+def promise(settings: Joined, workdir: Workdir, way: str, delta: float | None = None) -> Covering:
+    """The composition of the way's stages at ``delta`` (default: the release's); "no guarantee" where one has no event
+    or is not in the ledger."""
     ledger = common.make_ledger(settings, workdir)
-    return ledger_module.covering(ledger.entries(), stages(settings, workdir, way), settings.release.delta)
+    wanted = settings.release.delta if delta is None else delta
+    return ledger_module.covering(ledger.entries(), stages(settings, workdir, way), wanted)
 
 
 def _manifest(settings: Joined, workdir: Workdir) -> dict[str, Any]:
@@ -58,10 +60,12 @@ def guarantee(settings: Joined, workdir: Workdir, way: str, certified: list[Any]
     total = promise(settings, workdir, way)
     epsilon = total.account.epsilon if total.guarantee else None
     manifest = _manifest(settings, workdir)
-    if way in ("raw_model", "dp_model"):
-        relation, public = "replace-one", list(_MODEL_PUBLIC)
-    else:
-        relation, public = manifest["relation"], list(manifest["public"])
+    # DP-SGD's ε is for replacing a record by any other. But the model is handed out with the classes' shares, by which
+    # it draws and was audited: these would change with the record's class.
+    relation = manifest["relation"]
+    public = list(_MODEL_PUBLIC) if way in ("raw_model", "dp_model") else list(manifest["public"])
+    if way == "copy_model":
+        public = list(dict.fromkeys([*public, *_MODEL_PUBLIC]))
     mechanism = {
         "raw_model": "none",
         "dp_model": _dp_sgd(settings, workdir),

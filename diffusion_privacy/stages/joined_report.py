@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from diffusion_privacy.audits import neighbours
-from diffusion_privacy.reports import card, joined_page, joined_wording
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.interop import files
+from diffusion_privacy.reports import joined_page, joined_standing, joined_wording
 from diffusion_privacy.reports.joined_figures import JoinedArrays
 from diffusion_privacy.reports.joined_schema import SCHEMA_VERSION
 from diffusion_privacy.settings import Named
@@ -31,17 +33,11 @@ _QUESTION = (
     "These private records can be shared in four ways. What is each good for, how often does it give a marked record "
     "back, and what can be promised to every record?"
 )
-_TITLES = {
-    "raw_model": (
-        "A model trained on the records",
-        "A score model that was trained on the private records as they are.",
-    ),
-    "dp_model": ("A model trained with DP-SGD", "A score model that was trained on the private records with DP-SGD."),
-    "copy_model": (
-        "A model trained on the private copy",
-        "A score model that was trained on a private copy of the records (CADP) and saw no record itself.",
-    ),
-    "copy": ("The private copy", "A data set with one private image in the place of each record, made by CADP."),
+_WHAT = {
+    "raw_model": "A score model that was trained on the private records as they are.",
+    "dp_model": "A score model that was trained on the private records with DP-SGD.",
+    "copy_model": "A score model that was trained on a private copy of the records (CADP) and saw no record itself.",
+    "copy": "A data set with one private image in the place of each record, made by CADP.",
 }
 
 
@@ -52,12 +48,11 @@ def _folder(settings: Joined, workdir: Workdir, way: str) -> Path:
 
 
 def _way(settings: Joined, workdir: Workdir, way: str, utility: dict[str, Any], n_train: int) -> dict[str, Any]:
-    title, what = _TITLES[way]
     certified = workdir.read_json(workdir.root / "certify.json")
     return {
-        "title": title,
+        "title": joined_standing.TITLES[way],
         "kind": "data set" if way == common.COPY else "model",
-        "what": what,
+        "what": _WHAT[way],
         "n_train": n_train,
         "folder": str(_folder(settings, workdir, way).relative_to(workdir.root)),
         "utility": utility,
@@ -131,7 +126,7 @@ def _bundles(settings: Joined, workdir: Workdir, sets: Sets, release: dict[str, 
 
     What is there already stays: something that was handed out is not changed afterwards.
     """
-    private, shown = sets.parts.private, settings.report.show_private
+    private, shown = sets.parts.private, settings.report.risk_on_cards
     task = common.score_task(settings, private.num_classes)
     fields = {**settings.score.network.params, "num_classes": private.num_classes}
     shares = tuple(float(share) for share in common.class_shares(private))
@@ -143,14 +138,18 @@ def _bundles(settings: Joined, workdir: Workdir, sets: Sets, release: dict[str, 
         shape=tuple(int(v) for v in private.image.shape[1:]),
         labels=bundle.Labels(private.num_classes, True, (), shares),
     )
-    for way, entry in release["ways_to_share"].items():
-        folder, against = _folder(settings, workdir, way), card.reasons_against(entry)
+    for way in release["ways_to_share"]:
+        folder, against = _folder(settings, workdir, way), joined_standing.reasons_against(release, way)
+        written = folder / (bundle.CARD if way == common.COPY else bundle.MANIFEST)
         if against:
             _LOG.info("report: no bundle for %s: %s", way, "; ".join(against))
+            if written.exists():
+                raise InputError(f"{folder}: was written to be given away, but now {against[0]}; remove it, recall it")
+        elif written.exists():
+            _check_shown(written, shown)
         elif way == common.COPY:
-            if not (folder / bundle.CARD).exists():
-                bundle_write.write_card(folder, way=way, release=release, show_risk=shown)
-        elif not folder.exists():
+            bundle_write.write_card(folder, way=way, release=release, show_risk=shown)
+        else:
             params, _ = restore_ema(workdir.root / "train" / way)
             folder.parent.mkdir(parents=True, exist_ok=True)
             bundle_write.write_model_bundle(
@@ -158,10 +157,20 @@ def _bundles(settings: Joined, workdir: Workdir, sets: Sets, release: dict[str, 
             )
 
 
+def _check_shown(written: Path, shown: bool) -> None:
+    """What was written with other rates on its card stays as it is, and says so."""
+    if written.name == bundle.MANIFEST and files.read_json(written).get("risk_on_card") != shown:
+        raise InputError(
+            f"{written}: was written with config.report.risk_on_cards = {not shown}; expected the same, or remove the "
+            "folder and it is written anew"
+        )
+
+
 def report(settings: Joined, workdir: Workdir) -> None:
     """Writes ``report/``, made anew each time, since it costs seconds and its settings may change; then the bundles."""
     sets = common.load_sets(settings, workdir)
     release = make_release(settings, workdir, sets)
-    arrays = _arrays(settings, workdir, sets)
-    joined_page.write_report(workdir.root / "report", release, arrays, settings.report.show_private)
+    shown = settings.report.show_private
+    arrays = _arrays(settings, workdir, sets) if shown else None
+    joined_page.write_report(workdir.root / "report", release, arrays, shown)
     _bundles(settings, workdir, sets, release)

@@ -86,12 +86,32 @@ def load_sets(settings: Joined, workdir: Workdir) -> Sets:
     images = np.array(private.image)
     images[:count] = marked.image[:count]
     parts = Parts(public, private.with_images(images), test)
+    for number in range(count):
+        without(parts, number)  # refused before anything is paid for
     train = {score_study.REFERENCE: public, "careful": public}
     roles = score_study.Roles(clean.take(np.arange(count)), held, marked, params, test, train)
     rows = {"public": public, "private": private, "marked": roles.private, "controls": held, "test": test}
     index = {name: one.index for name, one in rows.items()}
     reading.write_split(workdir, source, index, {name: one.identity for name, one in rows.items()})
     return Sets(parts, roles)
+
+
+def without(parts: Parts[Records], number: int) -> Records:
+    """The private records with marked record ``number`` replaced by the first test record of its class, unmarked.
+
+    Raises:
+      InputError: no test record has that class.
+    """
+    private, test = parts.private, parts.test
+    same = np.flatnonzero(test.label == private.label[number])
+    if not same.size:
+        raise InputError(
+            f"config.split.test: expected a test record of class {int(private.label[number])}, to replace the marked "
+            f"record {int(private.index[number])} in the certificate"
+        )
+    images = np.array(private.image)
+    images[number] = test.image[same[0]]
+    return private.with_images(images)
 
 
 def _joined(one: Records, two: Records) -> Records:
@@ -160,8 +180,10 @@ def release_stage(settings: Joined, workdir: Workdir) -> str:
 
 def note(ledger: Ledger, stage: str, spend: Spend | None, hashes: Sequence[str]) -> None:
     """Enters a stage that touched the private records, once, whether it has an event or not."""
-    if stage not in {entry.stage for entry in ledger.entries()}:
-        ledger.record(Entry(stage, spend, tuple(hashes)))
+    entry = Entry(stage, spend, tuple(hashes))
+    # By name and records: a ledger may be shared with studies of others.
+    if entry not in ledger.entries():
+        ledger.record(entry)
 
 
 def dp_folder(workdir: Workdir) -> Path:

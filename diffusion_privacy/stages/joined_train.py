@@ -19,6 +19,7 @@ from diffusion_privacy.data.pipeline import Batches
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.mechanisms.accounting import Spend
+from diffusion_privacy.mechanisms.ledger import Entry
 from diffusion_privacy.settings_joined import Joined
 from diffusion_privacy.stages import cadp_privatize, cadp_study, cadp_train, dp_training, watching
 from diffusion_privacy.stages import joined_study as common
@@ -27,7 +28,7 @@ from diffusion_privacy.stages import study as score_study
 from diffusion_privacy.stages import train as train_stage
 from diffusion_privacy.stages.watching import Watch
 from diffusion_privacy.stages.workdir import Workdir
-from diffusion_privacy.training import rng
+from diffusion_privacy.training import privacy, rng
 from diffusion_privacy.training.state import TrainConfig
 from diffusion_privacy.types import Array, ConditionalScore, PyTree
 
@@ -39,8 +40,22 @@ def privatize(settings: Joined, workdir: Workdir) -> None:
     if cadp_study.release_path(workdir, settings.epsilon).exists():
         return
     sets = common.load_sets(settings, workdir)
+    planned = _planned(settings, workdir, sets.parts.private)
     cadp_train.fit_flow(settings.cadp, workdir, sets.parts)
-    cadp_privatize.release_all(settings.cadp, workdir, sets.parts)
+    cadp_privatize.release_all(settings.cadp, workdir, sets.parts, planned)
+
+
+def _planned(settings: Joined, workdir: Workdir, private: Records) -> list[Entry]:
+    """The private training that comes after the release, unless it is paid for already.
+
+    Raises:
+      InputError: its settings do not go with the number of records.
+    """
+    config = settings.private_training
+    plan = privacy.make_plan(config.privacy, records=len(private), batch_size=config.batch_size, steps=config.steps)
+    entry = Entry("train dp_model", dp_training.spend_of_plan(plan), cadp_study.hashes(private))
+    paid = any(one.stage.startswith(entry.stage) for one in common.make_ledger(settings, workdir).entries())
+    return [] if paid else [entry]
 
 
 def fit_score(

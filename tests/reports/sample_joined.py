@@ -38,6 +38,7 @@ def _record(role: str, index: int, model: bool, scale: float, **parts: Any) -> d
         "fingerprint": {"kind": "disc", "radius": 1, "centre": [5, 2]},
         "t_prime": t_prime(scale or None, scale or None, None if scale else "below") if model else None,
         "h_curve": curve(scale) if model else None,
+        "in_copy": None if model else 0,
         "subspace": None,
         **parts,
     }

@@ -145,11 +145,11 @@ def test_what_stayed_open_comes_with_what_would_do() -> None:
     text = " ".join(RELEASE["uncertified"]).replace("\u00a0", " ")
     assert "DP-SGD model, private record 12: neither a leak nor its absence was certified; about 61,000 direct" in text
     assert "Private copy, private record 12, private record 87: ε by itself certifies at most 321" in text
-    assert "about 120,000 models trained without the record, none with a hit, would certify 1/n; 8 were made" in text
+    assert "about 120,000 copies made without the record, none with a hit, would certify 1/n; 8 were made" in text
     assert "has no rate at 0.1 % false alarms: 540 non-members" in text
     release = copy.deepcopy(RELEASE)
     release["ways_to_share"]["copy"]["guarantee"]["certified"][0]["models_needed"] = None
-    assert "no number of models would do, δ alone exceeds 1/n" in " ".join(joined_wording.uncertified(release))
+    assert "no number of copies would do, δ alone exceeds 1/n" in " ".join(joined_wording.uncertified(release))
     release["ways_to_share"]["copy"]["guarantee"]["certified"] = [
         {**one, "upper": 1e-4} for one in release["ways_to_share"]["copy"]["guarantee"]["certified"]
     ]

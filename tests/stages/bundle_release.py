@@ -28,7 +28,7 @@ def record(role: str, status: str) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "role": role, "index": INDEX, "label": LABEL, "fingerprint": None, "verdict": said, "direct": direct,
-        "subspace": None, "t_prime": None, "h_curve": None,
+        "subspace": None, "t_prime": None, "h_curve": None, "in_copy": None,
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from stages.bundle_release import INDEX, TELLING, make_release
+from stages.bundle_release import INDEX, TELLING, make_release, number, record
 
 from diffusion_privacy.anonymity import montecarlo
 from diffusion_privacy.data import sources
@@ -161,12 +161,12 @@ def test_a_card_says_what_the_report_says_and_keeps_private_statistics_to_itself
         assert any(word in text for word in words.split("|")), words
     assert "DP-SGD \\| noise" in text, "a text with a bar stays one cell"
     everything = text + (made / bundle.MANIFEST).read_text()
-    for telling in (f"{TELLING:g}", "733", "65.4", str(INDEX), "321 trainings", "class 7"):
+    for telling in (f"{TELLING:g}", "733", "65.4", str(INDEX), "321 made", "class 7"):
         assert telling not in everything, telling
     assert "are covered by no guarantee" in text
     shown = write(tmp_path / "shown", trained, show_risk=True)
     text = (shown / bundle.CARD).read_text()
-    for words in ("65.4", "no leak above bound", "321 trainings", "600 in 10,000 images", "does not hold for whoever"):
+    for words in ("65.4", "no leak above bound", "321 made", "600 in 10,000 images", "does not hold for whoever"):
         assert words in text, words
     assert str(INDEX) not in text
     assert json.loads((shown / bundle.MANIFEST).read_text())["risk_on_card"] is True
@@ -175,11 +175,21 @@ def test_a_card_says_what_the_report_says_and_keeps_private_statistics_to_itself
 def test_what_leaks_or_is_not_promised_is_bundled_on_request_alone_and_says_so_first(trained, tmp_path):
     leaking = make_release()
     leaking["ways_to_share"]["dp_model"]["risk"] = leaking["ways_to_share"]["raw_model"]["risk"]
+    lost, contradicted, alarmed, weak = (make_release() for _ in range(4))
+    lost["ledger"].update({"not_recorded": ["audit"], "guarantee": False})
+    contradicted["ways_to_share"]["dp_model"]["risk"]["attack"]["points"][0].update(number(0.8))
+    contradicted["ways_to_share"]["dp_model"]["guarantee"]["epsilon"] = 0.5
+    alarmed["ways_to_share"]["dp_model"]["risk"]["records"][1] = record("control", "leaks")
+    weak["ways_to_share"]["dp_model"]["guarantee"]["epsilon"] = 50.0
     for name, release, why in (
         ("raw_model", make_release(), "nothing is promised"),
         ("dp_model", leaking, "give back 1 of the private records"),
+        ("dp_model", lost, "without an entry in the ledger"),
+        ("dp_model", contradicted, "contradicts its promise"),
+        ("dp_model", alarmed, "its audit is not to be trusted"),
+        ("dp_model", weak, "next to none"),
     ):
-        folder = tmp_path / name
+        folder = tmp_path / f"{name} {why}"
         with pytest.raises(InputError, match=rf"bundle: {name} is not to be given away, .*{why}"):
             write(folder, trained, way=name, release=release)
         assert not folder.exists()

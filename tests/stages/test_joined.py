@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from launching import changed_config
+from scipy import stats
 
 from diffusion_privacy import settings_kinds
 from diffusion_privacy.anonymity import montecarlo
@@ -18,6 +19,7 @@ from diffusion_privacy.audits import attacks
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import VP
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.mechanisms.calibration import gaussian_epsilon
 from diffusion_privacy.networks.mlp import MLP
 from diffusion_privacy.reports import joined_schema
 from diffusion_privacy.settings_joined import Joined
@@ -31,7 +33,7 @@ from diffusion_privacy.stages import (
     run,
 )
 from diffusion_privacy.stages.workdir import Workdir
-from diffusion_privacy.tasks import ScoreTask, SideBySide
+from diffusion_privacy.tasks import ScoreTask
 
 _FEW = {"steps": 12, "warmup_steps": 2, "log_every": 6, "checkpoint_every": 12, "batch_size": 16}
 _TINY = {
@@ -85,8 +87,8 @@ def _study(changes=None) -> Joined:
         ("release.flow_training", "dp-sgd"),
         ("private_training.privacy.epsilon", 0.0),
         ("score.training.privacy", {"epsilon": 1.0}),
-        ("score.training.grad_clip_norm", 1.0),
-        ("score.training.weight_decay", 0.1),
+        ("release.mechanism", "discrete_gaussian"),
+        ("fingerprint.name", "none"),
         ("score.network.params", {"hidden": 16, "num_classes": 3}),
         ("evaluation.training.grad_clip_norm", 1.0),
         ("evaluation.seeds", 1),
@@ -110,27 +112,6 @@ def test_faults_are_named_in_one_line(path, value):
 
 def _task() -> ScoreTask:
     return ScoreTask(MLP(hidden=8, depth=1, num_classes=3), VP(), 5, conditional=True)
-
-
-def test_models_side_by_side_learn_as_each_would_alone():
-    """Gradients of model m: those of its own loss, with its own noise, and nothing of the others'."""
-    task, models = _task(), 3
-    key = jax.random.key(0)
-    image = jax.random.normal(key, (5, 1, models, 4, 4, 1))
-    label = jax.random.randint(key, (5, 1, models), 0, 3)
-    batch = {"image": image, "label": label, "position": jnp.arange(5)}
-    many = SideBySide(task, models)
-    # The last layers start at zero; moved off it, every parameter has a gradient.
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key, p.shape), many.init(key, batch))
-    start = jax.tree.leaves(many.init(key, batch))
-    assert any(not np.allclose(leaf[0], leaf[1]) for leaf in start)
-
-    together = jax.grad(lambda p: jnp.mean(many.loss(p, batch, key)[0]))(params)
-    for m in range(models):
-        rows = {"image": image[:, 0, m], "label": label[:, 0, m], "position": jnp.arange(5)}
-        own = jax.tree.map(lambda leaf, m=m: leaf[m], params)
-        alone = jax.grad(lambda p, b, k: jnp.mean(task.loss(p, b, k)[0]))(own, rows, jax.random.fold_in(key, m))
-        jax.tree.map(lambda a, b, m=m: np.testing.assert_allclose(a[m], b, rtol=2e-4, atol=1e-6), together, alone)
 
 
 def test_labelled_samples_are_those_of_their_class():
@@ -174,10 +155,13 @@ def _every_way_has_utility_risk_and_guarantee(finished):
     assert model["epsilon"] == pytest.approx(copied["guarantee"]["epsilon"])
     private = release["ways_to_share"]["dp_model"]["guarantee"]
     assert 0.9 * 8 < private["epsilon"] <= 8.0
-    for way in ("copy", "copy_model", "dp_model"):
+    for way, made in (("copy", 3), ("copy_model", 2), ("dp_model", 0)):
         [found] = release["ways_to_share"][way]["guarantee"]["certified"]
         assert found["index"] == raw["risk"]["records"][0]["index"]
         assert found["upper"] >= found["without"]["upper"]
+        # Two DP-SGD models at ε = 8 could not make the bound say anything: none is trained.
+        assert found["models"] == made
+        assert (found["upper"] < 1) == (made > 0)
     assert copied["risk"]["linkage"] is not None
     assert {y["name"] for y in release["yardsticks"]} == {"originals", "public", "flow"}
 
@@ -231,7 +215,7 @@ def _a_finished_study_does_no_work(finished):
 def _the_record_is_gone_where_the_certificate_says_so(finished):
     settings, folder = finished
     sets = joined_study.load_sets(settings, Workdir(folder, settings))
-    other = joined_certify.without(sets, 0)
+    other = joined_study.without(sets.parts, 0)
     differs = np.any(other.image != sets.parts.private.image, axis=(1, 2, 3))
     assert np.flatnonzero(differs).tolist() == [0]
     assert np.any(np.all(sets.parts.test.image == other.image[0], axis=(1, 2, 3)))
@@ -292,3 +276,29 @@ def _bundles_are_what_was_trained(finished):
     stored = workdir.read_arrays(folder / "samples" / "copy_model.npz")
     np.testing.assert_array_equal(labels, stored["labels"])
     np.testing.assert_array_equal(images, stored["images"])
+
+
+# --- what a review asked for ------------------------------------------------------------------------------------------
+
+
+def test_the_least_of_the_bounds_is_that_of_the_gaussian_profile():
+    """A Gaussian release is μ-GDP: q <= Φ(Φ⁻¹(q₀) + μ), which the list of δ comes near and never undercuts."""
+    mu = 0.268
+    deltas = (1e-5, *joined_certify.DELTAS)
+    pairs = [(max(gaussian_epsilon(1 / mu, delta), 0.0), delta) for delta in deltas]
+    for rate in (1e-4, 0.01, 0.1, 0.3):
+        exact = stats.norm.cdf(stats.norm.ppf(rate) + mu)
+        found, (epsilon, delta) = joined_certify.least(pairs, rate, 1.0)
+        assert exact <= found <= 1.1 * exact
+        assert (epsilon, delta) in pairs
+        # A detector that sees half of the returns hides as many.
+        assert joined_certify.least(pairs, rate, 0.5)[0] == pytest.approx(min(1.0, 2 * found))
+    assert joined_certify.least([(800.0, 1e-5)], 0.5, 1.0)[0] == 1.0
+
+
+def test_a_budget_that_private_training_would_break_is_refused_before_anything_is_made(tmp_path):
+    settings = _study({"release.total_epsilon": 5.0})
+    with pytest.raises(InputError, match=r"train dp_model.*total_epsilon"):
+        run.run(settings, tmp_path, "privatize")
+    assert not (tmp_path / "ledger.jsonl").exists()
+    assert not (tmp_path / "releases").exists()
