@@ -38,6 +38,11 @@ def test_the_raw_model_is_caught_and_the_copy_is_certified(tmp_path):
     [certified] = ways["copy"]["guarantee"]["certified"]
     assert certified["upper"] < bound
     assert risk["copy"]["lower"] <= certified["upper"]
+    [of_models] = ways["copy_model"]["guarantee"]["certified"]
+    assert of_models["models"] == 2
+    assert of_models["upper"] < 1
+    [of_private] = ways["dp_model"]["guarantee"]["certified"]
+    assert (of_private["models"], of_private["upper"]) == (0, 1.0)
     useful = {name: way["utility"]["accuracy"]["value"] for name, way in ways.items()}
     assert useful["copy"] > 0.7
     assert useful["copy_model"] > 0.7
