@@ -276,7 +276,7 @@ class Cadp(PrivateStudy):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CadpTable(PrivateStudy):
-    """A private table. Each row is taken for another person; see `Columns` for what is public about it."""
+    """A private table; see `Columns` for what is public about it. Its guarantee is for a row, whoever's it is."""
 
     evaluation: TableEvaluation
     columns: Columns = dataclasses.field(default_factory=Columns)
@@ -287,7 +287,7 @@ class CadpTable(PrivateStudy):
         columns, evaluation = self.columns, self.evaluation
         _choice("flow.preprocess", self.flow.preprocess, ("none",))
         people = self.release.records_per_person
-        _need(people == 1, "release.records_per_person", "1: each row of a table is another person", people)
+        _need(people == 1, "release.records_per_person", "1: the guarantee of a table is for a row", people)
         randomised = self.release.label_epsilon > 0
         _need(
             not randomised or bool(columns.apart), "columns.apart", "columns to spend label_epsilon on", columns.apart

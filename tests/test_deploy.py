@@ -54,14 +54,21 @@ def test_kubernetes():
     service, job = yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text())
     assert (service["kind"], job["kind"]) == ("Service", "Job")
     spec = job["spec"]
-    # What jax and launch.py recognise a job of several processes by.
     assert spec["completionMode"] == "Indexed"
     assert spec["completions"] == spec["parallelism"]
+    assert service["spec"]["clusterIP"] == "None"
     pod = spec["template"]["spec"]
     assert pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"]["job-name"] == job["metadata"]["name"]
     [container] = pod["containers"]
     check(container["args"])
+    given = dict(arg.removeprefix("--").split("=", 1) for arg in container["args"])
+    assert int(given["num_processes"]) == spec["completions"]
+    assert given["process_id"] == "$(JOB_COMPLETION_INDEX)"
+    # The host name of an indexed job's first pod, in the headless service.
+    host, port = given["coordinator"].split(":")
+    assert host == f"{job['metadata']['name']}-0.{pod['subdomain']}"
+    assert port.isdigit()
     [rule] = spec["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_privacy.data.assemble import existing_file, one_line
+from diffusion_privacy.data.assemble import existing_file, number_people, one_line
 from diffusion_privacy.data.tables import KINDS, Column, Kind, Schema, Table
 from diffusion_privacy.errors import InputError
 
@@ -47,6 +47,7 @@ def read_csv(
     comment: str | None = None,
     strip: bool = False,
     max_categories: int = MAX_CATEGORIES,
+    person: str | None = None,
 ) -> Table:
     """A table from a UTF-8 file (a byte-order mark is left out).
 
@@ -62,6 +63,8 @@ def read_csv(
       comment: lines that begin with it are left out.
       strip: whether blanks around a cell are left out; otherwise they belong to it.
       max_categories: largest number of categories that inference takes for a categorical column.
+      person: a column that says whose row it is (any text; blank: unknown). It becomes `Table.person` and is no column
+        of the table, nor of ``schema``.
 
     Raises:
       InputError: no such file, not a CSV file, a row of another length, a missing value, a cell that does not fit its
@@ -70,6 +73,7 @@ def read_csv(
     file = existing_file(path, "table")
     names, cells = _cells(file, header, delimiter, comment, strip)
     where = file.name
+    names, cells, who = _apart(where, names, cells, person)
     if schema is not None and (kinds is not None or schema.header != tuple(names)):
         raise InputError(
             f"{where}: columns {names} and kinds {kinds}; expected the schema's {list(schema.header)} only"
@@ -92,7 +96,7 @@ def read_csv(
         columns.append(given)
         data[name] = reader.values(given)
     made = Schema(tuple(columns), "inferred") if schema is None else schema
-    return Table(made, data, where, len(cells) - len(kept))
+    return Table(made, data, where, len(cells) - len(kept), None if who is None else number_people(who)[kept])
 
 
 def write_csv(table: Table, path: str | Path, delimiter: str = ",") -> None:
@@ -144,6 +148,19 @@ def _cells(
         if len(row) != len(names):
             raise InputError(f"{file.name}: row {number} has {len(row)} cells; expected {len(names)}")
     return names, rows
+
+
+def _apart(
+    where: str, names: list[str], cells: list[list[str]], person: str | None
+) -> tuple[list[str], list[list[str]], list[str] | None]:
+    """Names and cells without the column of persons, and that column."""
+    if person is None:
+        return names, cells, None
+    if names.count(person) != 1 or len(names) == 1:
+        raise InputError(f"{where}: column {person!r} of persons stands {names.count(person)} times; expected it once")
+    at = names.index(person)
+    rest = [[cell for j, cell in enumerate(row) if j != at] for row in cells]
+    return [name for name in names if name != person], rest, [row[at].strip() for row in cells]
 
 
 def _policies(names: Sequence[str], missing: str | Mapping[str, str]) -> dict[str, str]:

@@ -8,6 +8,8 @@ import hashlib
 import math
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from diffusion_privacy.data.pipeline import Batches
 from diffusion_privacy.data.records import split_positions
@@ -74,8 +76,8 @@ class Rows:
 
     @property
     def identity(self) -> np.ndarray:
-        """Each row is another person."""
-        return self.index
+        """Each row is another person, where the table does not say otherwise."""
+        return self.index if self.table.person is None else self.table.person
 
     @functools.cached_property
     def digest(self) -> str:
@@ -96,6 +98,22 @@ class RowBatches(Batches):
         """As `Batches.gather`, with ``attributes``."""
         found = super().gather(chosen, positions)
         return {**found, "attributes": one_hots(found["label"], self.sizes)}
+
+
+def together(*keys: np.ndarray) -> np.ndarray:
+    """int [N]: one number for all rows that are linked by equal values in any of ``keys`` [N], directly or by others.
+
+    Args:
+      keys: whole numbers; e.g. which rows are equal, and whose they are.
+    """
+    n, columns, offset = len(keys[0]), [], len(keys[0])
+    for key in keys:
+        values, code = np.unique(key, return_inverse=True)
+        columns.append(code + offset)
+        offset += len(values)
+    rows = np.tile(np.arange(n), len(keys))
+    links = coo_array((np.ones(len(rows), np.int8), (rows, np.concatenate(columns))), shape=(offset, offset))
+    return connected_components(links, directed=False)[1][:n]
 
 
 def split_rows(

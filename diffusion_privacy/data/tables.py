@@ -181,6 +181,7 @@ class Table:
       data: for each column its N values: float64 (numeric) or int64 (integer; category number), in no particular order.
       name: what to call it in messages.
       dropped: rows of the source that were left out on request because of missing values.
+      person: int32 [N], equal for rows of one person; None where each row is taken for another person.
 
     Raises:
       InputError: no rows, a column that is missing or of another length or type, a number that is not finite, a
@@ -191,6 +192,7 @@ class Table:
     data: Mapping[str, np.ndarray]
     name: str
     dropped: int = 0
+    person: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if set(self.data) != set(self.schema.header):
@@ -202,6 +204,8 @@ class Table:
             views[column.name] = values.view()
             views[column.name].flags.writeable = False
         object.__setattr__(self, "data", views)
+        if self.person is not None and self.person.shape != (len(self),):
+            raise InputError(f"{self.name}: person has shape {self.person.shape}; expected one number for each row")
 
     def _check(self, column: Column, values: np.ndarray) -> None:
         where = f"{self.name}: column {column.name!r}"
@@ -225,7 +229,9 @@ class Table:
     def take(self, rows: np.ndarray | Sequence[int]) -> Table:
         """The rows at these positions, in this order; ``dropped`` is that of the whole."""
         index = np.asarray(rows, np.int64)
-        return dataclasses.replace(self, data={name: values[index] for name, values in self.data.items()})
+        person = None if self.person is None else self.person[index]
+        data = {name: values[index] for name, values in self.data.items()}
+        return dataclasses.replace(self, data=data, person=person)
 
     def with_schema(self, schema: Schema) -> Table:
         """The same values under a schema with other ranges or statistics."""

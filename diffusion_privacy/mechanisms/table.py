@@ -181,6 +181,7 @@ def privatise_table(
         flow=flow,
         selection=selection,
         match=match,
+        person=table.person,
         # The vectors' own hashes would change with the public statistics: the ledger would take one row for two.
         hashes=row_hashes(table),
         public_latents=public_latents,

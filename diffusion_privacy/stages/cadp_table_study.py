@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_privacy.data.table_csv import read_csv
-from diffusion_privacy.data.table_rows import Rows, split_rows
+from diffusion_privacy.data.table_rows import Rows, split_rows, together
 from diffusion_privacy.data.table_sources import load_table
 from diffusion_privacy.data.tables import Schema, Table
 from diffusion_privacy.errors import InputError
@@ -73,7 +73,8 @@ def load_source(settings: CadpTable) -> Table:
 
 
 def load_parts(settings: CadpTable) -> tuple[Rows, Rows, Rows]:
-    """Public, private and test rows; equal rows stay together, or a flow would learn from copies of private ones.
+    """Public, private and test rows. A person's rows stay together, and so do equal rows, or a flow would learn from
+    copies of private ones.
 
     Raises:
       InputError: as `load_source` and `table_rows.split_rows`.
@@ -82,6 +83,8 @@ def load_parts(settings: CadpTable) -> tuple[Rows, Rows, Rows]:
     if table.dropped:
         _LOG.info("%s: %d rows with missing values left out, as the config asks", table.name, table.dropped)
     _, same = np.unique(np.array(row_hashes(table)), return_inverse=True)
+    if table.person is not None:
+        same = together(same, table.person)
     return split_rows(  # type: ignore[return-value]
         table,
         same,

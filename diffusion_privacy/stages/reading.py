@@ -50,9 +50,9 @@ def write_split(
 ) -> None:
     """Writes once who is in which set, so that anyone can check that nobody is in two.
 
-    split.json holds the records' numbers in the source by set. data.json (images only) holds shape, grey levels, what
-    was done to the stored images, and, where some show one person, a pseudonym a record in the order of split.json: one
-    person has one pseudonym in all sets, and the salt behind it is kept nowhere (`people.pseudonyms`).
+    split.json holds the records' numbers in the source by set. data.json holds, of images, shape, grey levels and what
+    was done to the stored images, and, where several records are one person's, a pseudonym a record in the order of
+    split.json: one person has one pseudonym in all sets, and the salt behind it is kept nowhere (`people.pseudonyms`).
 
     Args:
       workdir: where to.
@@ -62,21 +62,22 @@ def write_split(
     path = workdir.path("split.json")
     if path.exists():
         return
-    if isinstance(like, Records):
-        workdir.write_json(workdir.path("data.json"), _described(like, index, identity))
+    workdir.write_json(workdir.path("data.json"), _described(like, index, identity))
     workdir.write_json(path, {name: numbers.tolist() for name, numbers in index.items()})
 
 
-def _described(like: Records, index: Mapping[str, np.ndarray], identity: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _described(
+    like: Records | Rows, index: Mapping[str, np.ndarray], identity: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     numbers, who = np.concatenate(list(index.values())), np.concatenate(list(identity.values()))
-    found: dict[str, Any] = {
-        "name": like.name,
-        "shape": [int(v) for v in like.image.shape[1:]],
-        "levels": like.levels,
-        "num_classes": like.num_classes,
-        "preparation": list(like.preparation),
-        "people": None,
-    }
+    found: dict[str, Any] = {"name": like.name, "people": None}
+    if isinstance(like, Records):
+        found |= {
+            "shape": [int(v) for v in like.image.shape[1:]],
+            "levels": like.levels,
+            "num_classes": like.num_classes,
+            "preparation": list(like.preparation),
+        }
     if len(np.unique(who)) < len(np.unique(numbers)):
         names = iter(people.pseudonyms(who))
         found["people"] = {name: [next(names) for _ in part] for name, part in identity.items()}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from diffusion_privacy.data.table_rows import RowBatches, Rows, split_rows
+from diffusion_privacy.data.table_rows import RowBatches, Rows, split_rows, together
 from diffusion_privacy.data.tables import Column, Schema, Table
 from diffusion_privacy.errors import InputError
 
@@ -91,3 +95,30 @@ def test_too_many_combinations_are_refused():
         split_rows(
             Table(Schema(columns), data, "wide"), np.arange(9), SHARES, 0, apart=tuple(f"c{i}" for i in range(6))
         )
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=40))
+def test_rows_that_are_linked_by_any_key_go_together(pairs):
+    keys = [np.array(column) for column in zip(*pairs, strict=True)]
+    found = together(*keys)
+    for key in keys:
+        for value in np.unique(key):
+            assert len(np.unique(found[key == value])) == 1
+    # And no more than that: groups are those of plain merging.
+    groups = list(range(len(pairs)))
+    for _ in pairs:
+        for i, one in enumerate(pairs):
+            for j, other in enumerate(pairs):
+                if one[0] == other[0] or one[1] == other[1]:
+                    groups[i] = groups[j] = min(groups[i], groups[j])
+    assert len(np.unique(found)) == len(set(groups))
+
+
+def test_persons_of_a_table_come_along_and_are_never_parted():
+    table = dataclasses.replace(_table(copies=False), person=(np.arange(200) // 4).astype(np.int32))
+    assert table.take([0, 5]).person.tolist() == [0, 1]
+    parts = split_rows(table, together(np.arange(200), table.person), SHARES, 3)
+    who = [set(part.identity.tolist()) for part in parts]
+    assert not who[0] & who[1] | who[1] & who[2] | who[0] & who[2]
+    with pytest.raises(InputError, match="one number for each row"):
+        dataclasses.replace(table, person=np.zeros(3, np.int32))

@@ -72,6 +72,13 @@ def test_without_noise_to_speak_of_the_rows_come_back():
         assert release(apart, mechanism=huge, match=False).table.rows() == table().rows()
 
 
+def test_the_manifest_warns_where_a_person_has_several_rows():
+    person = (np.arange(40) // 2).astype(np.int32)
+    [warning] = release(source=dataclasses.replace(table(), person=person)).release.manifest.warnings
+    assert "for one record, not for a person" in warning
+    assert release().release.manifest.warnings == ()
+
+
 def test_the_flow_sees_one_hot_conditions_side_by_side():
     seen = []
 

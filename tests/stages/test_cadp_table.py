@@ -174,6 +174,25 @@ def test_a_release_that_may_not_be_made_is_refused_with_the_reason(tmp_path, cha
     assert not (tmp_path / "run" / "ledger.jsonl").exists()
 
 
+def test_a_column_of_persons_keeps_them_in_one_share_and_is_no_column_of_the_table(tmp_path):
+    file = _write(tmp_path / "t.csv")
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.reader(lines))
+    named = [[f"MRN{90_000 + i // 4}", *row] for i, row in enumerate(rows[1:])]
+    with file.open("w", newline="", encoding="utf-8") as lines:
+        csv.writer(lines).writerows([["patient", *rows[0]], *named])
+    settings = _study(file, {"data.params": {"path": str(file), "person": "patient"}})
+    parts = cadp_study.load_parts(settings, Workdir(tmp_path / "run", settings))
+    assert parts.public.table.schema.header == tuple(HEADER)
+    who = [set(part.identity.tolist()) for part in (parts.public, parts.private, parts.test)]
+    assert sum(map(len, who)) == len(set.union(*who)) == 30
+    written = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert len({name for part in written["people"].values() for name in part}) == 30
+    assert "MRN" not in (tmp_path / "run" / "data.json").read_text()
+    with pytest.raises(InputError, match="column 'nobody' of persons stands 0 times"):
+        read_csv(file, person="nobody")
+
+
 def test_rows_with_missing_values_are_left_out_only_where_the_config_says_so(tmp_path):
     path = _write(tmp_path / "t.csv", at_6_1="", at_9_2="?")
     settings = _study(path, {"data.params.missing": "drop"})

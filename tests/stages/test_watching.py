@@ -13,7 +13,7 @@ from launching import changed_config
 from diffusion_privacy import settings, settings_kinds
 from diffusion_privacy.data import pictures
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.stages import cadp_train, sample, train
+from diffusion_privacy.stages import cadp_privatize, cadp_train, sample, train
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import tracking
@@ -109,19 +109,36 @@ def test_samples_are_exported_as_npz_and_png_and_later_wishes_cost_no_sampling(w
 
 
 @pytest.mark.slow
-def test_a_flow_is_watched_too(tmp_path):
+def test_a_flow_is_watched_too_and_a_release_says_what_was_done_to_the_images(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (60, 10, 10), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", images=images, labels=np.arange(60) % 2)
     changes = {
+        "data": {"source": "npz", "params": {"path": str(tmp_path / "set.npz"), "size": 8}},
         "flow.training.steps": 4,
+        "flow.training.batch_size": 16,
         "flow.training.warmup_steps": 0,
         "flow.training.checkpoint_every": 4,
         "flow.params.depths": (1,),
         "flow.params.dense_depth": 1,
+        "release.epsilons": (1.0,),
         "outputs.grid_every": 4,
     }
+<<<<<<< HEAD
     study = settings_kinds.parse(changed_config("digits_cadp", changes))
     cadp_train.train(study, Workdir(tmp_path, study))
     assert (tmp_path / "train" / "flow" / "grids" / "00000004.png").exists()
     assert np.isfinite(read_csv(tmp_path / "train" / "flow" / "metrics.csv")["eval/loss"]).any()
+=======
+    study = settings_cadp.parse(changed_config("digits_cadp", changes))
+    work = Workdir(tmp_path / "run", study)
+    cadp_train.train(study, work)
+    folder = work.root / "train" / "flow"
+    assert (folder / "grids" / "00000004.png").exists()
+    assert np.isfinite(read_csv(folder / "metrics.csv")["eval/loss"]).any()
+    cadp_privatize.privatize(study, work)
+    [said] = work.read_json(work.root / "releases" / "eps_1" / "manifest.json")["preparation"]
+    assert said.startswith("size: 8 x 8 by Pillow")
+>>>>>>> wt-d
 
 
 class FakeWandb(types.ModuleType):
