@@ -80,6 +80,9 @@ def test_a_python_model_is_audited_and_reported(tmp_path, caplog, monkeypatch, e
     text = (tmp_path / "report" / "summary.md").read_text()
     assert "Record 3 comes back" in text
     assert "Record 500: at most" in caplog.text
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Record 3 comes back" in page
+    assert "Pictures are withheld" in page
     asked.clear()
     run.run(given, tmp_path, "audit")
     assert not asked
