@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_privacy import settings_cadp
+from diffusion_privacy import settings_kinds
 from diffusion_privacy.anonymity.intervals import clopper_pearson
 from diffusion_privacy.data import sources
 from diffusion_privacy.data.pipeline import Batches
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, nargs="*", default=[], help="further temperatures of the latents")
     asked = parser.parse_args()
     root = asked.workdir.absolute()
-    study = settings_cadp.parse(json.loads((root / "config.json").read_text()))
+    study = settings_kinds.parse(json.loads((root / "config.json").read_text()))
     if not isinstance(study, Cadp):
         parser.error(f"--workdir: expected a study of images (kind 'cadp'), got {study.kind!r}")
     workdir = Workdir(root, study)

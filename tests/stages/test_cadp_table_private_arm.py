@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from launching import changed_config
 
-from diffusion_privacy import settings_cadp
+from diffusion_privacy import settings_kinds
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms import dp_gradient
 from diffusion_privacy.mechanisms.calibration import gaussian_multiplier
@@ -14,7 +14,7 @@ from diffusion_privacy.stages import cadp_table_private_arm, cadp_table_study
 
 
 def _shares(name, **evaluation):
-    study = settings_cadp.parse(changed_config(name, {f"evaluation.{k}": v for k, v in evaluation.items()}))
+    study = settings_kinds.parse(changed_config(name, {f"evaluation.{k}": v for k, v in evaluation.items()}))
     _, private, test = cadp_table_study.load_parts(study)
     return study, private.table, test.table
 
