@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusion_privacy.reports import wording
+from diffusion_privacy.reports.cadp_wording import with_interval
 from diffusion_privacy.reports.joined_schema import WAYS
 from diffusion_privacy.reports.joined_standing import (
     MAY,
@@ -75,6 +76,18 @@ def _found(ways: Mapping[str, Any], names: Sequence[str]) -> str:
     )
 
 
+def _worth(release: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Half a sentence where the public records alone teach a classifier more than anything that may go; else empty."""
+    own = [y["utility"]["accuracy"] for y in release["yardsticks"] if y["name"] == "public"]
+    best = max((release["ways_to_share"][name]["utility"]["accuracy"] for name in names), key=lambda a: a["upper"])
+    if not own or own[0]["lower"] <= best["upper"]:
+        return ""
+    return (
+        f"to a classifier the public records alone are worth more than any of these: {with_interval(own[0])} right "
+        f"answers, against {with_interval(best)} at best"
+    )
+
+
 def answer(release: Mapping[str, Any]) -> str:
     """What may go and under which promise, what was found of it, and what may not go and why: a sentence each.
 
@@ -93,7 +106,7 @@ def answer(release: Mapping[str, Any]) -> str:
         one = f"one of these {MAY}" if len(may) > 1 else f"one of the four ways {MAY}"
         first = f"{one}, alone and without anything else that touched the records: {_promises(ways, may)}"
         against = "; ".join(f"{NAMES[name]} may not: {found[name].reason}" for name in rest)
-        sentences = [first, _found(ways, may), against]
+        sentences = [first, _found(ways, may), _worth(release, may), against]
     return " ".join(f"{sentence_case(text)}." for text in sentences if text)
 
 

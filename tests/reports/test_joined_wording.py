@@ -171,3 +171,13 @@ def test_an_unknown_relation_stays_as_it_is() -> None:
         "(up to 3 records a person)"
     )
     assert joined_standing.relation("replacing a patient") == "replacing a patient"
+
+
+def test_where_public_records_are_worth_more_the_answer_says_so() -> None:
+    release = copy.deepcopy(RELEASE)
+    [public] = [y for y in release["yardsticks"] if y["name"] == "public"]
+    public["utility"]["accuracy"].update({"value": 0.97, "lower": 0.96, "upper": 0.98})
+    assert "the public records alone are worth more" in joined_wording.answer(release)
+    # Where the intervals meet, nothing is said.
+    public["utility"]["accuracy"].update({"value": 0.5, "lower": 0.3, "upper": 0.7})
+    assert "public records alone" not in joined_wording.answer(release)
