@@ -218,8 +218,8 @@ def make_yardsticks() -> list[dict[str, Any]]:
         {"name": name, "what": what, "utility": utility(*numbers)}
         for name, what, *numbers in (
             ("originals", "the private records themselves", 0.965, 1.1, 0.96),
-            ("public records", "what the flow learnt from", 0.93, 4.0, 0.9),
-            ("control: flow alone", "images that the flow draws for the classes", 0.8, 25.0, 0.44),
+            ("public", "what the flow learnt from", 0.93, 4.0, 0.9),
+            ("flow", "images that the flow draws for the classes", 0.8, 25.0, 0.44),
         )
     ]
 
