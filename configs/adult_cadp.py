@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
                 "mechanism": "gaussian",
                 "epsilons": (0.5, 1.0, 2.0, 4.0, 8.0),
                 "delta": 1e-5,
+                "rates": (),
                 "total_epsilon": 16.0,
                 "flow_training": "public",
                 "records_per_person": 1,
@@ -78,6 +79,7 @@ def get_config() -> ConfigDict:
                 "dp_learning_rate": 0.5,
             },
             "attack": {
+                "records": 0,
                 "study_epsilons": (16.0, 64.0, 256.0, 1024.0),
                 "trials": 4_000_000,
                 "tightness": 0.8,

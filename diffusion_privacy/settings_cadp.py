@@ -16,6 +16,8 @@ from diffusion_privacy.settings import Data, Outputs, Params, Report
 from diffusion_privacy.training.state import TrainConfig
 
 MECHANISMS = ("gaussian", "laplace", "discrete_gaussian", "discrete_laplace")
+METRICS = {"metric_l1": "l1", "metric_l2": "l2"}
+"""Mechanisms of metric privacy and their norms: a guarantee of its own, without ε."""
 DECLARATIONS = ("public", "dp-sgd", "mechanism-only")
 PRIVATE_ARMS = ("full-batch", "loop")
 
@@ -69,10 +71,13 @@ class Release:
 
     Attributes:
       relation: neighbouring relation by name (`mechanisms.relation.Neighbours`); there is no default.
-      epsilons: ε of the latent step of each released data set, increasing.
+      epsilons: ε of the latent step of each released data set, increasing; none with a metric mechanism.
+      rates: with a metric mechanism, increasing: the nats by which two latents at distance 1 may be told apart, one
+        released data set each; the further apart, the more. This is NOT ε and adds up with none; the ledger then says
+        "no guarantee". Such a study has the stages train and privatize, since the others measure against an ε.
       total_epsilon: the ledger refuses a release that would bring the sum above this.
       delta: δ of each release and of the ledger; below 1/n.
-      mechanism: one of `MECHANISMS`.
+      mechanism: one of `MECHANISMS`, or of `METRICS`.
       flow_training: what the manifest says of the flow: ``"public"`` (checked record by record), ``"dp-sgd"`` (trained
         on the private share with ``flow.training.privacy``; its event is in the ledger and composed) or
         ``"mechanism-only"`` (no end-to-end guarantee).
@@ -96,6 +101,17 @@ class Release:
     label_epsilon: float = 0.0
     prior_matched: bool = True
     ledger: str = "ledger.jsonl"
+    rates: tuple[float, ...] = ()
+
+    @property
+    def metric(self) -> bool:
+        """Whether the promise is metric privacy, and not ε."""
+        return self.mechanism in METRICS
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """What tells the released data sets apart: their rates where `metric`, else their ε."""
+        return self.rates if self.metric else self.epsilons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,16 +241,17 @@ class PrivateStudy:
         )
         _choice("flow.training_precision", self.flow.training_precision, ("float32", "bfloat16"))
         _choice("flow.trained_on", self.flow.trained_on, ("public", "private"))
-        _choice("release.mechanism", release.mechanism, MECHANISMS)
+        _choice("release.mechanism", release.mechanism, (*MECHANISMS, *METRICS))
         _choice("release.flow_training", release.flow_training, DECLARATIONS)
         _check_dp_sgd(self.flow, release)
         for field, values in (
             ("release.epsilons", release.epsilons),
+            ("release.rates", release.rates),
             ("attack.study_epsilons", self.attack.study_epsilons),
         ):
             rising = all(a < b for a, b in itertools.pairwise(values))
             _need(rising and all(0 < e < math.inf for e in values), field, "finite increasing numbers > 0", values)
-        _need(len(release.epsilons) > 0, "release.epsilons", "at least one ε", release.epsilons)
+        _check_promise(release)
         _need(0 < release.coverage < 1, "release.coverage", "a number in (0, 1)", release.coverage)
         _need(release.coarse >= 0, "release.coarse", "0 or more", release.coarse)
         _need(release.label_epsilon >= 0, "release.label_epsilon", "0 or more", release.label_epsilon)
@@ -304,6 +321,19 @@ class CadpTable(PrivateStudy):
             _need(0 < value < math.inf, f"evaluation.{field}", "a finite number > 0", value)
         _need(evaluation.cells >= 2, "evaluation.cells", "at least 2", evaluation.cells)
         _need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
+
+
+def _check_promise(release: Release) -> None:
+    """ε or rates, never both: nothing may call one the other."""
+    if not release.metric:
+        _need(len(release.epsilons) > 0, "release.epsilons", "at least one ε", release.epsilons)
+        _need(not release.rates, "release.rates", f"none with {release.mechanism!r}, which has ε", release.rates)
+        return
+    _need(len(release.rates) > 0, "release.rates", "at least one rate", release.rates)
+    _need(not release.epsilons, "release.epsilons", "none with a metric mechanism: see rates", release.epsilons)
+    randomised, why = release.label_epsilon, "0 with a metric mechanism, whose rate adds up with no ε"
+    _need(randomised == 0, "release.label_epsilon", why, randomised)
+    _need(not release.prior_matched, "release.prior_matched", "False with a metric mechanism", release.prior_matched)
 
 
 def _check_dp_sgd(flow: Flow, release: Release) -> None:

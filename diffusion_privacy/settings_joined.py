@@ -132,9 +132,9 @@ class Joined:
         _need(self.evaluation.seeds >= 2, "evaluation.seeds", "at least 2", self.evaluation.seeds)
         mechanism = release.mechanism
         _need(
-            not mechanism.startswith("discrete"),
+            not release.metric and not mechanism.startswith("discrete"),
             "release.mechanism",
-            "a continuous one, whose copies the audit can simulate",
+            "one that has an ε and continuous noise, whose copies the audit can simulate",
             mechanism,
         )
         _need(self.fingerprint.name != "none", "fingerprint.name", "a mark that a detector can learn", "none")

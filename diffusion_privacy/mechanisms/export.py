@@ -22,6 +22,7 @@ import numpy as np
 from diffusion_privacy.data.pictures import to_uint8
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.ledger import Entry, Ledger, Total
+from diffusion_privacy.mechanisms.mechanism import MetricMechanism
 from diffusion_privacy.mechanisms.release import Privatised
 
 
@@ -96,16 +97,21 @@ def manifest_json(manifest: Any) -> str:
 
 
 def _spend(release: Privatised, ledger: Ledger, name: str) -> dict[str, Any]:
-    """Append the release to the ledger and describe the new total."""
+    """Append the release to the ledger and describe the new total.
+
+    One of metric privacy is entered under its own promise; it has no ε, and the total says "no guarantee" from then on.
+    """
     mechanism_only = release.manifest.flow_training == "mechanism-only"
+    metric = release.manifest.mechanism == MetricMechanism.name
     flow = release.flow.spend
     if flow is not None and all(entry.spend != flow for entry in ledger.entries()):
         raise InputError(f"{ledger.path}: the flow's DP-SGD training is not in the ledger; expected its event there")
     stage = f"flow training for release {name}"
     if mechanism_only and stage not in {entry.stage for entry in ledger.entries()}:
         ledger.record(Entry(stage, None, release.hashes))
+    entered = f"release {name} ({release.manifest.guarantee})" if metric else f"release {name}"
     after: Total = ledger.record(
-        Entry(f"release {name}", release.spend, release.hashes), accept_uncovered=mechanism_only
+        Entry(entered, release.spend, release.hashes), accept_uncovered=mechanism_only or metric
     )
     return {
         "ledger": True,

@@ -93,14 +93,17 @@ def _release(
 
 
 def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
-    """Writes ``releases/eps_E`` for each ε that is not there yet: images and data.npz, or data.csv; manifest.json.
+    """Writes the data sets that are not there yet: images and data.npz, or data.csv; manifest.json.
+
+    In ``releases/eps_E`` for each ε, or ``releases/rate_R`` for each rate of metric privacy.
 
     Raises:
       InputError: the flow learned from these records and is declared neither ``dp-sgd``, with the checkpoint and the
         ledger to show for it, nor ``mechanism-only``; the ledger is exhausted;
         the relation, ε or δ is missing or out of range. No release is left half-written.
     """
-    if any(not common.release_path(workdir, e).exists() for e in settings.release.epsilons):
+    metric = settings.release.metric
+    if any(not common.release_path(workdir, s, metric).exists() for s in settings.release.strengths):
         release_all(settings, workdir, common.load_parts(settings, workdir))
 
 
@@ -111,7 +114,8 @@ def release_all(
 
     ``planned`` is what will be spent on the same records afterwards: with it, too, the total must hold.
     """
-    missing = [e for e in settings.release.epsilons if not common.release_path(workdir, e).exists()]
+    metric = settings.release.metric
+    missing = [s for s in settings.release.strengths if not common.release_path(workdir, s, metric).exists()]
     if not missing:
         return
     private = parts.private
@@ -120,16 +124,19 @@ def release_all(
     ledger = common.make_ledger(settings, workdir)
     source = provenance(settings, workdir, ledger)
     source.check(hashes)
-    _check_budget(settings, ledger, missing, private, hashes, planned)
+    if metric:
+        _LOG.warning("privatize: metric privacy is no ε; the ledger will say that these records have no guarantee")
+    else:
+        _check_budget(settings, ledger, missing, private, hashes, planned)
     flow = common.load_flow(settings, workdir, private)
     with workdir.timed("privatize"):
         public_z, _ = flow.encode(parts.public.image, parts.public.label, rng.stream(settings.seed, "clip_share"))
-        for epsilon in missing:
-            made = _release(settings, epsilon, flow, source, private, public_z)
+        for strength in missing:
+            made = _release(settings, strength, flow, source, private, public_z)
             if isinstance(made, Privatised) and isinstance(private, Records):
                 manifest = dataclasses.replace(made.manifest, preparation=private.preparation)
                 made = dataclasses.replace(made, manifest=manifest)
-            path = common.release_path(workdir, epsilon)
+            path = common.release_path(workdir, strength, metric)
             if isinstance(made, PrivatisedTable):
                 promise, folder = made.release.manifest, publish_table(made, path, ledger=ledger)
             else:

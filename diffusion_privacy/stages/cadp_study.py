@@ -21,10 +21,10 @@ from diffusion_privacy.mechanisms.condition import ConditionMechanism, PublicCon
 from diffusion_privacy.mechanisms.decoding import CoarseSelection
 from diffusion_privacy.mechanisms.discrete import DiscreteGaussian, DiscreteLaplace
 from diffusion_privacy.mechanisms.ledger import Ledger
-from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, Mechanism
+from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, Mechanism, MetricMechanism
 from diffusion_privacy.mechanisms.relation import Neighbours, Relation, parse_relation
 from diffusion_privacy.mechanisms.table import column_condition, row_hashes
-from diffusion_privacy.settings_cadp import Cadp, CadpTable, PrivateStudy
+from diffusion_privacy.settings_cadp import METRICS, Cadp, CadpTable, PrivateStudy
 from diffusion_privacy.stages import cadp_flow, cadp_table_study, reading
 from diffusion_privacy.stages.cadp_flow import TableFlow, TrainedFlow
 from diffusion_privacy.stages.workdir import Workdir
@@ -165,8 +165,15 @@ def clip_norm(settings: PrivateStudy, dims: int) -> float:
 
 
 def make_mechanism(settings: PrivateStudy, epsilon: float, dims: int, records: int) -> Mechanism:
-    """The latent mechanism calibrated to ``epsilon``: the one that releases, and the one that the audit attacks."""
-    release, relation, radius = settings.release, make_relation(settings), clip_norm(settings, dims)
+    """The latent mechanism calibrated to ``epsilon``: the one that releases, and the one that the audit attacks.
+
+    With a metric mechanism ``epsilon`` is its rate.
+    """
+    release, relation = settings.release, make_relation(settings)
+    if release.metric:
+        norm: clipping.Norm = "l1" if METRICS[release.mechanism] == "l1" else "l2"
+        return MetricMechanism(epsilon, norm)
+    radius = clip_norm(settings, dims)
     if release.mechanism == "gaussian":
         return GaussianMechanism.calibrated(epsilon, release.delta, radius, relation, records)
     if release.mechanism == "discrete_gaussian":
@@ -226,9 +233,9 @@ def _study_latents(
 # --- released data sets -----------------------------------------------------------------------------------------------
 
 
-def release_path(workdir: Workdir, epsilon: float) -> Path:
-    """The folder of one released data set."""
-    return workdir.root / "releases" / f"eps_{epsilon:g}"
+def release_path(workdir: Workdir, strength: float, metric: bool = False) -> Path:
+    """The folder of one released data set: by the ε of its latent step, or by its rate."""
+    return workdir.root / "releases" / f"{'rate' if metric else 'eps'}_{strength:g}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,6 +113,9 @@ def test_tables_follow_the_paper():
     ("changes", "message"),
     [
         ({"coupling": "nice"}, "coupling must be one of glow"),
+        ({"conv_net": "nice"}, "conv_net must be one of paper, glow"),
+        ({"conv_precision": "float16"}, "conv_precision must be one of"),
+        ({"conv_precision": "bfloat16"}, "conv_precision needs conv_net = 'glow'"),
         ({"squeeze": "hex"}, "squeeze must be one of"),
         ({"mixing": "qr"}, "mixing must be one of"),
         ({"shape": (28, 30, 1)}, "divisible by 4"),

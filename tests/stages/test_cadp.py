@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from launching import changed_config, launch
+from launching import launch
+from tiny_cadp import raw, study
 
 from diffusion_privacy import settings_kinds
 from diffusion_privacy.data import sources
@@ -23,43 +24,11 @@ from diffusion_privacy.settings_cadp import Cadp
 from diffusion_privacy.stages import cadp_arms, cadp_audit, cadp_evaluate, cadp_study, run
 from diffusion_privacy.stages.workdir import Workdir
 
-TINY = {
-    "split": {"public": 0.3, "private": 0.2, "test": 0.5},
-    "flow.training.steps": 30,
-    "flow.training.warmup_steps": 5,
-    "flow.training.log_every": 10,
-    "flow.training.checkpoint_every": 10,
-    "flow.params.depths": (1,),
-    "flow.params.dense_depth": 1,
-    "release.epsilons": (1.0, 8.0),
-    "evaluation.training.steps": 30,
-    "evaluation.training.warmup_steps": 5,
-    "evaluation.training.log_every": 10,
-    "evaluation.training.checkpoint_every": 10,
-    "evaluation.seeds": 2,
-    "evaluation.hidden": 16,
-    "evaluation.dp_steps": 2,
-    "attack.study_epsilons": (1024.0,),
-    "attack.trials": 2000,
-    "attack.release_repeats": 0,
-}
-
-
-def _raw(changes=None):
-    return changed_config("digits_cadp", {**TINY, **(changes or {})})
-
-
-def _study(changes=None) -> Cadp:
-    found = settings_kinds.parse(_raw(changes))
-    assert isinstance(found, Cadp)
-    return found
-
-
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_config_says_which_study_it_is():
-    assert isinstance(_study(), Cadp)
+    assert isinstance(study(), Cadp)
     digits = importlib.import_module("configs.digits").get_config().to_dict()
     assert isinstance(settings_kinds.parse(digits), Study)
     assert isinstance(settings_kinds.parse({**digits, "kind": "anonymity"}), Study)
@@ -97,12 +66,12 @@ def test_a_config_says_which_study_it_is():
 )
 def test_faults_are_named_in_one_line(path, value):
     with pytest.raises(InputError, match=path.replace(".", r"\.")) as caught:
-        _study({path: value})
+        study({path: value})
     assert "\n" not in str(caught.value)
 
 
 def test_a_release_without_a_relation_is_refused():
-    config = _raw()
+    config = raw()
     del config["release"]["relation"]
     with pytest.raises(InputError, match=r"config\.release\.relation"):
         settings_kinds.parse(config)
@@ -113,7 +82,7 @@ def test_a_release_without_a_relation_is_refused():
 
 def _after_training(tmp_path, changes=None, trained_on="public"):
     """A workdir that says which records the flow learnt from, without the flow."""
-    settings = _study(changes)
+    settings = study(changes)
     workdir = Workdir(tmp_path, settings)
     parts = cadp_study.load_parts(settings, workdir)
     hashes = getattr(parts, trained_on).source_hash.tolist()
@@ -149,13 +118,13 @@ def test_the_declaration_mechanism_only_lets_a_flow_of_the_same_records_pass(tmp
 
 def test_stages_of_the_other_study_are_refused(tmp_path):
     with pytest.raises(InputError, match="mode: expected study or one of train, privatize"):
-        run.run(_study(), tmp_path, "likelihood")
+        run.run(study(), tmp_path, "likelihood")
 
 
 def test_unknown_flow_fields_are_refused():
     records = sources.load("digits", limit=3)
     with pytest.raises(InputError, match=r"config\.flow\.params\.widht"):
-        cadp_study.make_model(_study({"flow.params.widht": 3}), records)
+        cadp_study.make_model(study({"flow.params.widht": 3}), records)
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------
@@ -170,7 +139,7 @@ def _arms(count=2):
 def test_classifiers_learn_as_if_each_were_alone():
     arms = _arms()
     batch = cadp_arms.ArmBatches(arms, 8, 0, 2).batch(3)
-    task = cadp_arms.make_task(_study(), 2, 10)
+    task = cadp_arms.make_task(study(), 2, 10)
     params = jax.jit(task.init)(jax.random.key(0), batch)
     # The head starts at 0, where no gradient reaches the layers below it.
     params = jax.tree.map(lambda p: p + 0.1 * np.random.default_rng(1).normal(size=p.shape).astype(np.float32), params)
@@ -191,7 +160,7 @@ def test_classifiers_learn_as_if_each_were_alone():
 
 def test_seeds_start_alike_in_every_arm_and_apart_from_each_other():
     batch = cadp_arms.ArmBatches(_arms(), 8, 0, 2).batch(0)
-    params = jax.jit(cadp_arms.make_task(_study(), 2, 10).init)(jax.random.key(0), batch)
+    params = jax.jit(cadp_arms.make_task(study(), 2, 10).init)(jax.random.key(0), batch)
     leaf = max(jax.tree.leaves(params), key=lambda p: p.size)
     np.testing.assert_array_equal(leaf[0], leaf[1])
     assert not np.array_equal(leaf[0, 0], leaf[0, 1])
@@ -237,7 +206,7 @@ class IdentityFlow:
 @pytest.mark.slow
 @pytest.mark.parametrize(("mechanism", "coarse"), [("gaussian", 0), ("laplace", 16)])
 def test_the_whole_curve_in_one_pass_equals_its_points(mechanism, coarse):
-    settings = _study({"release.mechanism": mechanism, "release.coarse": coarse})
+    settings = study({"release.mechanism": mechanism, "release.coarse": coarse})
     records, key, flow = sources.load("digits", limit=20), jax.random.key(3), IdentityFlow()
     epsilons = (1.0, 8.0, 64.0)
     curve = cadp_study.study_images(settings, flow, records, epsilons, key)
@@ -275,7 +244,7 @@ def test_linkage_by_class_counts_against_the_chance_of_the_class():
 
 @pytest.mark.parametrize("mechanism", ["gaussian", "laplace", "discrete_gaussian", "discrete_laplace"])
 def test_every_mechanism_is_the_one_that_is_attacked(mechanism):
-    settings = _study({"release.mechanism": mechanism, "attack.trials": 20_000, "attack.trial_dim": 2})
+    settings = study({"release.mechanism": mechanism, "attack.trials": 20_000, "attack.trial_dim": 2})
     bound = cadp_audit.epsilon_bound(settings, 4.0, 64, 300)
     assert bound["decisive"]
     assert 1.0 < bound["lower"] <= 4.0
@@ -296,7 +265,7 @@ def _edited(tmp_path, changes=None, drop=()):
     """The config file of a tiny study with these changes."""
     path = tmp_path / "tiny.py"
     path.write_text(
-        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({_raw(changes)!r})\n"
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({raw(changes)!r})\n"
     )
     return f"--config={path}"
 
@@ -345,7 +314,7 @@ def test_randomised_labels_and_coarse_latents_end_to_end(tmp_path):
         "release.total_epsilon": 100.0,
         "report.show_private": False,
     }
-    settings = _study(changes)
+    settings = study(changes)
     run.run(settings, tmp_path, "study")
     release = cadp_schema.read(tmp_path / "report" / "release.json")
     manifest = release["releases"][0]["manifest"]
@@ -363,7 +332,7 @@ def test_randomised_labels_and_coarse_latents_end_to_end(tmp_path):
 def test_two_releases_of_the_same_study_never_share_noise(tmp_path):
     images = []
     for name in ("a", "b"):
-        settings = _study({"release.epsilons": (8.0,)})
+        settings = study({"release.epsilons": (8.0,)})
         for mode in ("train", "privatize"):
             run.run(settings, tmp_path / name, mode)
         with np.load(tmp_path / name / "releases" / "eps_8" / "data.npz") as data:
@@ -379,7 +348,7 @@ def test_a_flow_of_the_private_records_is_reported_without_a_guarantee(tmp_path)
         "release.flow_training": "mechanism-only",
         "release.mechanism": "discrete_gaussian",
     }
-    run.run(_study(changes), tmp_path, "study")
+    run.run(study(changes), tmp_path, "study")
     release = cadp_schema.read(tmp_path / "report" / "release.json")
     assert release["answer"].startswith("These private copies carry no end-to-end guarantee.")
     assert "hold nothing of the records" not in release["answer"]
@@ -403,12 +372,12 @@ _DP = {
 
 def test_a_guarantee_for_people_is_not_made_of_one_for_records():
     with pytest.raises(InputError, match=r"config\.release\.records_per_person: expected 1 where .* 'dp-sgd'"):
-        _study({**_DP, "release.records_per_person": 2})
+        study({**_DP, "release.records_per_person": 2})
 
 
 @pytest.mark.slow
 def test_a_privately_trained_flow_is_composed_with_its_release_and_refused_without_its_entry(tmp_path):
-    settings = _study(_DP)
+    settings = study(_DP)
     for mode in ("train", "privatize"):
         run.run(settings, tmp_path, mode)
     manifest = json.loads((tmp_path / "releases" / "eps_4" / "manifest.json").read_text())
@@ -432,7 +401,7 @@ def test_a_privately_trained_flow_is_composed_with_its_release_and_refused_witho
 def test_the_private_arm_learns_by_the_loop_too(tmp_path):
     from diffusion_privacy.stages import cadp_private_arm
 
-    settings = _study({"evaluation.dp_arm": "loop", "evaluation.dp_training.steps": 20})
+    settings = study({"evaluation.dp_arm": "loop", "evaluation.dp_training.steps": 20})
     digits = sources.load("digits", limit=400)
     private, test, base = digits.take(np.arange(300)), digits.take(np.arange(300, 400)), settings.evaluation.dp_training
     workdir = Workdir(tmp_path, settings)

@@ -88,6 +88,7 @@ def _study(changes=None) -> Joined:
         ("private_training.privacy.epsilon", 0.0),
         ("score.training.privacy", {"epsilon": 1.0}),
         ("release.mechanism", "discrete_gaussian"),
+        ("release.mechanism", "metric_l2"),
         ("fingerprint.name", "none"),
         ("score.network.params", {"hidden": 16, "num_classes": 3}),
         ("evaluation.training.grad_clip_norm", 1.0),
