@@ -7,7 +7,7 @@
 Who wrote which digit is not in these files: persons are unknown. configs/mnist_cadp.py makes a private copy.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs.sets import base
 
@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
             "params": {
                 "images": "data/mnist/train-images-idx3-ubyte.gz",
                 "labels": "data/mnist/train-labels-idx1-ubyte.gz",
+                "size": config_dict.placeholder(int),
             },
             "obtain": OBTAIN,
         },

@@ -1,5 +1,7 @@
 """DICOM folders, written here with pydicom: values by the standard, people, and every way to break a file."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -186,6 +188,27 @@ def test_damaged_files_are_refused(tmp_path):
     header["PixelData"].is_undefined_length = True
     header.save_as(file)
     with pytest.raises(InputError, match=r"x.dcm: .*(JPEG 2000|cannot be decoded|not a complete)"):
+        load("dicom_folder", path=tmp_path)
+
+
+def test_neither_warnings_nor_log_nor_errors_quote_a_tag(tmp_path, caplog, monkeypatch):
+    put(tmp_path / "a" / "x.dcm", RescaleSlope="1")
+    read = pydicom.dcmread
+
+    def talkative(*args):
+        """Says of a tag what pydicom says of odd ones."""
+        pydicom.misc.warn_and_log("Invalid value for VR PN: 'Doe^Jane'")
+        return read(*args)
+
+    monkeypatch.setattr(pydicom, "dcmread", talkative)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        load("dicom_folder", path=tmp_path)
+    assert not said
+    assert "Doe" not in caplog.text
+    broken = (tmp_path / "a" / "x.dcm").read_bytes().replace(b"DS\x02\x001 ", b"DS\x02\x00Q ")
+    (tmp_path / "a" / "x.dcm").write_bytes(broken)
+    with pytest.raises(InputError, match=r"x\.dcm: not a complete DICOM image \(\w+\)$"):
         load("dicom_folder", path=tmp_path)
 
 
