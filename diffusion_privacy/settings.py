@@ -17,6 +17,7 @@ from typing import Any
 from diffusion_privacy.anonymity.splitting import Splitting
 from diffusion_privacy.audits import baselines
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.settings_latent import Autoencoder, check_study
 from diffusion_privacy.training.state import TrainConfig
 
 ESTIMATORS = ("change_of_variables", "splitting", "counterfactual")
@@ -71,13 +72,17 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The score model: network, forward process, what is predicted and how it is trained."""
+    """The score model: network, forward process, what is predicted and how it is trained.
+
+    ``autoencoder``: diffuse in its latents; None for pixels.
+    """
 
     network: Named
     sde: Named
     training: TrainConfig
     prediction: str = "eps"
     weighting: str = "simple"
+    autoencoder: Autoencoder | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,6 +296,9 @@ class Study:
         if self.detector.training.privacy.on:
             # Its tasks hold audited records outside of the batches, which Poisson sampling would not cover.
             raise InputError("config.detector.training.privacy: expected none, the detector is not given away")
+        if self.score.autoencoder is not None:
+            private, clip = self.score.training.privacy.on, self.sampler.clip_x0
+            check_study(private, clip, self.audit.likelihood_records, self.audit.estimators)
         never_seen = self.split.controls + self.split.held_out
         if self.audit.screen.top and never_seen < FEWEST_HELD_OUT:
             raise InputError(
@@ -350,9 +358,16 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
+_LATER = (("autoencoder", None),)
+
+
 def to_dict(settings: Any) -> dict[str, Any]:
-    """Plain nested dictionaries, lists and numbers, as JSON has them."""
-    return json.loads(json.dumps(dataclasses.asdict(settings)))
+    """Plain nested dictionaries, lists and numbers, as JSON has them.
+
+    Fields of `_LATER` are left out where they have no value, so that the digests of older runs stay what they were.
+    """
+    plain = dataclasses.asdict(settings, dict_factory=lambda pairs: {k: v for k, v in pairs if (k, v) not in _LATER})
+    return json.loads(json.dumps(plain))
 
 
 def digest(value: Mapping[str, Any]) -> str:

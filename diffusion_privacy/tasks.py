@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from diffusion_privacy.anonymity.bank import IdentityBankTask
 from diffusion_privacy.anonymity.detector_tasks import FingerprintTask, IdentityTask
 from diffusion_privacy.anonymity.reidentification import EmbeddingTask
-from diffusion_privacy.diffusion import objective
+from diffusion_privacy.diffusion import latent, objective
 from diffusion_privacy.diffusion.sde import expand
 from diffusion_privacy.flows import objective as flow_objective
 from diffusion_privacy.flows.objective import FlowModel
@@ -99,6 +99,65 @@ class ScoreTask:
     def conditional_score(self, params: PyTree) -> ConditionalScore:
         """The trained score with the label as its first argument, as a pytree over ``params``."""
         return objective.conditional_score_fn(self.apply, jax.tree.map(jnp.asarray, params), self.sde, self.prediction)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoder:
+    network: nn.Module
+
+    def __call__(self, params: PyTree, x: Array) -> tuple[Array, Array]:
+        return cast(tuple[Array, Array], self.network.apply(params, x, method="encode"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoder:
+    network: nn.Module
+
+    def __call__(self, params: PyTree, z: Array) -> Array:
+        return cast(Array, self.network.apply(params, z, method="decode"))
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderTask:
+    """The variational autoencoder of latent diffusion (`diffusion.latent`).
+
+    Attributes:
+      network: ``x -> x̂`` with the methods ``encode`` (mean, log-variance) and ``decode``.
+      std, kl_weight: see `latent.autoencoder_loss`.
+    """
+
+    network: nn.Module
+    std: float = 0.1
+    kl_weight: float = 1.0
+
+    @property
+    def encoder(self) -> latent.Encode:
+        """``(params, x) -> (mean, log-variance)``; hashable."""
+        return _Encoder(self.network)
+
+    @property
+    def decoder(self) -> latent.Decode:
+        """``(params, z) -> x̂``; hashable."""
+        return _Decoder(self.network)
+
+    def init(self, key: Array, batch: PyTree) -> PyTree:
+        return self.network.init(key, jnp.asarray(batch["image"][:1]))
+
+    def loss(self, params: PyTree, batch: PyTree, key: Array) -> tuple[Array, dict[str, Array]]:
+        return latent.autoencoder_loss(
+            self.encoder,
+            self.decoder,
+            params,
+            jnp.asarray(batch["image"]),
+            key,
+            jnp.asarray(batch["position"]),
+            std=self.std,
+            kl_weight=self.kl_weight,
+        )
+
+    def evaluate(self, params: PyTree, batch: PyTree, key: Array) -> dict[str, Array]:
+        losses, metrics = self.loss(params, batch, key)
+        return {"loss": losses, **metrics}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +249,7 @@ class ArmsTask:
 
 TASKS: dict[str, type] = {
     "score": ScoreTask,
+    "autoencoder": AutoencoderTask,
     "flow": FlowTask,
     "arms": ArmsTask,
     "fingerprint": FingerprintTask,

@@ -24,6 +24,7 @@ LEVELS = (
     ("anonymity", "mechanisms", "interop"),
     ("audits",),
     ("reports",),
+    ("settings_latent",),
     ("settings",),
     ("settings_own",),
     ("settings_sweep",),

@@ -313,6 +313,9 @@ BASELINES: dict[str, Callable[[Subject], list[Row]]] = {
 }
 """By the name that a config gives. A new baseline is a function from a `Subject` to rows, and a line here."""
 
+ASK_THE_SCORE = (*attacks.ATTACKS, "flipd", "one_run")
+"""Those that evaluate the score at records and look at no sample: for a latent model their records are latents."""
+
 
 def check_names(chosen: Sequence[str], field: str = "baselines") -> None:
     """Raises InputError unless every name is one of `BASELINES`, once."""

@@ -8,12 +8,19 @@ from typing import Any
 import flax.linen as nn
 
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.networks.autoencoder import Autoencoder
 from diffusion_privacy.networks.classifier import Classifier
 from diffusion_privacy.networks.embedding import Embedder
 from diffusion_privacy.networks.mlp import MLP
 from diffusion_privacy.networks.unet import UNet
 
-NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "mlp": MLP, "classifier": Classifier, "embedder": Embedder}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "unet": UNet,
+    "mlp": MLP,
+    "classifier": Classifier,
+    "embedder": Embedder,
+    "autoencoder": Autoencoder,
+}
 """Constructors by name. A new network is added here."""
 
 

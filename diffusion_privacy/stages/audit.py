@@ -22,9 +22,10 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import estimates, schema, wording
 from diffusion_privacy.reports.arrays import Listed, ModelArrays, Regenerated, save_arrays
 from diffusion_privacy.settings import Study
-from diffusion_privacy.stages import audit_baselines, audit_estimators, audit_screen
+from diffusion_privacy.stages import audit_baselines, audit_estimators, audit_screen, spaces
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.sample import chunk_size
+from diffusion_privacy.stages.spaces import Space
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
 from diffusion_privacy.training.metrics import read_csv
@@ -62,7 +63,9 @@ def set_up(study: Study, workdir: Workdir, roles: common.Roles) -> Setup:
     return Setup(study, workdir, roles, chain, detect, calibrations)
 
 
-def _positives(study: Study, chain: Chain, score: ScoreFn, margin: PyTree, roles: common.Roles) -> np.ndarray:
+def _positives(
+    study: Study, chain: Chain, score: ScoreFn, space: Space, margin: PyTree, roles: common.Roles
+) -> np.ndarray:
     """``[R, M, H, W, C]``: the reference's regenerations of each audited record from a small noise level.
 
     The reference is a general denoiser that never saw the private record: what it returns has lost more than a copy
@@ -70,19 +73,21 @@ def _positives(study: Study, chain: Chain, score: ScoreFn, margin: PyTree, roles
     not do: a memoriser regenerates its own records and never a control.
     """
     level = max(1, int(np.searchsorted(chain.times, study.detector.positive_time)))
-    chunk = chunk_size(study, score, roles.marked.image.shape[1:])
-    images, _ = tprime.regenerated_images(
+    records = space.encode(roles.marked.image)
+    chunk = chunk_size(study, space.measured(score), records.shape[1:])
+    drawn, _ = tprime.regenerated_images(
         chain,
         score,
-        margin,
-        roles.marked.image,
+        space.detector(margin),
+        records,
         np.array([level]),
         study.detector.positives,
         rng.stream(study.seed, "positives"),
         uids=np.asarray(roles.marked.index),
         chunk=chunk,
     )
-    return images[:, 0]
+    images = space.decode(drawn.reshape(-1, *drawn.shape[3:]))
+    return images.reshape(len(records), -1, *images.shape[1:])
 
 
 def _calibrate(
@@ -97,7 +102,8 @@ def _calibrate(
     blank = {"thresholds": jnp.zeros((count, 2)), "scales": jnp.ones((count, 2))}
     uncalibrated = jax.tree_util.Partial(margin, {**params, **blank})
     reference = common.load_score(study, workdir, common.REFERENCE)
-    positives = _positives(study, chain, reference, uncalibrated, roles)
+    space = spaces.load(study, workdir, common.REFERENCE)
+    positives = _positives(study, chain, reference, space, uncalibrated, roles)
     f, identity = bank.evaluate(scores, params, positives.reshape(-1, *positives.shape[2:]))
     f, identity = f.reshape(count, -1), identity.reshape(count, -1, count)
     found = []
@@ -129,13 +135,12 @@ def _calibrate(
     return jax.tree_util.Partial(margin, {**params, **table}), found
 
 
-def _curves(setup: Setup, score: ScoreFn, detect: PyTree, name: str, chunk: int) -> list[HCurve]:
+def _curves(setup: Setup, score: ScoreFn, detect: PyTree, records: np.ndarray, name: str, chunk: int) -> list[HCurve]:
     config = setup.study.audit
     levels = np.unique(np.round(np.linspace(1, setup.chain.steps, config.h_levels)).astype(int))
     key = rng.stream(setup.study.seed, f"h.{name}")
-    images = setup.roles.marked.image
     return tprime.h_curves(
-        setup.chain, score, detect, images, levels, config.h_draws, key, uids=setup.uids, chunk=chunk
+        setup.chain, score, detect, records, levels, config.h_draws, key, uids=setup.uids, chunk=chunk
     )
 
 
@@ -227,7 +232,8 @@ def _training(setup: Setup, name: str) -> tuple[dict[str, Any], np.ndarray, np.n
 def _arrays(
     setup: Setup,
     score: ScoreFn,
-    detect: PyTree,
+    space: Space,
+    records: np.ndarray,
     name: str,
     samples: np.ndarray,
     steps: np.ndarray,
@@ -242,17 +248,19 @@ def _arrays(
         neighbours.rows(shown, "samples"), neighbours.rows(roles.train[name].image, "training records")
     )
     levels = np.unique(np.round(np.linspace(1, chain.steps, min(8, chain.steps))).astype(int))
-    images, margins = tprime.regenerated_images(
+    drawn, margins = tprime.regenerated_images(
         chain,
         score,
-        detect,
-        roles.marked.image[:2],
+        space.detector(setup.detect),
+        records[:2],
         levels,
         _SHOWN_DRAWS,
         rng.stream(setup.study.seed, f"h.{name}"),
         uids=setup.uids[:2],
         chunk=chunk,
     )
+    images = space.decode(drawn.reshape(-1, *drawn.shape[3:]))
+    images = images.reshape(*drawn.shape[:3], *images.shape[1:])
     return ModelArrays(
         samples=shown,
         nearest=roles.train[name].image[nearest[:, 0]],
@@ -287,16 +295,18 @@ def audit_model(setup: Setup, name: str) -> None:
     """Audits one trained model and writes ``audit/NAME.json`` and ``audit/NAME.npz``."""
     study, chain = setup.study, setup.chain
     score = common.load_score(study, setup.workdir, name)
-    images = setup.roles.marked.image
-    chunk = chunk_size(study, score, images.shape[1:])
-    curves = _curves(setup, score, setup.detect, name, chunk)
+    space = spaces.load(study, setup.workdir, name)
+    images, detect = space.encode(setup.roles.marked.image), space.detector(setup.detect)
+    chunk = chunk_size(study, space.measured(score), images.shape[1:])
+    curves = _curves(setup, score, detect, images, name, chunk)
     _LOG.info("audit %s: h(t) drawn at %d levels for %d records", name, len(curves[0].levels), len(curves))
-    samples = setup.workdir.read_arrays(setup.workdir.root / "samples" / f"{name}.npz")["images"]
+    drawn = setup.workdir.read_arrays(setup.workdir.root / "samples" / f"{name}.npz")
+    samples = drawn["images"]
     margins = montecarlo.margins(setup.detect, samples, len(images))
     e2 = subspace.estimate(
         chain,
         score,
-        setup.detect,
+        detect,
         images,
         [subspace.design(c.by_level) for c in curves],
         rng.stream(study.seed, f"subspace.{name}"),
@@ -313,14 +323,14 @@ def audit_model(setup: Setup, name: str) -> None:
     twin = None
     if "counterfactual" in study.audit.estimators:
         twin = common.load_score(study, setup.workdir, common.TWINS[name])
-    further = audit_estimators.further(study, chain, score, setup.detect, images, setup.uids, e2, twin, name, chunk)
+    further = audit_estimators.further(study, chain, score, detect, images, setup.uids, e2, twin, name, chunk)
     records = [
         _record(setup, r, curves[r], direct[r], e2[r], calibrations[r], 1 / n_train, further[r])
         for r in range(len(images))
     ]
     summary, steps, loss = _training(setup, name)
-    screened, listed = audit_screen.screen(study, setup.workdir, setup.roles, chain, score, samples, name, chunk)
-    arrays = _arrays(setup, score, setup.detect, name, samples, steps, loss, listed, chunk)
+    screened, listed = audit_screen.screen(study, setup.workdir, setup.roles, chain, score, space, samples, name, chunk)
+    arrays = _arrays(setup, score, space, images, name, samples, steps, loss, listed, chunk)
     save_arrays(setup.workdir.path("audit", f"{name}.npz"), arrays)
     entry = {
         "n_train": n_train,
@@ -333,7 +343,7 @@ def audit_model(setup: Setup, name: str) -> None:
         "expected_if_memorised": len(samples) / n_train,
         "detector": detector_entry(calibrations, study),
         "records": records,
-        "baselines": audit_baselines.rows(study, setup.workdir, setup.roles, score, samples, name),
+        "baselines": audit_baselines.rows(study, setup.workdir, setup.roles, score, space, drawn, name),
         "screening": screened,
     }
     setup.workdir.write_json(setup.workdir.path("audit", f"{name}.json"), entry)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -16,6 +17,7 @@ from diffusion_privacy.networks.embedding import Embedder
 from diffusion_privacy.reports import baselines as entries
 from diffusion_privacy.settings import Study
 from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages.spaces import Space
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.types import Array, PyTree, ScoreFn
 
@@ -38,17 +40,35 @@ def trunk_features(trunk: ConvTrunk, params: PyTree) -> Callable[[np.ndarray], n
     return features
 
 
+def _latent(subject: baselines.Subject, space: Space, samples: np.ndarray) -> baselines.Subject:
+    return dataclasses.replace(
+        subject,
+        members=space.encode(subject.members),
+        non_members=space.encode(subject.non_members),
+        samples=samples,
+        features=None,
+        canaries=None if subject.canaries is None else space.encode(subject.canaries),
+    )
+
+
 def rows(
-    study: Study, workdir: Workdir, roles: common.Roles, score: ScoreFn, samples: np.ndarray, name: str
+    study: Study,
+    workdir: Workdir,
+    roles: common.Roles,
+    score: ScoreFn,
+    space: Space,
+    drawn: Mapping[str, np.ndarray],
+    name: str,
 ) -> list[entries.Baseline]:
     """What ``audit.baselines`` asks for, as entries of release.json; empty when it asks for nothing.
 
-    Members are the model's training set; non-members the held-out and control records, clean.
+    Members are the model's training set; non-members the held-out and control records, clean. In latent space
+    those that ask the score get latents, those that compare images get decoded ones.
 
     Args:
       study, workdir, roles: of the run.
-      score: the model.
-      samples: its draws ``[G, H, W, C]``.
+      score, space: the model and where it works.
+      drawn: its draws, ``images [G, H, W, C]`` and in latent space ``latents [G, ...]``.
       name: of the model.
     """
     chosen = study.audit.baselines
@@ -63,7 +83,7 @@ def rows(
         sde=common.make_sde(study),
         members=roles.train[name].image,
         non_members=held_out,
-        samples=samples,
+        samples=drawn["images"],
         features=trunk_features(trunk, {"params": params["params"]["trunk"]}),
         canaries=None if roles.canaries is None else roles.canaries.image,
         included=roles.included,
@@ -71,7 +91,12 @@ def rows(
         seed=study.seed,
         level=study.audit.level,
     )
-    found = baselines.run(chosen, subject)
+    if space.latent is None:
+        found = baselines.run(chosen, subject)
+    else:
+        latent = _latent(subject, space, drawn["latents"])
+        asked = [(kind, latent if kind in baselines.ASK_THE_SCORE else subject) for kind in chosen]
+        found = [row for kind, whom in asked for row in baselines.run((kind,), whom)]
     for row in found:
         if row.value is not None:
             upper = math.inf if row.upper is None else row.upper

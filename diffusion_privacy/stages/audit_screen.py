@@ -29,6 +29,7 @@ from diffusion_privacy.reports import screening as entries
 from diffusion_privacy.reports.arrays import Listed
 from diffusion_privacy.settings import FEWEST_HELD_OUT, Study
 from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages.spaces import Space
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
 from diffusion_privacy.types import PyTree, ScoreFn
@@ -45,6 +46,7 @@ class _Setting:
     study: Study
     chain: Chain
     score: ScoreFn
+    space: Space
     top: Records
     name: str
     chunk: int
@@ -56,6 +58,7 @@ def screen(
     roles: common.Roles,
     chain: Chain,
     score: ScoreFn,
+    space: Space,
     samples: np.ndarray,
     name: str,
     chunk: int,
@@ -66,33 +69,34 @@ def screen(
 
     Args:
       study, workdir, roles: of the run.
-      chain, score: the sampler and the model.
-      samples: its draws ``[G, H, W, C]``.
+      chain, score, space: the sampler, the model and where it works. Balls are of decoded images.
+      samples: its draws, decoded, ``[G, H, W, C]``.
       name: of the model.
       chunk: lanes a device handles at a time.
     """
     if study.audit.screen.top == 0:
         return None, None
     train, held_out = roles.train[name], _never_seen(roles, name)
-    ranked, placed = ranking = _rank(study, chain, score, train, held_out, name, chunk)
+    ranked, placed = ranking = _rank(study, chain, score, space, train, held_out, name, chunk)
     order = ranked.ranking[ranked.ranking < len(train)]
     _write_ranking(workdir, name, train, order, ranked, placed)
     rows = order[: study.audit.screen.top]
-    setting = _Setting(study, chain, score, train.take(rows), name, chunk)
+    setting = _Setting(study, chain, score, space, train.take(rows), name, chunk)
     balls = _balls(setting, held_out[0])
-    detect = nearness.ball_detector(nearness.named("l2"), setting.top.image, np.array([b.radius for b in balls]))
+    ball = nearness.ball_detector(nearness.named("l2"), setting.top.image, np.array([b.radius for b in balls]))
+    detect, listed_records = space.detector(ball), space.encode(setting.top.image)
     brackets = adaptive.intervals_of(
         chain,
         score,
         detect,
-        setting.top.image,
+        listed_records,
         rng.stream(study.seed, f"screen.t_prime.{name}"),
         _rule(study, balls),
         uids=np.asarray(setting.top.index),
         chunk=chunk,
     )
     _LOG.info("audit %s: t' of the first %d by bisection, %d rounds", name, len(rows), brackets.rounds)
-    final = _halve(setting, detect, brackets)
+    final = _halve(setting, detect, listed_records, brackets)
     listed, hits = _nearest(setting, balls, samples)
     entry: entries.Screening = {
         "records": len(train),
@@ -138,6 +142,7 @@ def _rank(
     study: Study,
     chain: Chain,
     score: ScoreFn,
+    space: Space,
     train: Records,
     held_out: tuple[np.ndarray, np.ndarray],
     name: str,
@@ -148,7 +153,7 @@ def _rank(
     found = screening.screen(
         chain,
         score,
-        np.concatenate([train.image, held_out[0]]),
+        space.encode(np.concatenate([train.image, held_out[0]])),
         rng.stream(study.seed, f"screen.rank.{name}"),
         levels=screening.window(chain, count=wanted.levels),
         draws=wanted.draws,
@@ -192,7 +197,9 @@ def _rule(study: Study, balls: list[Balls]) -> Rule:
     return Rule(gamma, gamma_upper=upper, error=1 - study.audit.level)
 
 
-def _halve(setting: _Setting, detect: PyTree, brackets: AdaptiveAudit) -> tuple[HalvingResult, Ladder]:
+def _halve(
+    setting: _Setting, detect: PyTree, records: np.ndarray, brackets: AdaptiveAudit
+) -> tuple[HalvingResult, Ladder]:
     wanted, audit = setting.study.audit.screen, setting.study.audit
     ladder = Ladder(
         finalists=min(wanted.finalists, len(setting.top)),
@@ -205,7 +212,7 @@ def _halve(setting: _Setting, detect: PyTree, brackets: AdaptiveAudit) -> tuple[
         setting.chain,
         setting.score,
         detect,
-        setting.top.image,
+        records,
         mixtures,
         rng.stream(setting.study.seed, f"screen.subspace.{setting.name}"),
         ladder,

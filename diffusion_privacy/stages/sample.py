@@ -13,6 +13,7 @@ from diffusion_privacy.anonymity import lanes, montecarlo
 from diffusion_privacy.data import pictures
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.settings import Study
+from diffusion_privacy.stages import spaces
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
@@ -68,7 +69,9 @@ def draw_all(study: Study, workdir: Workdir, roles: common.Roles, counts: dict[s
     shape = roles.private.image.shape[1:]
     chain = common.make_chain(study, common.make_sde(study))
     for name in missing:
-        score = common.load_score(study, workdir, name)
+        score, space = common.load_score(study, workdir, name), spaces.load(study, workdir, name)
+        seen = space.shape(shape)
         with workdir.timed(f"sample {name}"):
-            images = draw(study, chain, score, shape, counts[name], name, chunk_size(study, score, shape))
-        workdir.write_arrays(workdir.path("samples", f"{name}.npz"), {"images": images})
+            drawn = draw(study, chain, score, seen, counts[name], name, chunk_size(study, score, seen))
+            arrays = {"images": drawn} if space.latent is None else {"images": space.decode(drawn), "latents": drawn}
+        workdir.write_arrays(workdir.path("samples", f"{name}.npz"), arrays)

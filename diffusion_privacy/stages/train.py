@@ -12,12 +12,14 @@ from diffusion_privacy.anonymity import fingerprints, montecarlo, reidentificati
 from diffusion_privacy.anonymity.bank import IdentityBankTask
 from diffusion_privacy.anonymity.detector_tasks import FingerprintTask, Perturbation
 from diffusion_privacy.anonymity.reidentification import EmbeddingTask
+from diffusion_privacy.data.latents import LatentRecords
 from diffusion_privacy.data.pipeline import Batches
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Study
+from diffusion_privacy.stages import spaces, watching
 from diffusion_privacy.stages import study as common
-from diffusion_privacy.stages import watching
+from diffusion_privacy.stages.spaces import Space
 from diffusion_privacy.stages.watching import Watch
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
@@ -26,7 +28,13 @@ from diffusion_privacy.types import PyTree, Task
 
 
 def _fit(
-    task: Task, records: Records, config: TrainConfig, study: Study, workdir: Workdir, name: str, watch: Watch
+    task: Task,
+    records: Records | LatentRecords,
+    config: TrainConfig,
+    study: Study,
+    workdir: Workdir,
+    name: str,
+    watch: Watch,
 ) -> None:
     # The seed does not enter the order of another model's records: each has its own stream.
     batches = Batches(records, config.batch_size, study.seed)
@@ -57,19 +65,22 @@ def train(study: Study, workdir: Workdir) -> None:
 
 
 def fit_scores(study: Study, workdir: Workdir, roles: common.Roles, names: Sequence[str]) -> None:
-    """Trains the score models ``names``, each on ``roles.train[name]``."""
+    """Trains the score models ``names``, each on ``roles.train[name]``, and before it its autoencoder if it has one."""
     task = common.score_task(study)
-    chain, shape = common.make_chain(study, task.sde), roles.private.image.shape[1:]
+    chain = common.make_chain(study, task.sde)
     # One key: a picture shows what became of the same noise.
     key = rng.stream(study.seed, "grid")
-
-    def draw(params: PyTree, count: int) -> np.ndarray:
-        return montecarlo.sample(chain, task.score(params), shape, count, key, chunk=min(count, 64))
-
-    watch = Watch(study.outputs, study.profile, roles.held_out, draw)
     for name in names:
+        space = spaces.fit(study, workdir, name, roles.train[name])
+        shape = space.shape(roles.private.image.shape[1:])
+
+        def draw(params: PyTree, count: int, space: Space = space, shape: tuple[int, ...] = shape) -> np.ndarray:
+            drawn = montecarlo.sample(chain, task.score(params), shape, count, key, chunk=min(count, 64))
+            return space.decode(drawn)
+
+        watch = Watch(study.outputs, study.profile, space.records(roles.held_out), draw)
         with workdir.timed(f"train {name}"):
-            _fit(task, roles.train[name], study.score.training, study, workdir, name, watch)
+            _fit(task, space.records(roles.train[name]), study.score.training, study, workdir, name, watch)
 
 
 def fit_detector(study: Study, workdir: Workdir, roles: common.Roles) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy.data import pictures
+from diffusion_privacy.data.latents import LatentRecords
 from diffusion_privacy.data.pipeline import eval_batches
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.settings import Outputs
@@ -40,7 +41,7 @@ class Watch:
 
     outputs: Outputs
     profile: int = 0
-    held_out: Records | None = None
+    held_out: Records | LatentRecords | None = None
     draw: Draw | None = None
 
 

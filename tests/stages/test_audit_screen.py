@@ -83,7 +83,8 @@ def test_nothing_is_done_unless_asked(tmp_path):
     assert settings.Screen().top == 0
     study = study_of(**{"audit.screen.top": 0})
     roles = common.load_roles(study, Workdir(tmp_path, study))
-    found = audit_screen.screen(study, Workdir(tmp_path, study), roles, None, None, None, "careless", 1)  # type: ignore[arg-type]
+    work = Workdir(tmp_path, study)
+    found = audit_screen.screen(study, work, roles, None, None, None, None, "careless", 1)  # type: ignore[arg-type]
     assert found == (None, None)
     assert not (tmp_path / "audit").exists()
 
