@@ -14,7 +14,7 @@ from diffusion_privacy.networks.layers import group_count, lecun_normal
 
 
 def test_every_network_is_built_by_name():
-    assert set(NETWORKS) == {"unet", "mlp", "classifier", "embedder"}
+    assert set(NETWORKS) == {"unet", "mlp", "classifier", "embedder", "autoencoder"}
     assert build("unet", channel_mult=[1, 2]).channel_mult == (1, 2)
     assert build("classifier", num_outputs=4).num_outputs == 4
 
