@@ -42,13 +42,13 @@ def provenance(settings: PrivateStudy, workdir: Workdir, ledger: Ledger) -> Flow
     return FlowProvenance(declared, trained_on, spend)  # type: ignore[arg-type]
 
 
-def _check_budget(
+def check_budget(
     settings: PrivateStudy,
     ledger: Ledger,
     epsilons: Sequence[float],
     private: Records | Rows,
     hashes: tuple[str, ...],
-    planned: Sequence[Entry],
+    planned: Sequence[Entry] = (),
 ) -> None:
     """`InputError` when these releases, with what is ``planned`` besides, would exceed what the ledger allows."""
     relation, condition = common.make_relation(settings), common.make_condition(settings, private)
@@ -107,13 +107,8 @@ def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
         release_all(settings, workdir, common.load_parts(settings, workdir))
 
 
-def release_all(
-    settings: PrivateStudy, workdir: Workdir, parts: common.Parts[Any], planned: Sequence[Entry] = ()
-) -> None:
-    """`privatize` of records that are at hand; the public ones only say how often the clip shortens a latent.
-
-    ``planned`` is what will be spent on the same records afterwards: with it, too, the total must hold.
-    """
+def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[Any]) -> None:
+    """`privatize` of records that are at hand; the public ones only say how often the clip shortens a latent."""
     metric = settings.release.metric
     missing = [s for s in settings.release.strengths if not common.release_path(workdir, s, metric).exists()]
     if not missing:
@@ -127,7 +122,7 @@ def release_all(
     if metric:
         _LOG.warning("privatize: metric privacy is no ε; the ledger will say that these records have no guarantee")
     else:
-        _check_budget(settings, ledger, missing, private, hashes, planned)
+        check_budget(settings, ledger, missing, private, hashes)
     flow = common.load_flow(settings, workdir, private)
     with workdir.timed("privatize"):
         public_z, _ = flow.encode(parts.public.image, parts.public.label, rng.stream(settings.seed, "clip_share"))

@@ -40,9 +40,13 @@ def privatize(settings: Joined, workdir: Workdir) -> None:
     if cadp_study.release_path(workdir, settings.epsilon).exists():
         return
     sets = common.load_sets(settings, workdir)
-    planned = _planned(settings, workdir, sets.parts.private)
+    private = sets.parts.private
+    ledger, planned = common.make_ledger(settings, workdir), _planned(settings, workdir, private)
+    # All that will be spent is looked at before anything is: the flow takes long, and a release cannot be taken back.
+    hashes = cadp_study.hashes(private)
+    cadp_privatize.check_budget(settings.cadp, ledger, settings.release.epsilons, private, hashes, planned)
     cadp_train.fit_flow(settings.cadp, workdir, sets.parts)
-    cadp_privatize.release_all(settings.cadp, workdir, sets.parts, planned)
+    cadp_privatize.release_all(settings.cadp, workdir, sets.parts)
 
 
 def _planned(settings: Joined, workdir: Workdir, private: Records) -> list[Entry]:
