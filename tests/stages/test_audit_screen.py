@@ -17,6 +17,7 @@ from diffusion_privacy.anonymity import montecarlo
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.stages import audit_screen
 from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages.spaces import Space
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
 
@@ -53,7 +54,7 @@ def test_the_memorised_records_lead_the_list_and_their_limits_hold(tmp_path):
     chain = common.make_chain(study, sde)
     score = Partial(Partial(flat_score, sde), jnp.asarray(roles.train["careless"].image[known].reshape(KNOWN, -1)))
     samples = montecarlo.sample(chain, score, (8, 8, 1), DRAWN, rng.stream(0, "test"))
-    entry, listed = audit_screen.screen(study, workdir, roles, chain, score, samples, "careless", 256)
+    entry, listed = audit_screen.screen(study, workdir, roles, chain, score, Space(), samples, "careless", 256)
     assert entry is not None
     assert listed is not None
     rows = entry["listed"]
@@ -84,7 +85,7 @@ def test_nothing_is_done_unless_asked(tmp_path):
     study = study_of(**{"audit.screen.top": 0})
     roles = common.load_roles(study, Workdir(tmp_path, study))
     work = Workdir(tmp_path, study)
-    found = audit_screen.screen(study, work, roles, None, None, None, None, "careless", 1)  # type: ignore[arg-type]
+    found = audit_screen.screen(study, work, roles, None, None, Space(), None, "careless", 1)  # type: ignore[arg-type]
     assert found == (None, None)
     assert not (tmp_path / "audit").exists()
 
