@@ -5,8 +5,8 @@
         --config.data.params.labels=DIR/train-labels-idx1-ubyte.gz
 
 DIR holds the four files of the data set as its authors publish them. The flow has 12 Glow couplings of width 128 at
-7x7x16, 1.1 million parameters; `flows.preprocess` says why the ink map, and docs/results.md what was reached. The
-paper's own network is in configs/paper/mnist_cadp.py.
+7x7x16, 1.1 million parameters; `flows.preprocess` says why the ink map, and docs/results.md what was reached: 1.18
+bits per dimension after an hour on one core. The paper's own network is in configs/paper/mnist_cadp.py.
 """
 
 from ml_collections import ConfigDict
