@@ -12,8 +12,8 @@ from diffusion_privacy.stages.workdir import Workdir
 
 AUTOENCODER = {
     "network": {"halvings": 1, "latent_channels": 4, "channels": 8, "max_channels": 8},
-    "std": 0.2,
-    "training": {"steps": 150, "batch_size": 32, "learning_rate": 3e-3, "log_every": 50, "checkpoint_every": 150},
+    "std": 0.1,
+    "training": {"steps": 600, "batch_size": 32, "learning_rate": 5e-3, "log_every": 200, "checkpoint_every": 600},
 }
 
 TINY = {
@@ -24,7 +24,8 @@ TINY = {
     "score.training.checkpoint_every": 30,
     "score.network.params.hidden": 16,
     "score.network.params.depth": 1,
-    "sampler.steps": 5,
+    "sampler.steps": 20,
+    "detector.positive_time": 0.05,
     "sampler.clip_x0": False,
     "detector.training.steps": 300,
     "detector.training.log_every": 100,
@@ -70,7 +71,7 @@ def test_what_has_no_meaning_in_latent_space_is_refused(field, value):
 def test_a_study_without_an_autoencoder_has_the_settings_it_always_had():
     plain = settings.parse(settings.Study, changed_config("digits", {}))
     assert "autoencoder" not in settings.to_dict(plain)["score"]
-    assert settings.to_dict(_study())["score"]["autoencoder"]["std"] == 0.2
+    assert settings.to_dict(_study())["score"]["autoencoder"]["std"] == 0.1
     images = np.zeros((2, 8, 8, 1), np.float32)
     space = spaces.Space()
     assert space.encode(images) is space.decode(images) is images
