@@ -10,31 +10,37 @@ from diffusion_privacy.reports.figures import DPI, GREY, SMALL, STYLES, new_figu
 
 
 def write(path: Path, points: Sequence[Mapping[str, Any]]) -> None:
-    """Draws the points of sweep.json into a PNG: one line for each value of the varied field.
+    """Draws the points of sweep.json into a PNG: one line for each value of the varied field, or all over its values.
 
-    Limits of 0 are drawn down to the axis: nothing was shown from below.
+    Over its values where there is one n only. Limits of 0 are drawn down to the axis: nothing was shown from below.
     """
     figure, (above, below) = new_figure(5.2, rows=2, sharex=True)
-    values = list(dict.fromkeys(point["value"] for point in points))
+    varied = len({p["n"] for p in points}) == 1 and len(points) > 1
+    axis = "value" if varied else "n"
+    values = [None] if varied else list(dict.fromkeys(point["value"] for point in points))
     floor = min([p["q"]["upper"] for p in points] + [1 / p["n"] for p in points]) / 10
     for i, value in enumerate(values):
-        line = [p for p in points if p["value"] == value]
+        line = [p for p in points if varied or p["value"] == value]
         style = STYLES[i % len(STYLES)]
-        sizes = [p["n"] for p in line]
-        label = "model" if value is None else f"{line[0]['field']} {value}"
+        label = f"n = {line[0]['n']}" if varied else "model" if value is None else f"{line[0]['field']} {value}"
         # Side by side, so that intervals at one n do not hide each other.
-        places = [n * 1.05 ** (i - (len(values) - 1) / 2) for n in sizes]
+        places = [p[axis] * 1.05 ** (i - (len(values) - 1) / 2) for p in line]
         for place, p in zip(places, line, strict=True):
             above.plot([place] * 2, [max(p["q"]["lower"], floor), p["q"]["upper"]], color=style["color"], linewidth=2)
         known = [(x, p["q"]["estimate"]) for x, p in zip(places, line, strict=True) if p["q"]["estimate"]]
         above.plot([x for x, _ in known], [q for _, q in known], **{**style, "linestyle": ""}, label=label)
-        ours = [(p["n"], p["t_prime"]["value"]) for p in line if p["t_prime"]["value"] is not None]
+        ours = [(p[axis], p["t_prime"]["value"]) for p in line if p["t_prime"]["value"] is not None]
         below.plot([n for n, _ in ours], [t for _, t in ours], **style, label=label)
-    sizes = sorted({p["n"] for p in points})
-    above.plot(sizes, [1 / n for n in sizes], **{**GREY, "marker": ""}, label="memoriser, 1/n")
+    yardstick = sorted({(p[axis], 1 / p["n"]) for p in points})
+    above.plot([x for x, _ in yardstick], [q for _, q in yardstick], **{**GREY, "marker": ""}, label="memoriser, 1/n")
     above.set(xscale="log", yscale="log", ylabel="q, probability an image shows it")
     above.set_ylim(bottom=floor)
-    below.set(xscale="log", xlabel="training records n", ylabel="t′ (higher = more memorised)", ylim=(-0.02, 1.02))
+    below.set(
+        xscale="log",
+        xlabel=points[0]["field"] if varied else "training records n",
+        ylabel="t′ (higher = more memorised)",
+        ylim=(-0.02, 1.02),
+    )
     for axes in (above, below):
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=SMALL)
