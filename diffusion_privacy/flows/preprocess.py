@@ -143,7 +143,9 @@ class Preprocess:
         """``v -> x`` in [-1, 1]: the grey level that holds v, the nearest one for v outside. Undoes `dequantise`."""
         if self.kind == "none":
             return v
-        return 2 * jnp.clip(jnp.floor(v), 0, self.levels - 1) / (self.levels - 1) - 1
+        level = jnp.clip(jnp.floor(v), 0, self.levels - 1)
+        # Compiled, the quotient may be a product with 1/(levels − 1), and white come out as 1 + 1e-7.
+        return jnp.clip(2 * level / (self.levels - 1) - 1, -1, 1)
 
     @property
     def _count(self) -> int:
