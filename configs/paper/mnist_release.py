@@ -6,7 +6,7 @@
 
 Small enough for two CPU cores with the 10,000 test images as the source: 300 private images, a multilayer perceptron,
 few models behind the certificates. ``--config=configs/paper/mnist_release.py:full`` is meant for a GPU and the 60,000
-training images: a U-Net, 30,000 steps, a flow that learns for long. docs/results.md says what was measured.
+training images: a U-Net, 30,000 steps, a flow that learns for long. It was not run to its end yet.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,8 @@
 Small enough for two CPU cores: about 235 private images, a multilayer perceptron, few models behind the certificates.
 ``--config=configs/paper/pneumonia_release.py:full`` is meant for a GPU: a U-Net, 30,000 steps, a larger flow. Persons
 are not in the file; give a table of patients with --config.data.params.identities, or two images of one person may
-stand in different sets. docs/results.md says what was measured.
+stand in different sets (the data hold exact copies, and the run is refused where one is in two). docs/results.md says
+what was measured.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ from launching import launch
 
 from diffusion_privacy.reports import joined_schema
 
-_FEWER = ("--config.certify.copy_models=2", "--config.certify.dp_models=1", "--config.certify.samples=200")
+_FEWER = ("--config.certify.copy_models=3", "--config.certify.dp_models=1", "--config.certify.samples=200")
 
 
 @pytest.mark.slow
@@ -39,7 +39,7 @@ def test_the_raw_model_is_caught_and_the_copy_is_certified(tmp_path):
     assert certified["upper"] < bound
     assert risk["copy"]["lower"] <= certified["upper"]
     [of_models] = ways["copy_model"]["guarantee"]["certified"]
-    assert of_models["models"] == 2
+    assert of_models["models"] == 3
     assert of_models["upper"] < 1
     [of_private] = ways["dp_model"]["guarantee"]["certified"]
     assert (of_private["models"], of_private["upper"]) == (0, 1.0)
