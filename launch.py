@@ -58,8 +58,16 @@ def _parse(argv: list[str]) -> list[str]:
         _stop(f"--config: expected a field of the config file, it has no {' '.join(text.split())}")
         raise AssertionError from error  # not reached
     except (flags.Error, OSError, TypeError, ValueError, ImportError) as error:
-        _stop(" ".join(str(error).split()))
+        _stop(_one_line(str(error)))
         raise AssertionError from error  # not reached
+
+
+def _one_line(text: str) -> str:
+    """A message in one line; of a config file's own error what it says, without the way that led to it."""
+    if "Traceback" in text:
+        before, lines = text.split("Error whilst parsing", 1)[0], text.strip().splitlines()
+        text = f"{before}{lines[-1].partition(': ')[2] or lines[-1]}"
+    return " ".join(text.split())
 
 
 def _stop(message: str) -> None:

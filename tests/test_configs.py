@@ -117,3 +117,15 @@ def test_the_sets_at_hand_are_read_as_their_configs_say(shared_data: Path):
         records = reading.load(settings_kinds.parse(found).data)
         assert len(np.unique(records.identity)) == people
         assert records.num_classes == classes
+
+
+@pytest.mark.parametrize("name", ["mnist_release", "pneumonia_release"])
+def test_the_full_size_is_another_study_and_no_other_size_is_taken(name):
+    module = importlib.import_module(f"configs.paper.{name}")
+    small, full = (settings_kinds.parse(module.get_config(size).to_dict()) for size in ("small", "full"))
+    assert (small.score.network.name, full.score.network.name) == ("mlp", "unet")
+    assert full.score.training.steps > small.score.training.steps
+    told = launch(f"--config=configs/paper/{name}.py:big", "--workdir=unused")
+    assert told.returncode == 2
+    assert told.stderr.strip().endswith("expected :small or :full after the config's file, got 'big'")
+    assert len(told.stderr.strip().splitlines()) == 1
