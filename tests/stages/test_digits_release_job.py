@@ -28,10 +28,16 @@ def test_the_raw_model_is_caught_and_the_copy_is_certified(tmp_path):
 
     assert risk["raw_model"]["status"] == "leaks"
     assert ways["raw_model"]["risk"]["attack"]["auc"]["lower"] > 0.9
-    for name in ("dp_model", "copy_model", "copy"):
+    # About one release in fifty holds an image that happens to look like the marked record, the record or not. Such a
+    # copy gets no card, and a model may learn that image by heart.
+    seen = ways["copy"]["risk"]["records"][0]["in_copy"]
+    assert (tmp_path / ways["copy"]["folder"] / "README.md").exists() == (seen == 0)
+    assert risk["copy"]["status"] == "no leak above bound"
+    for name in ("dp_model", "copy_model") if seen == 0 else ("dp_model",):
         assert risk[name]["status"] == "no leak above bound", name
-        assert 0.35 < ways[name]["risk"]["attack"]["auc"]["value"] < 0.65, name
         assert (tmp_path / ways[name]["folder"] / "README.md").exists(), name
+    for name in ("dp_model", "copy_model", "copy"):
+        assert 0.35 < ways[name]["risk"]["attack"]["auc"]["value"] < 0.65, name
     for way in ways.values():
         assert all(r["verdict"]["status"] != "leaks" for r in way["risk"]["records"][1:])
 
