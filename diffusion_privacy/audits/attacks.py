@@ -279,7 +279,9 @@ def likelihood(
 
 
 def _flow_lanes(setting: None, operands: Any, rows: dict[str, Array]) -> Array:
-    return operands(rows["x"], rows["cond"])
+    x = rows["x"]
+    # An argument without entries, divided among devices, brings down the compiler of jaxlib 0.11.
+    return operands(x, rows["cond"] if "cond" in rows else jnp.zeros((len(x), 0), x.dtype))
 
 
 def flow(log_prob: LogProb, x: np.ndarray, cond: np.ndarray | None = None, *, chunk: int = 256) -> np.ndarray:
@@ -297,10 +299,13 @@ def flow(log_prob: LogProb, x: np.ndarray, cond: np.ndarray | None = None, *, ch
       InputError: records or densities that are not numbers, or conditions of another length.
     """
     x = _records(x, "flow")
-    given = np.zeros((len(x), 0), np.float32) if cond is None else np.asarray(cond, np.float32)
-    if given.ndim != 2 or len(given) != len(x):
-        raise InputError(f"flow.cond: expected conditions [{len(x)}, K], got {given.shape}")
-    return _finite(lanes.run(_flow_lanes, None, lanes.operand(log_prob), {"x": x, "cond": given}, chunk=chunk), "flow")
+    rows = {"x": x}
+    if cond is not None:
+        given = np.asarray(cond, np.float32)
+        if given.ndim != 2 or len(given) != len(x):
+            raise InputError(f"flow.cond: expected conditions [{len(x)}, K], got {given.shape}")
+        rows |= {"cond": given} if given.shape[1] else {}
+    return _finite(lanes.run(_flow_lanes, None, lanes.operand(log_prob), rows, chunk=chunk), "flow")
 
 
 ATTACKS: dict[str, Callable[[ScoreFn, SDE, np.ndarray], np.ndarray]] = {
