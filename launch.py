@@ -37,6 +37,15 @@ _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/diffusion_privacy", "Where compiled programs are kept between runs; empty for none."
 )
 
+_PRECISIONS = ("float32", "tensorfloat32", "default")
+_PRECISION = flags.DEFINE_enum(
+    "matmul_precision",
+    "float32",
+    _PRECISIONS,
+    "Products of float32 numbers on an accelerator, whose own default rounds the factors to ten bits or fewer: a flow "
+    "then does not invert itself any more. Networks in bfloat16 are not affected, nor are CPUs.",
+)
+
 _PREEMPTED = 75
 
 
@@ -94,6 +103,8 @@ def _set_up_devices(network: str) -> None:
     from diffusion_privacy.training import sharding
 
     sharding.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if jax.default_backend() != "cpu" and _PRECISION.value != "default":
+        jax.config.update("jax_default_matmul_precision", _PRECISION.value)
 
 
 def _run(workdir: str) -> None:

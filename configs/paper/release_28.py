@@ -44,9 +44,13 @@ def make(data: ConfigDict, size: str) -> ConfigDict:
 
 
 def _full(config: ConfigDict) -> None:
-    config.flow.params.update({"depths": (0, 16), "conv_width": 256})
-    config.flow.training.update({"steps": 40_000, "batch_size": 256, "micro_batches": 1, "checkpoint_every": 2000})
-    config.score.network = {"name": "unet", "params": {"channels": 64, "channel_mult": (1, 2, 2)}}
+    config.flow.params.update({"depths": (0, 16), "conv_width": 256, "scan": True})
+    config.flow.training.update({"steps": 40_000, "batch_size": 256, "micro_batches": 1, "learning_rate": 1e-3})
+    config.flow.training.checkpoint_every = 2000
+    config.score.network = {
+        "name": "unet",
+        "params": {"channels": 64, "channel_mult": (1, 2, 2), "dtype": "bfloat16"},
+    }
     config.score.training.update({"steps": 30_000, "batch_size": 128, "learning_rate": 2e-4, "checkpoint_every": 5000})
     config.private_training.update({"steps": 2000, "batch_size": 200, "checkpoint_every": 500})
     config.detector.network = {"channels": 32, "max_channels": 64}
