@@ -13,29 +13,41 @@ from diffusion_privacy.networks.embedding import Conditioning
 from diffusion_privacy.networks.layers import conv, dense, drop, group_norm
 from diffusion_privacy.types import Array
 
+MODULATIONS = ("scale_shift", "shift")
+
 
 class ResBlock(nn.Module):
-    """Two convolutions around a scale and shift given by the embedding; the second starts at zero (identity block)."""
+    """Two convolutions around what the embedding changes; the second starts at zero (identity block).
+
+    ``modulation``: it scales and shifts the second norm's output (2105.05233), or shifts its input (2006.11239).
+    """
 
     channels: int
     dropout: float
     dtype: str
     salt: int
+    modulation: str
 
     @nn.compact
     def __call__(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
         dtype = jnp.dtype(self.dtype)
         h = nn.silu(group_norm(x, dtype, "norm1"))
         h = conv(self.channels, dtype, "conv1")(h)
-        scale, shift = jnp.split(dense(2 * self.channels, dtype, "modulation")(emb), 2, axis=1)
-        h = group_norm(h, dtype, "norm2")
-        h = nn.silu(h * (1 + scale[:, None, None]) + shift[:, None, None])
+        h = nn.silu(self._modulated(h, emb))
         if self.dropout > 0 and dropout_keys is not None:
             h = drop(h, self.dropout, dropout_keys, self.salt)
         h = conv(self.channels, dtype, "conv2", zero=True)(h)
         if x.shape[-1] != self.channels:
             x = conv(self.channels, dtype, "skip", size=1)(x)
         return x + h
+
+    def _modulated(self, h: Array, emb: Array) -> Array:
+        dtype = jnp.dtype(self.dtype)
+        if self.modulation == "shift":
+            shift = dense(self.channels, dtype, "modulation")(emb)
+            return group_norm(h + shift[:, None, None], dtype, "norm2")
+        scale, shift = jnp.split(dense(2 * self.channels, dtype, "modulation")(emb), 2, axis=1)
+        return group_norm(h, dtype, "norm2") * (1 + scale[:, None, None]) + shift[:, None, None]
 
 
 class Attention(nn.Module):
@@ -74,11 +86,14 @@ class UNet(nn.Module):
       head_channels: channels of an attention head (one head where a level is narrower).
       dropout: rate inside the blocks, applied only when ``dropout_keys`` are given.
       num_classes: 0 for no class; otherwise label ``num_classes`` (or None) is the null class.
+      modulation: how time and class enter a block: ``"scale_shift"`` after its second norm, or ``"shift"`` before it
+        (Ho et al.; the default of diffusers' `UNet2DModel`).
       dtype: ``"float32"`` or ``"bfloat16"`` computation; parameters are float32 in both.
       remat: recompute blocks in the backward pass: less memory, about a third more time.
 
     Raises:
-      InputError: H or W not divisible by 2^(levels − 1), a level outside the network, an unwanted label.
+      InputError: H or W not divisible by 2^(levels − 1), a level outside the network, an unknown modulation,
+        an unwanted label.
     """
 
     channels: int = 64
@@ -88,6 +103,7 @@ class UNet(nn.Module):
     head_channels: int = 64
     dropout: float = 0.0
     num_classes: int = 0
+    modulation: str = "scale_shift"
     dtype: str = "float32"
     remat: bool = False
 
@@ -138,7 +154,7 @@ class UNet(nn.Module):
     def _block(self, width: int, name: str) -> nn.Module:
         cls = nn.remat(ResBlock) if self.remat else ResBlock
         # A block's dropout stream is named by its place, which is the same with and without remat.
-        return cls(width, self.dropout, self.dtype, zlib.crc32(name.encode()), name=name)
+        return cls(width, self.dropout, self.dtype, zlib.crc32(name.encode()), self.modulation, name=name)
 
     def _attend(self, h: Array, name: str) -> Array:
         return Attention(self.head_channels, self.dtype, name=f"{name}_attention")(h)
@@ -152,3 +168,5 @@ class UNet(nn.Module):
             )
         if any(level not in range(levels) for level in self.attention_levels):
             raise InputError(f"attention_levels must lie in 0 … {levels - 1}, got {self.attention_levels}")
+        if self.modulation not in MODULATIONS:
+            raise InputError(f"modulation must be one of {', '.join(MODULATIONS)}, got {self.modulation!r}")
