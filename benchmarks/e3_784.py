@@ -3,15 +3,15 @@
     python -m benchmarks.e3_784 [--draws 256] [--at 0.41] [--sampler flow] [--repeats 1] [--out e3.json]
 
 The model's score is the closed form of an empirical measure of 100 points with 784 values. They are one orbit of a
-cyclic group with which prior, score and every step of a deterministic sampler commute, so that the sampler as it is run
-lands nearest to each point in exactly 1 of 100 draws. Without `--at`, the pilot, its levels and
-the mixture are those of the audit's stage; with it, draws are read at that time alone and 4 % of them are plain samples.
+cyclic group with which prior, score and every step of a deterministic sampler commute, so that the sampler as it is
+run lands nearest to each point in exactly 1 of 100 draws. Without `--at`, the pilot, its levels and the mixture are
+those of the audit's stage; with it, weights are read at that time alone and 4 % of the draws are plain samples.
 
 `--sampler flow` is the probability flow (RK4), its divergence exact (784 tangents a call) or by `--divergence
 hutchinson`; `--sampler ddim` takes DDIM's own steps, their determinants from whole Jacobians and their inverses by
-Newton's method, some fifty times the cost: for an accelerator. `--repeats` runs as many seeds and says how they scatter,
-which one run's own standard error should match. Direct sampling would need (1 − q)/(q r²) images for the relative error
-r; that number stands beside the one reached.
+Newton's method: for an accelerator. `--repeats` runs as many seeds. One run's own standard error is larger than their
+scatter, because it does not use that the numbers of plain and guided draws are fixed. Direct sampling would need
+(1 − q)/(q r²) images for the relative error r; that number stands beside the one reached.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def main() -> None:
         run = one(sampler, points, seed, options)
         runs.append(run)
         print(
-            f"seed {seed}: q {run['q']:.6f} [{run['lower']:.6f}, {run['upper']:.6f}], {run['relative_error']:+.2%} off, "
-            f"own standard error {run['log_stderr']:.2%}, {'reliable' if run['reliable'] else 'not reliable'}, "
+            f"seed {seed}: q {run['q']:.6f} [{run['lower']:.6f}, {run['upper']:.6f}], {run['relative_error']:+.2%} "
+            f"off, own standard error {run['log_stderr']:.2%}, {'reliable' if run['reliable'] else 'not reliable'}, "
             f"{run['network_calls']:,} calls, {run['seconds']:.0f} s",
             flush=True,
         )
