@@ -55,7 +55,7 @@ _METHODS = (
      "exact (Clopper-Pearson); its upper limit is divided by the lower limit of the share of true returns that the "
      "detector sees. It needs no assumption on where the record hides, and about 3/q images."),
     ("Score-subspace integration (E2)", "Pull paths from pure noise towards the record down to some noise level, let "
-     "the model alone finish, and weight each result by how likely the model would have come along that path by itself. "
+     "the model alone finish, and weight each result by how likely the model would have come along that path itself. "
      "The weighted share is q again, from far fewer images. The effective number of draws, the largest weight’s share "
      f"and the tail index (Pareto k, not above {weights.MAX_PARETO_K:g}) say whether the interval may be quoted."),
     ("h(t) and t′", "h(t) is the probability that the record comes back when it is drowned in noise up to level t. t′ "
