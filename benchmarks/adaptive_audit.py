@@ -44,13 +44,13 @@ DIM = 16
 CHUNK = 1024
 
 
-def orbit(count: int, seed: int) -> np.ndarray:
-    """``[count, DIM]`` points, the orbit of a random one under a cyclic group that rotates planes."""
+def orbit(count: int, seed: int, dim: int = DIM) -> np.ndarray:
+    """``[count, dim]`` points, the orbit of a random one under a cyclic group that rotates planes; ``dim`` is even."""
     rng = np.random.default_rng(seed)
-    turns = rng.integers(1, count, DIM // 2)
+    turns = rng.integers(1, count, dim // 2)
     turns[0] = 1
-    angle = 2 * np.pi * np.outer(np.arange(count), turns) / count + rng.uniform(0, 2 * np.pi, DIM // 2)
-    return (np.sqrt(2) * np.stack([np.cos(angle), np.sin(angle)], axis=-1)).reshape(count, DIM).astype(np.float32)
+    angle = 2 * np.pi * np.outer(np.arange(count), turns) / count + rng.uniform(0, 2 * np.pi, dim // 2)
+    return (np.sqrt(2) * np.stack([np.cos(angle), np.sin(angle)], axis=-1)).reshape(count, dim).astype(np.float32)
 
 
 def atom_score(atoms: Array, x: Array, t: Array) -> Array:

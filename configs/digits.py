@@ -98,6 +98,7 @@ def get_config() -> ConfigDict:
                 # Ranks all training records; top = 12 takes a closer look at the first 12.
                 "screen": {"top": 0, "finalists": 8, "levels": 10, "draws": 4, "gamma_upper": 0.5},
                 "flow_draws": 512,
+                "deterministic": "ode_hutchinson",
                 "pairs": 4096,
                 "splitting": {"particles": 500, "moves": 10, "share": 0.1, "max_levels": 12, "replicas": 16},
             },

@@ -173,6 +173,9 @@ class Audit:
       likelihood_records: records of each set whose likelihood is computed; 0 for none.
       estimators: further estimators to run beside E1, E2 and E4, of `ESTIMATORS`; each multiplies the audit's cost.
       flow_draws: draws a record of ``"change_of_variables"``.
+      deterministic: the sampler whose rate ``"change_of_variables"`` estimates, on the study's grid of times: the
+        probability flow, its divergence by Hutchinson's probes (images of any size) or exact (up to
+        `transport.MAX_DIM` values), or DDIM's own steps with η = 0, exact (the same limit).
       splitting: cost of ``"splitting"``, see `anonymity.splitting.Splitting`.
       pairs: pairs of images of ``"counterfactual"``, 100 or more; the careless model's twin without the private
         person's records is trained for it (the careful model's is the reference).
@@ -192,6 +195,7 @@ class Audit:
     likelihood_records: int = 64
     estimators: tuple[str, ...] = ()
     flow_draws: int = 512
+    deterministic: typing.Literal["ode_hutchinson", "ode_exact", "ddim"] = "ode_hutchinson"
     splitting: Splitting = dataclasses.field(default_factory=Splitting)
     pairs: int = 4096
     baselines: tuple[str, ...] = ()
@@ -358,13 +362,13 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-_LATER = (("autoencoder", None),)
+_LATER = (("autoencoder", None), ("deterministic", "ode_hutchinson"))
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """Plain nested dictionaries, lists and numbers, as JSON has them.
 
-    Fields of `_LATER` are left out where they have no value, so that the digests of older runs stay what they were.
+    Fields of `_LATER` are left out where they say what was always so, so that the digests of older runs stay the same.
     """
     plain = dataclasses.asdict(settings, dict_factory=lambda pairs: {k: v for k, v in pairs if (k, v) not in _LATER})
     return json.loads(json.dumps(plain))

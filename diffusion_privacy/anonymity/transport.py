@@ -40,7 +40,7 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import SDE, Array, ScoreFn
 
 MAX_DIM = 1024
-"""Values of an image up to which `Discrete` computes determinants."""
+"""Values of an image up to which determinants and divergences are computed exactly."""
 
 _BACKTRACK = (1.0, 0.5, 0.25, 0.125, 0.03, 0.008)
 
@@ -72,8 +72,17 @@ class Transport(Hashable, Protocol):
         ...
 
     @property
+    def title(self) -> str:
+        """What it is called in a table."""
+        ...
+
+    @property
     def columns(self) -> int:
         """P, estimates of each log-determinant; 1 where it is exact."""
+        ...
+
+    def tangents(self, dim: int) -> int:
+        """Tangents that a row of ``dim`` values carries at once."""
         ...
 
     def check(self, dim: int) -> None:
@@ -105,6 +114,14 @@ def _denoise(sde: SDE, score_fn: ScoreFn, x: Array, t: Array) -> Array:
     return (x + expand(sde.sigma(t) ** 2, x) * score_fn(x, t)) / expand(sde.alpha(t), x)
 
 
+def _check_dim(dim: int) -> None:
+    if dim > MAX_DIM:
+        raise InputError(
+            f"images: expected at most {MAX_DIM} values for exact determinants, got {dim}; the probability flow with "
+            "Hutchinson's probes takes more"
+        )
+
+
 def _flow_times(chain: Chain, level: Array) -> Array:
     """Times as `samplers` takes them: the flow is not followed below t_min."""
     return jnp.maximum(take(chain.times, level), chain.sde.t_min)
@@ -128,12 +145,14 @@ class Discrete:
       name: ``"ddim"`` or ``"ode_heun"``, as in `diffusion.samplers`.
       iterations: Newton steps an inverse may take.
       tolerance: an inverse is found when its residual is below ``tolerance`` times the noise level it is at.
+      chunk: tangents carried at once.
     """
 
     chain: Chain
     name: str = "ddim"
     iterations: int = 30
     tolerance: float = 1e-4
+    chunk: int = 64
 
     def __post_init__(self) -> None:
         if self.name not in ("ddim", "ode_heun"):
@@ -142,15 +161,18 @@ class Discrete:
             raise InputError("sampler.clip_x0: expected False for 'ode_heun'")
 
     @property
+    def title(self) -> str:
+        return "DDIM, exact determinants" if self.name == "ddim" else "Heun's steps, exact determinants"
+
+    @property
     def columns(self) -> int:
         return 1
 
+    def tangents(self, dim: int) -> int:
+        return min(dim, self.chunk)
+
     def check(self, dim: int) -> None:
-        if dim > MAX_DIM:
-            raise InputError(
-                f"images: expected at most {MAX_DIM} values for exact determinants, got {dim}; the continuous flow "
-                "with Hutchinson's probes takes more"
-            )
+        _check_dim(dim)
 
     def step(self, score_fn: ScoreFn, x: Array, level: Array) -> Array:
         chain = self.chain
@@ -164,14 +186,16 @@ class Discrete:
         return alpha_s * x0 + sigma_s * (x - alpha * x0) / sigma
 
     def _jacobian(self, score_fn: ScoreFn, x: Array, level: Array) -> tuple[Array, Array]:
-        """``(step [B, d], ∂step/∂x [B, d, d])`` of flattened rows."""
-        shape, dim = x.shape[1:], math.prod(x.shape[1:])
-
-        def one(row: Array, at: Array) -> Array:
-            return self.step(score_fn, row.reshape(1, *shape), at[None]).reshape(dim)
-
+        """``(step [B, d], ∂step/∂x [B, d, d])`` of flattened rows, `chunk` columns at a time."""
+        dim = math.prod(x.shape[1:])
         flat = x.reshape(x.shape[0], dim)
-        return jax.vmap(one)(flat, level), jax.vmap(jax.jacfwd(one))(flat, level)
+        new, jvp = jax.linearize(lambda y: self.step(score_fn, y.reshape(x.shape), level).reshape(flat.shape), flat)
+
+        def column(i: Array) -> Array:
+            return jvp(jnp.zeros_like(flat).at[:, i].set(1))
+
+        columns = jax.lax.map(column, jnp.arange(dim), batch_size=min(self.chunk, dim))
+        return new, jnp.moveaxis(columns, 0, 2)
 
     def down(self, score_fn: ScoreFn, x: Array, level: Array, keys: Array) -> Down:
         del keys
@@ -254,11 +278,20 @@ class Continuous:
             raise InputError("sampler.clip_x0: expected False for the probability flow")
 
     @property
+    def title(self) -> str:
+        how = "exact divergence" if self.divergence == "exact" else f"{self.probes} probes"
+        return f"probability flow, {how}"
+
+    @property
     def columns(self) -> int:
         return 1 if self.divergence == "exact" else self.probes
 
+    def tangents(self, dim: int) -> int:
+        return min(dim, self.chunk) if self.divergence == "exact" else self.probes
+
     def check(self, dim: int) -> None:
-        del dim
+        if self.divergence == "exact":
+            _check_dim(dim)
 
     def step(self, score_fn: ScoreFn, x: Array, level: Array) -> Array:
         chain = self.chain

@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from diffusion_privacy.anonymity import weights
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import page, pictures, schema, tables, wording
 from diffusion_privacy.reports.arrays import ModelArrays
@@ -53,10 +54,10 @@ _METHODS = (
     ("Direct sampling (E1)", "Draw images, count those in which the detector recognises the record. The interval is "
      "exact (Clopper-Pearson); its upper limit is divided by the lower limit of the share of true returns that the "
      "detector sees. It needs no assumption on where the record hides, and about 3/q images."),
-    ("Score-subspace integration (E2)", "Start from the record drowned in noise, denoise with the model, and weight "
-     "each result by how likely the model would have come along that path by itself. The weighted share is q again, "
-     "from far fewer images. The effective number of draws, the largest weight’s share and the tail index (Pareto k, "
-     "not above 0.7) say whether the interval may be quoted."),
+    ("Score-subspace integration (E2)", "Pull paths from pure noise towards the record down to some noise level, let "
+     "the model alone finish, and weight each result by how likely the model would have come along that path itself. "
+     "The weighted share is q again, from far fewer images. The effective number of draws, the largest weight’s share "
+     f"and the tail index (Pareto k, not above {weights.MAX_PARETO_K:g}) say whether the interval may be quoted."),
     ("h(t) and t′", "h(t) is the probability that the record comes back when it is drowned in noise up to level t. t′ "
      "is the largest such level. The paper’s reading is the first level with any hit; the statistical one asks that "
      "the lower confidence limit of h exceed γ, a threshold above the detector’s false alarms, and counts how many "

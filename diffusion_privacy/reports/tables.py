@@ -229,7 +229,8 @@ def _bracket(entry: Mapping[str, Any]) -> str:
 
 def _screened(record: Mapping[str, Any]) -> list[str]:
     e1, e2 = record["direct"], record["subspace"]
-    drawn = f"{wording.count(e1['hits'])} of {wording.count(e1['n'])}; q at most {wording.rate(e1['upper'], 'up')}"
+    counted = f"q {wording.rate(e1['lower'], 'down')} to {wording.rate(e1['upper'], 'up')}"
+    drawn = f"{wording.count(e1['hits'])} of {wording.count(e1['n'])}; {counted}"
     if e2 is None:
         limits = [f"dropped at rung {record['dropped_at']}", "–", "–"]
     else:

@@ -7,25 +7,44 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 
 import numpy as np
 
 from diffusion_privacy.anonymity import change_of_variables, counterfactual, lower_bounds, splitting, subspace, summary
-from diffusion_privacy.anonymity.counterfactual import Counterfactual
 from diffusion_privacy.anonymity.paths import ChainPath
 from diffusion_privacy.anonymity.subspace import SubspaceResult
-from diffusion_privacy.anonymity.transport import Continuous
+from diffusion_privacy.anonymity.transport import Continuous, Discrete, Transport
 from diffusion_privacy.diffusion.chain import Chain
+from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Study
 from diffusion_privacy.training import rng
-from diffusion_privacy.types import Estimate, PyTree, ScoreFn
+from diffusion_privacy.types import PyTree, ScoreFn
 
 _LOG = logging.getLogger(__name__)
 _PILOT_LEVELS = 12
 _PILOT_DRAWS = 32
 
 
-def _flow(
+def deterministic(study: Study, chain: Chain) -> Transport:
+    """The sampler of E3 on the grid of ``chain``; clipping has no flow and is left out of it."""
+    chain = dataclasses.replace(chain, kernel="ancestral")
+    if study.audit.deterministic == "ddim":
+        return Discrete(chain)
+    divergence = "exact" if study.audit.deterministic == "ode_exact" else "hutchinson"
+    return Continuous(dataclasses.replace(chain, clip_x0=False), divergence)
+
+
+def check(study: Study, chain: Chain, shape: tuple[int, ...]) -> None:
+    """Raises InputError where records of this shape are too large for what is asked; to be called before training."""
+    if "change_of_variables" in study.audit.estimators:
+        try:
+            deterministic(study, chain).check(math.prod(shape))
+        except InputError as error:
+            raise InputError(f"config.audit.deterministic = {study.audit.deterministic!r}: {error}") from error
+
+
+def _change_of_variables(
     study: Study,
     chain: Chain,
     score: ScoreFn,
@@ -34,18 +53,15 @@ def _flow(
     uids: np.ndarray,
     name: str,
     chunk: int,
-) -> list[Estimate]:
-    """E3 of the probability flow on the sampler's own grid; clipping has no flow and is left out."""
-    flow = Continuous(dataclasses.replace(chain, kernel="ancestral", clip_x0=False))
+) -> list[summary.Row]:
+    sampler, dim = deterministic(study, chain), math.prod(images.shape[1:])
     levels = np.unique(np.round(np.linspace(1, chain.steps, min(_PILOT_LEVELS, chain.steps))).astype(int))
     pilot, main = (rng.stream(study.seed, f"flow.{part}.{name}") for part in ("pilot", "draws"))
-    # Tangents of all probes are carried at once.
-    width = max(1, chunk // (1 + flow.probes))
     curves = change_of_variables.h_curves(
-        flow, score, detect, images, levels, _PILOT_DRAWS, pilot, uids=uids, chunk=chunk
+        sampler, score, detect, images, levels, _PILOT_DRAWS, pilot, uids=uids, chunk=chunk
     )
     results = change_of_variables.estimate(
-        flow,
+        sampler,
         score,
         detect,
         images,
@@ -54,10 +70,15 @@ def _flow(
         uids=uids,
         draws=study.audit.flow_draws,
         level=study.audit.level,
-        chunk=width,
+        chunk=max(1, chunk // (1 + sampler.tangents(dim))),
     )
-    pilot_calls = int(sum(flow.step_calls(j) for k in levels for j in range(1, k + 1))) * _PILOT_DRAWS
-    return [dataclasses.replace(r.estimate, network_calls=r.estimate.network_calls + pilot_calls) for r in results]
+    pilot_calls = int(sum(sampler.step_calls(j) for k in levels for j in range(1, k + 1))) * _PILOT_DRAWS
+    found = []
+    for result in results:
+        estimate = result.estimate
+        row = summary.row(dataclasses.replace(estimate, network_calls=estimate.network_calls + pilot_calls))
+        found.append(dataclasses.replace(row, kind=dataclasses.replace(row.kind, name=f"E3 {sampler.title}")))
+    return found
 
 
 def further(
@@ -83,13 +104,16 @@ def further(
       chunk: lanes a device handles at a time.
     """
     level, wanted = study.audit.level, study.audit.estimators
-    found: list[list[Estimate | Counterfactual]] = [
-        [*lower_bounds.of_paths(result, study.audit.subspace_draws, level)] for result in e2
+    found = [
+        [summary.row(bound) for bound in lower_bounds.of_paths(result, study.audit.subspace_draws, level)]
+        for result in e2
     ]
     if "change_of_variables" in wanted:
-        _LOG.info("audit %s: the probability flow, %d draws a record", name, study.audit.flow_draws)
-        for rows, estimate in zip(found, _flow(study, chain, score, detect, images, uids, name, chunk), strict=True):
-            rows.append(estimate)
+        title = deterministic(study, chain).title
+        _LOG.info("audit %s: %s, %d draws a record", name, title, study.audit.flow_draws)
+        mapped = _change_of_variables(study, chain, score, detect, images, uids, name, chunk)
+        for rows, row in zip(found, mapped, strict=True):
+            rows.append(row)
     if "splitting" in wanted:
         cost = study.audit.splitting
         _LOG.info("audit %s: splitting, %d replicas of %d particles a record", name, cost.replicas, cost.particles)
@@ -106,7 +130,7 @@ def further(
             chunk=max(1, chunk // cost.particles),
         )
         for rows, result in zip(found, results, strict=True):
-            rows.append(result.estimate)
+            rows.append(summary.row(result.estimate))
     if "counterfactual" in wanted:
         assert twin is not None
         _LOG.info("audit %s: %d pairs with the model without the record", name, study.audit.pairs)
@@ -123,5 +147,5 @@ def further(
             chunk=chunk,
         )
         for rows, pair in zip(found, pairs, strict=True):
-            rows.append(pair)
-    return [[summary.row(estimate) for estimate in rows] for rows in found]
+            rows.append(summary.row(pair))
+    return found

@@ -17,7 +17,7 @@ from diffusion_privacy.data.pipeline import Batches
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Study
-from diffusion_privacy.stages import spaces, watching
+from diffusion_privacy.stages import audit_estimators, spaces, watching
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.spaces import Space
 from diffusion_privacy.stages.watching import Watch
@@ -73,6 +73,7 @@ def fit_scores(study: Study, workdir: Workdir, roles: common.Roles, names: Seque
     for name in names:
         space = spaces.fit(study, workdir, name, roles.train[name])
         shape = space.shape(roles.private.image.shape[1:])
+        audit_estimators.check(study, chain, shape)
 
         def draw(params: PyTree, count: int, space: Space = space, shape: tuple[int, ...] = shape) -> np.ndarray:
             drawn = montecarlo.sample(chain, task.score(params), shape, count, key, chunk=min(count, 64))

@@ -19,8 +19,8 @@ def test_the_table_shows_finalists_with_limits_and_the_dropped_without():
     first, second = page.split("<tbody>")[1].split("</tr>")[:2]
     for text in ("1: record 12, label 3", "2.04 ± 0.040", "at least 0.30, below 0.34", "121", "149", "184"):
         assert text in first, text
-    assert "459 of 30,000; q at most 179" in first
-    for text in ("2: record 77", "no level passed, below 0.02", "dropped at rung 1", "0 of 30,000; q at most 1.8"):
+    assert "459 of 30,000; q 138 to 179" in first
+    for text in ("2: record 77", "no level passed, below 0.02", "dropped at rung 1", "0 of 30,000; q 0 to 1.8"):
         assert text in second, text
     assert "nothing is claimed" in page
     assert "0.63 would reach the smallest p by chance" in page
