@@ -42,7 +42,9 @@ def to_pair(prediction: str, output: Array, x: Array, t: Array, sde: SDE) -> tup
         return output, (x - alpha * output) / sigma
     if prediction == "v":
         n = jnp.sqrt(alpha**2 + sigma**2)
-        return (alpha * x / n - sigma * output) / n, (sigma * x / n + alpha * output) / n
+        # Two steps, (σ x/n + α v)/n, come out infinite when jaxlib 0.11 fuses them on a CPU.
+        scale = 1 / (n * n)
+        return (alpha * x - sigma * n * output) * scale, (sigma * x + alpha * n * output) * scale
     eps = output if prediction == "eps" else -sigma * output
     return (x - sigma * eps) / alpha, eps
 
