@@ -74,9 +74,9 @@ def _private_training(settings: CadpTable, workdir: Workdir, parts: cadp_study.P
     if not settings.evaluation.dp_steps:
         return []
     private, epsilons = parts.private, settings.release.epsilons
-    promised = [cadp_study.load_release(workdir, e, private).manifest for e in epsilons]
-    # Where nothing is promised end to end, the latent step's own ε.
-    spends = [(m["epsilon"] or e, m["delta"]) for m, e in zip(promised, epsilons, strict=True)]
+    promised = [cadp_study.load_release(workdir, e, private).manifest["epsilon"] for e in epsilons]
+    # Where nothing finite is promised, the latent step's own ε. A pure release has δ = 0, which no Gaussian noise has.
+    spends = [(total or e, settings.release.delta) for total, e in zip(promised, epsilons, strict=True)]
     found = cadp_table_private_arm.transfers(settings, private.table, parts.test.table, spends)
     return [
         {
