@@ -52,7 +52,7 @@ def test_it_parses_and_its_source_takes_what_it_gives(name, tmp_path, monkeypatc
 
 def test_the_sets_of_the_papers_are_there_and_say_licence_and_place():
     assert {f"sets.{name}" for name in PAPERS} <= set(SETS)
-    assert {"diabetes_cadp", "breast_cancer_cadp", "mnist_cadp"} <= set(NAMES)
+    assert {"diabetes_cadp", "breast_cancer_cadp", "mnist_cadp", "sets.celeba_cadp"} <= set(NAMES)
     for name in SETS:
         module = importlib.import_module(f"configs.{name}")
         obtain = module.get_config().data.obtain

@@ -123,7 +123,8 @@ def _groups(labels: np.ndarray, candidates: np.ndarray, by_class: bool) -> list[
 
 def by_class(settings: PrivateStudy, parts: Parts[Any]) -> bool:
     """Whether the condition is published, so that an attacker looks among candidates that share it."""
-    return bool(parts.private.num_classes > 1) and settings.release.label_epsilon == 0
+    several = parts.private.num_classes > 1 or settings.flow.condition == "attributes"
+    return bool(several) and settings.release.label_epsilon == 0
 
 
 def link(
@@ -153,6 +154,13 @@ def link(
     return entry
 
 
+def alike(condition: np.ndarray) -> np.ndarray:
+    """Equal for records of equal condition, ``int [N] or [N, A] -> [N]``: the class, or all attributes as a text."""
+    if condition.ndim == 1:
+        return condition
+    return np.asarray(["".join(map(str, row)) for row in condition.tolist()])
+
+
 def first(records: R, count: int) -> R:
     """The first ``count`` records, or all of them: with 0, or where there are no more."""
     return records.take(np.arange(count)) if 0 < count < len(records) else records
@@ -163,27 +171,26 @@ def _linkage(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any], flow: 
     everyone, level, seed = parts.private, settings.attack.level, settings.seed
     private = first(everyone, settings.attack.records)
     within = by_class(settings, parts)
-    attacker = flow.attacker()
-    gallery, _ = attacker.encode(private.image, private.label, rng.stream(seed, "gallery"))
+    attacker, given = flow.attacker(), flow.given(private)
+    gallery, _ = attacker.encode(private.image, given, rng.stream(seed, "gallery"))
 
-    def entry(name: str, kind: str, epsilon: float | None, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        z, _ = attacker.encode(images, labels, rng.stream(seed, "attack"))
-        found = link(np.nan_to_num(z), labels, gallery, private.label, level, within)
+    def entry(
+        name: str, kind: str, epsilon: float | None, images: np.ndarray, told: np.ndarray = given
+    ) -> dict[str, Any]:
+        z, _ = attacker.encode(images, told, rng.stream(seed, "attack"))
+        found = link(np.nan_to_num(z), alike(told), gallery, alike(given), level, within)
         return {"name": name, "kind": kind, "epsilon": epsilon, **found}
 
     entries = []
     for e in settings.release.epsilons:
-        released = common.load_release(workdir, e, everyone).records
-        entries.append(
-            entry(f"released {e:g}", "released", e, released.image[: len(private)], released.label[: len(private)])
-        )
+        released = first(common.load_release(workdir, e, everyone, common.target_of(settings)).records, len(private))
+        entries.append(entry(f"released {e:g}", "released", e, released.image, flow.given(released)))
     noisy = settings.attack.study_epsilons
     if noisy:
         study = common.study_images(settings, flow, private, noisy, rng.stream(seed, "study"))
-        entries += [entry(f"study {e:g}", "study", e, x, private.label) for e, x in zip(noisy, study, strict=True)]
-    drawn = flow.sample(private.label, rng.stream(seed, "control"))
-    entries.append(entry("control", "control", None, drawn, private.label))
-    entries.append(entry("no noise", "no noise", None, private.image, private.label))
+        entries += [entry(f"study {e:g}", "study", e, x) for e, x in zip(noisy, study, strict=True)]
+    entries.append(entry("control", "control", None, flow.sample(given, rng.stream(seed, "control"))))
+    entries.append(entry("no noise", "no noise", None, private.image))
     return entries
 
 
@@ -197,8 +204,8 @@ def _flow(settings: PrivateStudy, parts: Parts[Any], flow: TrainedFlow) -> dict[
     )
     members, others = (first(side, settings.attack.records) for side in (members, others))
     key = rng.stream(settings.seed, "membership")
-    _, member_logp = flow.encode(members.image, members.label, jax.random.fold_in(key, 0))
-    _, other_logp = flow.encode(others.image, others.label, jax.random.fold_in(key, 1))
+    _, member_logp = flow.encode(members.image, flow.given(members), jax.random.fold_in(key, 0))
+    _, other_logp = flow.encode(others.image, flow.given(others), jax.random.fold_in(key, 1))
     level = settings.attack.level
     auc = membership.auc(member_logp, other_logp, level)
     dims = flow.model.dims
@@ -217,7 +224,7 @@ def _flow(settings: PrivateStudy, parts: Parts[Any], flow: TrainedFlow) -> dict[
 
 def inversion_error(flow: TrainedFlow, records: Records | Rows, key: jax.Array) -> float:
     """max |f(f⁻¹(z'; c); c) − z'| over latents as the decoder gets them, z' ~ N(0, I), in float32."""
-    given = flow.condition(records.label)
+    given = flow.condition(flow.given(records))
     cond = None if given is None else jnp.asarray(given)
     z = jax.random.normal(key, (len(records), flow.model.dims))
 

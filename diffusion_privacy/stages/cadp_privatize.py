@@ -85,7 +85,7 @@ def _release(
             public_latents=public_z,
         )  # fmt: skip
     return privatise(
-        flow.release_encode, flow.release_decode, private.image, private.label,
+        flow.release_encode, flow.release_decode, private.image, flow.given(private),
         mechanism=mechanism, condition=common.make_condition(settings, private), relation=relation,
         delta=release.delta, flow=source, selection=selection, match=release.prior_matched,
         person=private.identity, hashes=common.hashes(private), public_latents=public_z,
@@ -125,7 +125,7 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
         check_budget(settings, ledger, missing, private, hashes)
     flow = common.load_flow(settings, workdir, private)
     with workdir.timed("privatize"):
-        public_z, _ = flow.encode(parts.public.image, parts.public.label, rng.stream(settings.seed, "clip_share"))
+        public_z, _ = flow.encode(parts.public.image, flow.given(parts.public), rng.stream(settings.seed, "clip_share"))
         for strength in missing:
             made = _release(settings, strength, flow, source, private, public_z)
             if isinstance(made, Privatised) and isinstance(private, Records):
@@ -135,5 +135,6 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
             if isinstance(made, PrivatisedTable):
                 promise, folder = made.release.manifest, publish_table(made, path, ledger=ledger)
             else:
-                promise, folder = made.manifest, publish(made, path, ledger=ledger)
+                names = private.attribute_names if made.labels.ndim == 2 and isinstance(private, Records) else None
+                promise, folder = made.manifest, publish(made, path, ledger=ledger, class_names=names)
             _LOG.info("privatize: %s, %s", folder, promise.guarantee)

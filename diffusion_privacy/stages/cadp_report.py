@@ -54,7 +54,7 @@ def report(settings: PrivateStudy, workdir: Workdir) -> None:
         {
             "folder": str(common.release_path(workdir, e).relative_to(workdir.root)),
             "latent_epsilon": e,
-            "manifest": common.load_release(workdir, e, parts.private).manifest,
+            "manifest": common.load_release(workdir, e, parts.private, common.target_of(settings)).manifest,
         }
         for e in settings.release.epsilons
     ]

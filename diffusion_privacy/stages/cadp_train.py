@@ -65,9 +65,12 @@ def _watch(settings: PrivateStudy, task: FlowTask, parts: common.Parts[Any]) -> 
     """Pictures of images only: what the flow draws, class after class."""
     if not isinstance(parts.test, Records):
         return Watch(settings.outputs, settings.profile)
-    classes, key = parts.test.num_classes, rng.stream(settings.seed, "grid")
+    by_attributes = settings.flow.condition == "attributes"
+    # Class after class; of attributes what public records have.
+    shown = parts.public.attributes if by_attributes else np.arange(parts.test.num_classes)
+    key = rng.stream(settings.seed, "grid")
 
     def draw(params: PyTree, count: int) -> np.ndarray:
-        return TrainedFlow(task.model, params).sample(np.arange(count) % classes, key)
+        return TrainedFlow(task.model, params).sample(np.resize(shown, (count, *shown.shape[1:])), key)
 
     return Watch(settings.outputs, settings.profile, parts.test, draw)
