@@ -259,6 +259,9 @@ class PrivateStudy:
         ):
             rising = all(a < b for a, b in itertools.pairwise(values))
             _need(rising and all(0 < e < math.inf for e in values), field, "finite increasing numbers > 0", values)
+            # They name the folders of releases and the entries of the ledger, to six digits.
+            apart = len({f"{e:g}" for e in values}) == len(values)
+            _need(apart, field, "numbers that differ in their first six digits", values)
         _check_promise(release)
         _need(0 < release.coverage < 1, "release.coverage", "a number in (0, 1)", release.coverage)
         _need(release.coarse >= 0, "release.coarse", "0 or more", release.coarse)

@@ -34,9 +34,12 @@ def provenance(settings: PrivateStudy, workdir: Workdir, ledger: Ledger) -> Flow
     """What the release may say of the flow; `privatise` holds it against the records, one by one.
 
     Raises:
-      InputError: declared ``dp-sgd``, but not trained so, or not paid for.
+      InputError: nothing was trained yet, or it is declared ``dp-sgd``, but not trained so, or not paid for.
     """
-    trained_on = frozenset(workdir.read_json(workdir.root / "train" / "trained_on.json")["hashes"])
+    written = workdir.root / "train" / "trained_on.json"
+    if not written.exists():
+        raise InputError(f"{written}: expected what the flow learnt from, found none; run --mode=train first")
+    trained_on = frozenset(workdir.read_json(written)["hashes"])
     declared = settings.release.flow_training
     spend = dp_training.require_paid(ledger, workdir.root / "train" / "flow") if declared == "dp-sgd" else None
     return FlowProvenance(declared, trained_on, spend)  # type: ignore[arg-type]
@@ -100,7 +103,8 @@ def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
     Raises:
       InputError: the flow learned from these records and is declared neither ``dp-sgd``, with the checkpoint and the
         ledger to show for it, nor ``mechanism-only``; the ledger is exhausted;
-        the relation, ε or δ is missing or out of range. No release is left half-written.
+        it lacks a release that is there; the relation, ε or δ is missing or out of range. No release is left
+        half-written.
     """
     metric = settings.release.metric
     if any(not common.release_path(workdir, s, metric).exists() for s in settings.release.strengths):
@@ -117,6 +121,7 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
     # Everything that can be refused is refused before the flow is read, and before the first of several releases.
     hashes = common.hashes(private)
     ledger = common.make_ledger(settings, workdir)
+    common.check_entered(settings, workdir, ledger)
     source = provenance(settings, workdir, ledger)
     source.check(hashes)
     if metric:

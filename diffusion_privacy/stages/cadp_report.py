@@ -19,6 +19,7 @@ _QUESTION = (
 
 def _ledger(settings: PrivateStudy, workdir: Workdir) -> dict[str, Any]:
     ledger = common.make_ledger(settings, workdir)
+    common.check_entered(settings, workdir, ledger)
     total = ledger.total()
     return {
         "summary": total.describe(),

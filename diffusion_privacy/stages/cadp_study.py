@@ -112,6 +112,20 @@ def make_ledger(settings: PrivateStudy, workdir: Workdir) -> Ledger:
     return Ledger(workdir.root / Path(settings.release.ledger), settings.release.total_epsilon, settings.release.delta)
 
 
+def check_entered(settings: PrivateStudy, workdir: Workdir, ledger: Ledger) -> None:
+    """`InputError` when a data set was released and the ledger does not know of it: its total would be too small."""
+    entered = [entry.stage for entry in ledger.entries()]
+    for strength in settings.release.strengths:
+        path = release_path(workdir, strength, settings.release.metric)
+        # That of metric privacy goes on with its promise, see `export.publish`.
+        known = any(stage == f"release {path.name}" or stage.startswith(f"release {path.name} (") for stage in entered)
+        if path.exists() and not known:
+            raise InputError(
+                f"{ledger.path}: lacks 'release {path.name}', while {path} is there; expected the ledger in which it "
+                "was entered"
+            )
+
+
 def batches(records: Records | Rows, batch_size: int, seed: int) -> Batches:
     """What a flow is trained on: batches with the fields of its condition."""
     if isinstance(records, Rows):

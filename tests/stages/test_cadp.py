@@ -47,6 +47,7 @@ def test_a_config_says_which_study_it_is():
         ("release.flow_training", "dp-sgd"),
         ("release.epsilons", ()),
         ("release.epsilons", (1.0, 1.0)),
+        ("release.epsilons", (1.0, 1.0000001)),
         ("release.epsilons", (0.0, 1.0)),
         ("release.epsilons", 1.0),
         ("release.coverage", 1.0),
@@ -108,6 +109,18 @@ def test_a_release_that_may_not_be_made_is_refused_with_the_reason(tmp_path, cha
         run.run(settings, tmp_path, "privatize")
     assert not (tmp_path / "releases").exists()
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_a_release_that_the_ledger_does_not_know_is_no_ground_for_another(tmp_path):
+    settings = _after_training(tmp_path)
+    (tmp_path / "releases" / "eps_8").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"ledger\.jsonl: lacks 'release eps_8'"):
+        run.run(settings, tmp_path, "privatize")
+
+
+def test_a_release_before_training_says_what_to_run(tmp_path):
+    with pytest.raises(InputError, match=r"trained_on\.json: .* run --mode=train first"):
+        run.run(study(), tmp_path, "privatize")
 
 
 def test_the_declaration_mechanism_only_lets_a_flow_of_the_same_records_pass(tmp_path):

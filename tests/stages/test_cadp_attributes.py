@@ -117,6 +117,7 @@ def test_a_study_of_marked_images_end_to_end(folder, tmp_path, label_epsilon):
     assert manifest["condition_epsilon"] == (pytest.approx(3.0) if label_epsilon else None)
     assert ("the attributes of every record" in manifest["public"]) == (not label_epsilon)
     assert max(1.0, label_epsilon) < manifest["epsilon"] + 1e-9 <= 1.0 + label_epsilon + 2e-9
+    assert any("several records" in warning for warning in manifest["warnings"])
     assert manifest["count_out"] == len(private) == len(list((place / "images").glob("*.png")))
     with (place / "attributes.csv").open(newline="") as file:
         rows = list(csv.reader(file))
