@@ -9,7 +9,7 @@ DIR holds the four files of the data set as its authors publish them. The flow h
 bits per dimension after an hour on one core. The paper's own network is in configs/paper/mnist_cadp.py.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import digits_cadp
 from configs.sets.mnist import OBTAIN
@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
             "params": {
                 "images": "data/mnist/train-images-idx3-ubyte.gz",
                 "labels": "data/mnist/train-labels-idx1-ubyte.gz",
+                "limit": config_dict.placeholder(int),
             },
             "obtain": OBTAIN,
         }
