@@ -67,9 +67,9 @@ _METHODS = (
 )  # fmt: skip
 
 _IMAGE_METHODS = (
-    ("Control", "Images drawn from the network and the class alone. If the network learnt from other records only, "
-     "they hold nothing of the private ones: ε = 0. A private copy is worth its noise only for what it does beyond "
-     "the control."),
+    ("Control", "Images drawn from the network and the published class (or attributes) alone. If the network learnt "
+     "from other records only, they hold nothing of the private ones: ε = 0. A private copy is worth its noise only "
+     "for what it does beyond the control."),
     ("Private training", "Gradient descent on the originals with each record’s gradient clipped and noise added, at "
      "the same ε and δ for replacing a record and its class. It gives a model and no data."),
     ("DP-Pix", "Means of blocks of pixels with Laplace noise for replacing the whole image."),
@@ -237,7 +237,8 @@ def _flow(release: Mapping[str, Any]) -> str:
         if release["config"]["flow"]["trained_on"] == "public"
         else f"Membership: a record that it learnt from, which is a PRIVATE one, looks more likely than another in "
         f"{with_interval(member)} of pairs (chance: 50 %).",
-        f"Running the network backwards and forwards changes a latent by at most {flow['inversion_error']:.1e}.",
+        "Running the network backwards and forwards changes a latent, as noise leaves it to be decoded, by at most "
+        f"{flow['inversion_error']:.1e}; forwards and backwards, a record by at most {flow['record_error']:.1e}.",
     ]
     return tables.bullets(lines)
 

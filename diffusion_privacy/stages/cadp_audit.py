@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -209,6 +210,8 @@ def _flow(settings: PrivateStudy, parts: Parts[Any], flow: TrainedFlow) -> dict[
     level = settings.attack.level
     auc = membership.auc(member_logp, other_logp, level)
     dims = flow.model.dims
+    spread = decoded_spread(settings, dims, len(parts.private))
+    latent_error, record_error = inversion_errors(flow, others, key, spread)
     return {
         "bits_per_dim": {
             "trained_on": float(np.mean(bits_per_dim(jnp.asarray(member_logp), dims))),
@@ -218,22 +221,42 @@ def _flow(settings: PrivateStudy, parts: Parts[Any], flow: TrainedFlow) -> dict[
         "membership": {"value": auc.value, "lower": auc.lower, "upper": auc.upper, "level": level},
         "members": len(members),
         "others": len(others),
-        "inversion_error": inversion_error(flow, others, key),
+        "inversion_error": latent_error,
+        "record_error": record_error,
     }
 
 
-def inversion_error(flow: TrainedFlow, records: Records | Rows, key: jax.Array) -> float:
-    """max |f(f⁻¹(z'; c); c) − z'| over latents as the decoder gets them, z' ~ N(0, I), in float32."""
+def decoded_spread(settings: PrivateStudy, dims: int, records: int) -> float:
+    """Largest standard deviation of the latents that the decoder gets: 1 where they are matched to the prior."""
+    release = settings.release
+    if release.prior_matched:
+        return 1.0
+    scale = common.make_mechanism(settings, release.epsilons[0], dims, records).noise_scale
+    return math.sqrt(1.0 + (2.0 if release.mechanism.endswith("laplace") else 1.0) * scale**2)
+
+
+def inversion_errors(flow: TrainedFlow, records: Records | Rows, key: jax.Array, spread: float) -> tuple[float, float]:
+    """max |f(f⁻¹(z'; c); c) − z'| over z' ~ N(0, spread²·I), and max |f⁻¹(f(y; c); c) − y| over records, in float32.
+
+    y are the records as the flow takes them, dequantised and mapped; z' what the decoder of a release gets.
+    """
     given = flow.condition(flow.given(records))
     cond = None if given is None else jnp.asarray(given)
-    z = jax.random.normal(key, (len(records), flow.model.dims))
+    keys = jax.random.split(key, (2, len(records)))
+    z = spread * jax.vmap(lambda k: jax.random.normal(k, (flow.model.dims,)))(keys[0])
+    y, _ = flow.model.preprocess.forward(
+        jax.vmap(flow.model.preprocess.dequantise)(keys[1], jnp.asarray(records.image))
+    )
 
     @jax.jit
-    def there_and_back(params: Any, z: jax.Array, cond: jax.Array | None) -> jax.Array:
-        y, _ = flow.model.bijection.inverse(params, z, cond)
-        return flow.model.bijection.forward(params, y, cond)[0]
+    def there_and_back(params: Any, z: Array, y: Array, cond: Array | None) -> tuple[Array, Array]:
+        forward, inverse = flow.model.bijection.forward, flow.model.bijection.inverse
+        again = forward(params, inverse(params, z, cond)[0], cond)[0]
+        back = inverse(params, forward(params, y, cond)[0], cond)[0]
+        return jnp.max(jnp.abs(again - z)), jnp.max(jnp.abs(back - y))
 
-    return float(jnp.max(jnp.abs(there_and_back(flow.params, z, cond) - z)))
+    latent, record = there_and_back(flow.params, z, y, cond)
+    return float(latent), float(record)
 
 
 def audit(settings: PrivateStudy, workdir: Workdir) -> None:

@@ -22,6 +22,7 @@ from diffusion_privacy.reports import cadp_schema, cadp_wording
 from diffusion_privacy.settings import Study
 from diffusion_privacy.settings_cadp import Cadp
 from diffusion_privacy.stages import cadp_arms, cadp_audit, cadp_evaluate, cadp_study, run
+from diffusion_privacy.stages.cadp_flow import TrainedFlow
 from diffusion_privacy.stages.workdir import Workdir
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -256,6 +257,22 @@ def test_linkage_by_class_counts_against_the_chance_of_the_class():
     assert found["rank1"]["p_value"] > 1e-3
     whole = cadp_audit.link(told + rng.normal(size=z.shape), labels, told + z, labels, 0.95, by_class=False)
     assert whole["rank1"]["chance"] == pytest.approx(1 / 60)
+
+
+def test_inversion_is_measured_where_the_decoder_works():
+    matched, plain = study(), study({"release.prior_matched": False, "release.epsilons": (4.0,)})
+    assert cadp_audit.decoded_spread(matched, 64, 300) == 1.0
+    sigma = cadp_study.make_mechanism(plain, 4.0, 64, 300).noise_scale
+    assert cadp_audit.decoded_spread(plain, 64, 300) == pytest.approx(np.sqrt(1 + sigma**2))
+    digits = sources.load("digits", limit=20)
+    model = cadp_study.make_model(matched, digits)
+    params = jax.tree.map(lambda p: p + 0.01, jax.jit(model.init)(jax.random.key(0)))
+    near, far = (
+        cadp_audit.inversion_errors(TrainedFlow(model, params), digits, jax.random.key(1), s) for s in (1.0, 1000.0)
+    )
+    assert 0 < near[0] < 1e-3
+    assert near[1] == far[1] < 1e-3
+    assert far[0] > 10 * near[0]
 
 
 @pytest.mark.parametrize("mechanism", ["gaussian", "laplace", "discrete_gaussian", "discrete_laplace"])

@@ -42,6 +42,7 @@ def test_the_digits_are_released_unlinked_and_the_claims_hold(tmp_path):
     assert abs(arms["released 1"] - arms["control"]) < 0.08
     assert release["flow"]["bits_per_dim"]["held_out"] < 2.7
     assert release["flow"]["inversion_error"] < 1e-3
+    assert release["flow"]["record_error"] < 1e-3
 
     for one in release["releases"]:
         manifest = json.loads((tmp_path / one["folder"] / "manifest.json").read_text())
