@@ -102,9 +102,9 @@ def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
 
     Raises:
       InputError: the flow learned from these records and is declared neither ``dp-sgd``, with the checkpoint and the
-        ledger to show for it, nor ``mechanism-only``; the ledger is exhausted;
-        it lacks a release that is there; the relation, ε or δ is missing or out of range. No release is left
-        half-written.
+        ledger to show for it, nor ``mechanism-only``; the ledger is exhausted, lacks a release that is there, or has
+        records of the public share as private ones; the relation, ε or δ is missing or out of range. No release is
+        left half-written.
     """
     metric = settings.release.metric
     if any(not common.release_path(workdir, s, metric).exists() for s in settings.release.strengths):
@@ -122,6 +122,7 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
     hashes = common.hashes(private)
     ledger = common.make_ledger(settings, workdir)
     common.check_entered(settings, workdir, ledger)
+    common.check_given_up(ledger, parts)
     source = provenance(settings, workdir, ledger)
     source.check(hashes)
     if metric:

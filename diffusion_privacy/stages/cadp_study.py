@@ -126,6 +126,20 @@ def check_entered(settings: PrivateStudy, workdir: Workdir, ledger: Ledger) -> N
             )
 
 
+def check_given_up(ledger: Ledger, parts: Parts[Any]) -> None:
+    """`InputError` when records of the public share are in the ledger: what protected them once is given up here.
+
+    Another seed, or other shares, would do so: a flow that learnt from them without privacy would be called public.
+    Copies within the study are not meant here, see `FlowProvenance.check`.
+    """
+    protected = {record for entry in ledger.entries() for record in entry.records or ()}
+    if protected and (shared := len(protected.intersection(hashes(parts.public)) - set(hashes(parts.private)))):
+        raise InputError(
+            f"{ledger.path}: {shared} of the {len(parts.public)} records of the public share are in it as private ones;"
+            " expected a split in which they stay private (seed and shares as before)"
+        )
+
+
 def batches(records: Records | Rows, batch_size: int, seed: int) -> Batches:
     """What a flow is trained on: batches with the fields of its condition."""
     if isinstance(records, Rows):
