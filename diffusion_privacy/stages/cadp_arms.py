@@ -32,7 +32,8 @@ class Arm:
     Attributes:
       name: unique.
       kind: what the set is made of: ``original``, ``public``, ``released``, ``study``, ``control``, ``pixels``.
-      epsilon: ε of the set as a whole; None where none is claimed or none of the private records is in it.
+      epsilon: ε of the set as a whole, for releases `cadp_study.Released.spent`; None where none of the private records
+        is in it, or no noise.
       sets: the set, or one draw of it for each seed, so that the interval over seeds covers the draw.
       private_test: test records that went through the same mechanism, for the arm p/p, under a condition that says
         nothing of them; None without.

@@ -49,9 +49,10 @@ def make_arms(settings: Cadp, workdir: Workdir, parts: cadp_study.Parts, flow: c
     tests = cadp_study.study_images(settings, flow, unknown, settings.release.epsilons, key)
     arms = [Arm("original", "original", None, (private,)), Arm("public", "public", None, (parts.public,))]
     for release, images in zip(releases, tests, strict=True):
-        total = release.manifest["epsilon"]
         arms.append(
-            Arm(f"released {release.epsilon:g}", "released", total, (release.records,), test.with_images(images))
+            Arm(
+                f"released {release.epsilon:g}", "released", release.spent, (release.records,), test.with_images(images)
+            )
         )
     draws = range(settings.evaluation.seeds)
     arms.append(Arm("control", "control", None, tuple(_control(settings, flow, releases[0].records, d) for d in draws)))
@@ -130,9 +131,8 @@ def _dp_entries(settings: Cadp, workdir: Workdir, parts: cadp_study.Parts) -> li
     if not options.dp_steps:
         return []
     latent, target = settings.release.epsilons, options.target
-    promised = [cadp_study.load_release(workdir, e, parts.private, target).manifest["epsilon"] for e in latent]
-    # All that the release beside it spends; where nothing finite is promised, the latent step's own ε.
-    spends = tuple(total or e for total, e in zip(promised, latent, strict=True))
+    # All that the release beside it spends.
+    spends = tuple(cadp_study.load_release(workdir, e, parts.private, target).spent for e in latent)
     found = _dp_accuracies(settings, workdir, parts.private, parts.test, spends)
     return [
         {

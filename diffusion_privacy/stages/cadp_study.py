@@ -307,6 +307,11 @@ class Released(Generic[R]):
     records: R
     manifest: dict[str, Any]
 
+    @property
+    def spent(self) -> float:
+        """ε in all; where nothing finite is promised end to end, that of the latent step."""
+        return float(self.manifest["epsilon"] or self.epsilon)
+
 
 def load_release(workdir: Workdir, epsilon: float, like: R, target: str = "") -> Released[R]:
     """Reads ``data.npz`` or ``data.csv``, and the manifest of a release.

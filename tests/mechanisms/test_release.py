@@ -154,7 +154,9 @@ def test_flow_trained_on_the_same_records_is_refused_unless_said():
     with pytest.raises(InputError, match="flow_training"):
         FlowProvenance("private")
     out = run(flow=FlowProvenance("mechanism-only", frozenset(value_hashes(images))))
-    assert out.manifest.guarantee.startswith("none end to end")
+    assert out.manifest.guarantee.startswith("none end to end; the latent step alone: (1, ")
+    assert out.manifest.epsilon is None
+    assert out.manifest.latent_epsilon == pytest.approx(1.0)
     assert out.manifest.warnings
 
 

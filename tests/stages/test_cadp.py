@@ -384,6 +384,8 @@ def test_a_flow_of_the_private_records_is_reported_without_a_guarantee(tmp_path)
     run.run(study(changes), tmp_path, "study")
     release = cadp_schema.read(tmp_path / "report" / "release.json")
     assert release["answer"].startswith("These private copies carry no end-to-end guarantee.")
+    assert {one["manifest"]["epsilon"] for one in release["releases"]} == {None}
+    assert [arm["epsilon"] for arm in release["arms"] if arm["kind"] == "released"] == [1.0, 8.0]
     assert "hold nothing of the records" not in release["answer"]
     assert not release["ledger"]["guarantee"]
     page = (tmp_path / "report" / "index.html").read_text()
