@@ -11,7 +11,7 @@ width 256 at 14x14 and 7x7, 6.6 million parameters, minutes of training. The pap
 configs/paper/mnist_cadp.py.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import digits_cadp
 from configs.sets.mnist import OBTAIN
@@ -35,6 +35,7 @@ def get_config(size: str = "small") -> ConfigDict:
             "params": {
                 "images": "data/mnist/train-images-idx3-ubyte.gz",
                 "labels": "data/mnist/train-labels-idx1-ubyte.gz",
+                "limit": config_dict.placeholder(int),
             },
             "obtain": OBTAIN,
         }

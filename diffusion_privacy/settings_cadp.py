@@ -20,6 +20,7 @@ METRICS = {"metric_l1": "l1", "metric_l2": "l2"}
 """Mechanisms of metric privacy and their norms: a guarantee of its own, without ε."""
 DECLARATIONS = ("public", "dp-sgd", "mechanism-only")
 PRIVATE_ARMS = ("full-batch", "loop")
+_TARGETS = {"label": "none", "attributes": "the attribute to predict"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Flow:
     Attributes:
       training: by the one loop; with ``training.privacy`` on, by DP-SGD.
       params: fields of `flows.cinn.FlowConfig`; shape and cond_dim come from the data.
+      condition: of images: ``"label"``, the class, or ``"attributes"``, all attributes that ``data.params.attributes``
+        names, as a vector of 0 and 1. Of a table it is what ``columns.apart`` says.
       training_precision: ``"float32"``, or ``"bfloat16"``: while it is trained, convolutions of ``conv_net = "glow"``
         round their operands; the trained flow is used in float32, and its likelihood is that of float32.
       preprocess: ``"affine"``, ``"logit"`` or ``"ink"`` for images, ``"none"`` for tables, see
@@ -57,6 +60,7 @@ class Flow:
 
     training: TrainConfig
     params: Params = dataclasses.field(default_factory=dict)
+    condition: str = "label"
     training_precision: str = "float32"
     preprocess: str = "affine"
     logit_alpha: float = 0.05
@@ -84,7 +88,8 @@ class Release:
       records_per_person: bound on the records of one person; above 1 the guarantee is for a person.
       coverage: share of the prior inside the clip radius, in (0, 1).
       coarse: number of coarse latents that are privatised, the others are drawn from the prior; 0 privatises all.
-      label_epsilon: ε of randomised response on the class, added to that of the latent; 0 publishes the class.
+      label_epsilon: ε of randomised response on the class, or on all attributes together in even shares, added to that
+        of the latent; 0 publishes the class, or all attributes, as they are.
       prior_matched: bring noised latents back to the flow's prior before decoding.
       ledger: file of the ledger, absolute or below the workdir; give several studies of the same records one file.
     """
@@ -120,6 +125,8 @@ class Evaluation:
 
     Attributes:
       training: of the classifiers of all arms and seeds at once; its clipping must be off, so that they stay apart.
+      target: name of the attribute that classifiers predict, where ``flow.condition`` is ``"attributes"``; else empty,
+        since they predict the class.
       seeds: classifiers an arm, at least 2; each draws its own initialisation and order of records.
       hidden, dp_hidden: width of the two hidden layers of a classifier, and of one trained privately, where noise grows
         with the number of parameters; 0 for none (logistic regression).
@@ -133,6 +140,7 @@ class Evaluation:
     """
 
     training: TrainConfig
+    target: str = ""
     seeds: int = 5
     hidden: int = 128
     dp_hidden: int = 0
@@ -251,6 +259,9 @@ class PrivateStudy:
         ):
             rising = all(a < b for a, b in itertools.pairwise(values))
             _need(rising and all(0 < e < math.inf for e in values), field, "finite increasing numbers > 0", values)
+            # They name the folders of releases and the entries of the ledger, to six digits.
+            apart = len({f"{e:g}" for e in values}) == len(values)
+            _need(apart, field, "numbers that differ in their first six digits", values)
         _check_promise(release)
         _need(0 < release.coverage < 1, "release.coverage", "a number in (0, 1)", release.coverage)
         _need(release.coarse >= 0, "release.coarse", "0 or more", release.coarse)
@@ -275,6 +286,9 @@ class Cadp(PrivateStudy):
         super().__post_init__()
         evaluation = self.evaluation
         _choice("flow.preprocess", self.flow.preprocess, ("affine", "logit", "ink"))
+        _choice("flow.condition", self.flow.condition, ("label", "attributes"))
+        named, of = bool(evaluation.target), self.flow.condition
+        _need(named == (of == "attributes"), "evaluation.target", f"{_TARGETS[of]} with {of!r}", evaluation.target)
         alpha = self.flow.logit_alpha
         _need(0 < alpha < 0.5, "flow.logit_alpha", "a number in (0, 0.5)", alpha)
         _need(evaluation.seeds >= 2, "evaluation.seeds", "at least 2", evaluation.seeds)
@@ -303,6 +317,7 @@ class CadpTable(PrivateStudy):
         super().__post_init__()
         columns, evaluation = self.columns, self.evaluation
         _choice("flow.preprocess", self.flow.preprocess, ("none",))
+        _choice("flow.condition", self.flow.condition, ("label",))
         people = self.release.records_per_person
         _need(people == 1, "release.records_per_person", "1: the guarantee of a table is for a row", people)
         randomised = self.release.label_epsilon > 0

@@ -127,6 +127,7 @@ class Joined:
         _need(private.on, "private_training.privacy.epsilon", "a number above 0", private.epsilon)
         _need(not self.score.training.privacy.on, "score.training.privacy", "none, see private_training", "one")
         _need("num_classes" not in self.score.network.params, "score.network.params.num_classes", "none", "one")
+        _need(self.flow.condition == "label", "flow.condition", "'label'", self.flow.condition)
         _need(self.score.autoencoder is None, "score.autoencoder", "none, its models work on pixels", "one")
         clip = self.evaluation.training.grad_clip_norm
         _need(clip == 0, "evaluation.training.grad_clip_norm", "0 (it would couple the classifiers)", clip)

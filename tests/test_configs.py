@@ -52,7 +52,7 @@ def test_it_parses_and_its_source_takes_what_it_gives(name, tmp_path, monkeypatc
 
 def test_the_sets_of_the_papers_are_there_and_say_licence_and_place():
     assert {f"sets.{name}" for name in PAPERS} <= set(SETS)
-    assert {"diabetes_cadp", "breast_cancer_cadp", "mnist_cadp"} <= set(NAMES)
+    assert {"diabetes_cadp", "breast_cancer_cadp", "mnist_cadp", "sets.celeba_cadp"} <= set(NAMES)
     for name in SETS:
         module = importlib.import_module(f"configs.{name}")
         obtain = module.get_config().data.obtain
@@ -101,6 +101,28 @@ def test_where_the_data_are_at_hand_the_first_stage_begins(shared_data: Path, tm
     data = json.loads((tmp_path / "data.json").read_text())
     assert data["shape"] == [16, 16, 1]
     assert not set(data["people"]["careful"]) & set(data["people"]["held_out"])
+
+
+@pytest.mark.slow
+def test_the_papers_flow_of_mnist_learns_two_steps_and_releases_a_few_images(shared_data: Path, tmp_path):
+    """Its network at full size, on real digits; training it takes an accelerator."""
+    changes = {
+        **{f"data.params.{k}s": str(shared_data / "mnist" / f"train-{k}s-{v}-ubyte.gz") for k, v in _MNIST.items()},
+        "data.params.limit": 40,
+        "flow.training.steps": 2,
+        "flow.training.warmup_steps": 0,
+        "flow.training.batch_size": 8,
+        "release.epsilons": (1.0,),
+    }
+    study = settings_kinds.parse(changed_config("paper.mnist_cadp", changes))
+    for mode in ("train", "privatize"):
+        run.run(study, tmp_path, mode)
+    manifest = json.loads((tmp_path / "releases" / "eps_1" / "manifest.json").read_text())
+    assert (manifest["latent_dim"], manifest["count_out"], manifest["flow_training"]) == (784, 12, "public")
+    assert len(list((tmp_path / "releases" / "eps_1" / "images").rglob("*.png"))) == 12
+
+
+_MNIST = {"image": "idx3", "label": "idx1"}
 
 
 def test_the_sets_at_hand_are_read_as_their_configs_say(shared_data: Path):

@@ -7,7 +7,7 @@
 Two stages of four couplings at 14x14 and 7x7, subnets of width 128, two dense couplings of width 392, clamp 1.5, fixed
 permutations; Adam at 5e-4 with batches of 512. The paper makes 1,440 epochs on all 60,000 training images; here it
 learns from the public half alone, for the steps given, and how the data are mapped is ours (configs/mnist_cadp.py).
-Not run to the end so far.
+Not run to the end so far; the tests take two steps of it and release a few images.
 """
 
 from ml_collections import ConfigDict

@@ -171,13 +171,15 @@ def assemble(
     levels: int = 256,
     source_hash: Sequence[str] | None = None,
     preparation: tuple[str, ...] = (),
+    attributes: np.ndarray | None = None,
+    attribute_names: Sequence[str] = (),
 ) -> Records:
     """Records from grey levels: 0..levels−1 map affinely to [-1, 1], both ends exactly.
 
     Args:
       pixels: integers ``[N, H, W]`` or ``[N, H, W, C]`` in [0, levels).
       label, identity, index: integers ``[N]``, see `Records`.
-      num_classes, name, levels, preparation: see `Records`.
+      num_classes, name, levels, preparation, attributes, attribute_names: see `Records`.
       source_hash: one text a record; None where the source stores these grey levels themselves, see `level_hashes`.
 
     Raises:
@@ -198,6 +200,8 @@ def assemble(
         levels=levels,
         source_hash=np.asarray(level_hashes(pixels) if source_hash is None else source_hash, np.str_),
         preparation=preparation,
+        attributes=None if attributes is None else attributes.astype(np.int32),
+        attribute_names=tuple(attribute_names),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ class Listing(NamedTuple):
       person: int32 [N], or None where only the files can say.
       num_classes: number of classes.
       where: what to name in messages about labels.
+      attributes: int64 [N, A] of 0 and 1, or None where none were asked for.
     """
 
     files: list[Path]
@@ -46,6 +47,7 @@ class Listing(NamedTuple):
     person: np.ndarray | None
     num_classes: int
     where: str
+    attributes: np.ndarray | None = None
 
 
 def listing(
@@ -55,6 +57,7 @@ def listing(
     kind: Kind,
     columns: Mapping[str, str] | None = None,
     person: str | None = None,
+    attributes: Sequence[str] = (),
 ) -> Listing:
     """The records of ``folder``, by class sub-folders or by a CSV table.
 
@@ -70,6 +73,7 @@ def listing(
       kind: which files.
       columns: what the table calls them, where not ``path``, ``label``, ``identity``: ``{"path": "Image Index", …}``.
       person: regular expression that is searched for in every file's name; what its groups match names the person.
+      attributes: columns of the table that hold 0 or 1 for each record.
 
     Raises:
       InputError: no records, a loose image, an image of another format, a table that does not fit, or a name in which
@@ -77,9 +81,12 @@ def listing(
     """
     if columns is not None and (table is None or not set(columns) <= set(_COLUMNS)):
         raise InputError(f"columns is {dict(columns)!r}; expected names of {', '.join(_COLUMNS)}, beside a table")
+    if attributes and table is None:
+        raise InputError(f"attributes is {list(attributes)!r}; expected none without a table that has such columns")
+    marks = None
     if table is not None:
-        table_file = existing_file(table, "table")
-        files, label, people = _from_table(folder, table_file, kind, {**_COLUMNS, **(columns or {})})
+        table_file, named = existing_file(table, "table"), {**_COLUMNS, **(columns or {})}
+        files, label, people, marks = _from_table(folder, table_file, kind, named, attributes)
         classes, where = infer_num_classes(label, num_classes, str(table_file)), str(table_file)
     else:
         files, label, found = _from_folders(folder, kind)
@@ -89,7 +96,16 @@ def listing(
         if people is not None:
             raise InputError(f"person is {person!r}, but {where} has a column of people; expected one of the two")
         people = _from_names(files, person)
-    return Listing(files, label, people, classes, where)
+    return Listing(files, label, people, classes, where, marks)
+
+
+def _marks(table: Mapping[str, list[str]], table_file: Path, names: Sequence[str]) -> np.ndarray:
+    """int64 [N, A] from the columns of these names."""
+    for name in names:
+        for row, cell in enumerate(table[name], start=2):
+            if cell not in ("0", "1"):
+                raise InputError(f"{table_file}: {name} in row {row} is {cell!r}; expected 0 or 1")
+    return np.stack([np.asarray(table[name], np.int64) for name in names], axis=1)
 
 
 def _from_names(files: list[Path], pattern: str) -> np.ndarray:
@@ -138,10 +154,11 @@ def _hidden(file: Path, below: Path) -> bool:
 
 
 def _from_table(
-    folder: Path, table_file: Path, kind: Kind, columns: Mapping[str, str]
-) -> tuple[list[Path], np.ndarray, np.ndarray | None]:
-    """Files, their label int64 [N] and, where the table says it, person int32 [N]."""
-    given = read_table(table_file, [columns["path"], columns["label"]])
+    folder: Path, table_file: Path, kind: Kind, columns: Mapping[str, str], attributes: Sequence[str]
+) -> tuple[list[Path], np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Files, their label int64 [N] and, where the table says it, person int32 [N]; attributes int64 [N, A]."""
+    given = read_table(table_file, [columns["path"], columns["label"], *attributes])
+    marks = _marks(given, table_file, attributes) if attributes else None
     table = {ours: given[theirs] for ours, theirs in columns.items() if theirs in given}
     files = [folder / cell for cell in table["path"]]
     for row, file in enumerate(files, start=2):
@@ -158,7 +175,7 @@ def _from_table(
         label = np.asarray([int(cell) for cell in cells], np.int64)
     else:
         label = np.unique(np.asarray(cells), return_inverse=True)[1].astype(np.int64)
-    return files, label, number_people(table["identity"]) if "identity" in table else None
+    return files, label, number_people(table["identity"]) if "identity" in table else None, marks
 
 
 def stack(files: list[Path], read: Callable[[Path], tuple[np.ndarray, str]]) -> tuple[np.ndarray, list[str]]:

@@ -42,6 +42,7 @@ def image_folder(
     table: str | None = None,
     columns: Mapping[str, str] | None = None,
     person: str | None = None,
+    attributes: Sequence[str] = (),
     num_classes: int | None = None,
     classes: Sequence[int] | None = None,
     limit: int | None = None,
@@ -58,6 +59,7 @@ def image_folder(
       window: with 16 bits: (black, white), stored levels that become the ends of the range; None for 0 and 65,535.
       table: path of the CSV.
       columns, person: see `folders.listing`: other names of its columns; persons by file name.
+      attributes: columns of the table with 0 or 1 for each record (`Records.attributes`).
       num_classes: how many classes there are; None: the number of sub-folders, or as many as occur in the table.
       classes: keep these class numbers only; labels keep their numbers.
       limit: keep the first so many. As sub-folders come class after class, `split_records` takes a fairer part.
@@ -71,7 +73,7 @@ def image_folder(
         raise InputError(f"bits is {bits!r}; expected 8 or 16 bits a pixel")
     ends = _window(window, bits)
     folder = existing_folder(path, "path")
-    found = folders.listing(folder, table, num_classes, _KIND, columns, person)
+    found = folders.listing(folder, table, num_classes, _KIND, columns, person, attributes)
     keep = choose(found.label, found.num_classes, classes, limit, found.where)
     people = number_people([""] * len(found.files)) if found.person is None else found.person
     read = functools.partial(_read, prepare=prepare, bits=bits, window=ends)
@@ -87,6 +89,8 @@ def image_folder(
         levels=1 << bits,
         source_hash=source,
         preparation=(*said, *prepare.steps()),
+        attributes=None if found.attributes is None else found.attributes[keep],
+        attribute_names=attributes,
     )
 
 

@@ -54,6 +54,11 @@ class LatentRecords:
         """int32 [N], positions in the source."""
         return self.records.index
 
+    @property
+    def attributes(self) -> np.ndarray | None:
+        """int32 [N, A], see `Records`."""
+        return self.records.attributes
+
     @functools.cached_property
     def digest(self) -> str:
         """Of records and encoder, not of the latents' values, whose last digits differ between kinds of devices."""

@@ -42,6 +42,11 @@ class Drawable(Protocol):
         ...
 
     @property
+    def attributes(self) -> np.ndarray | None:
+        """int32 [N, A] of 0 and 1; None where there are none."""
+        ...
+
+    @property
     def digest(self) -> str:
         """Equal for equal data."""
         ...
@@ -92,7 +97,8 @@ class Batches:
 
         Returns:
           ``image`` float32 [R, H, W, C], ``label``, ``identity``, ``index`` int32 [R], and ``position`` int32 [R], the
-          row in the global batch (0..B−1), by which tasks key their random draws.
+          row in the global batch (0..B−1), by which tasks key their random draws; where the records have them,
+          ``attributes`` float32 [R, A].
         """
         if step < 0:
             raise ValueError(f"step is {step}; expected 0 or more")
@@ -217,10 +223,12 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray
 
 
 def _gather(records: Drawable, chosen: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:
-    return {
+    found = {
         "image": records.image[chosen],
         "label": records.label[chosen],
         "identity": records.identity[chosen],
         "index": records.index[chosen],
         "position": positions.astype(np.int32),
     }
+    attributes = records.attributes
+    return found if attributes is None else {**found, "attributes": attributes[chosen].astype(np.float32)}

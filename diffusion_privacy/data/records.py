@@ -32,6 +32,9 @@ class Records:
         bytes, or stored grey levels), the same however the image is resized, converted or planted with a fingerprint.
         None where the source is not at hand.
       preparation: what was done to the stored images, in words that allow to repeat it; empty for nothing.
+      attributes: int32 ``[N, A]`` of 0 and 1, facts about each record that may all hold at once; None where the source
+        has none or was not asked for them.
+      attribute_names: A different names, in their order.
 
     Raises:
       InputError: a field has another shape, dtype or range, a pixel is not finite, or there is no record.
@@ -46,11 +49,14 @@ class Records:
     levels: int = 256
     source_hash: np.ndarray | None = None
     preparation: tuple[str, ...] = ()
+    attributes: np.ndarray | None = None
+    attribute_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_images()
         for field in ("label", "identity", "index"):
             self._check_integers(field)
+        self._check_attributes()
         if self.num_classes < 1:
             raise InputError(f"{self.name}: num_classes is {self.num_classes}; expected at least 1")
         if self.label.max() >= self.num_classes:
@@ -63,11 +69,11 @@ class Records:
         if source is not None and (source.dtype.kind != "U" or source.shape != (len(self.image),)):
             raise InputError(f"{self.name}: source_hash is {_describe(source)}; expected text ({len(self.image)},)")
         # The digest is cached and a batch is promised to be a function of its number: neither holds if pixels change.
-        arrays = ("image", "label", "identity", "index")
-        for field in arrays if source is None else (*arrays, "source_hash"):
-            view = getattr(self, field).view()
-            view.flags.writeable = False
-            object.__setattr__(self, field, view)
+        for field in ("image", "label", "identity", "index", "source_hash", "attributes"):
+            if getattr(self, field) is not None:
+                view = getattr(self, field).view()
+                view.flags.writeable = False
+                object.__setattr__(self, field, view)
 
     def _check_images(self) -> None:
         image = self.image
@@ -92,6 +98,22 @@ class Records:
             )
         if value.min() < 0:
             raise InputError(f"{self.name}: {field} {value.min()} is out of range; expected 0 or more")
+
+    def _check_attributes(self) -> None:
+        value, names = self.attributes, self.attribute_names
+        if len(set(names)) != len(names) or bool(names) != (value is not None):
+            raise InputError(f"{self.name}: attribute_names is {names}; expected a different one for each attribute")
+        if value is None:
+            return
+        shape = (len(self.image), len(names))
+        if not isinstance(value, np.ndarray) or value.dtype != np.int32 or value.shape != shape:
+            raise InputError(f"{self.name}: attributes is {_describe(value)}; expected an int32 array {shape}")
+        wrong = np.argwhere((value != 0) & (value != 1))
+        if wrong.size:
+            record, one = wrong[0]
+            raise InputError(
+                f"{self.name}: attribute {names[one]!r} of record {record} is {value[record, one]}; expected 0 or 1"
+            )
 
     def __len__(self) -> int:
         return len(self.image)
@@ -122,6 +144,7 @@ class Records:
             identity=self.identity[wanted],
             index=self.index[wanted],
             source_hash=None if self.source_hash is None else self.source_hash[wanted],
+            attributes=None if self.attributes is None else self.attributes[wanted],
         )
 
     def with_images(self, images: np.ndarray) -> Records:
@@ -140,11 +163,14 @@ class Records:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of images, labels, people and places: equal digests mean equal data, wherever stored."""
+        """SHA-256 (hex) of images, labels, attributes, people and places: equal for equal data, wherever stored."""
         digest = hashlib.sha256(repr((self.image.shape, self.num_classes, self.levels)).encode())
         digest.update(np.ascontiguousarray(self.image, "<f4").data)
         for array in (self.label, self.identity, self.index):
             digest.update(np.ascontiguousarray(array, "<i4").data)
+        if self.attributes is not None:
+            digest.update(repr(self.attribute_names).encode())
+            digest.update(np.ascontiguousarray(self.attributes, "<i4").data)
         return digest.hexdigest()
 
 

@@ -79,6 +79,11 @@ class Rows:
         """Each row is another person, where the table does not say otherwise."""
         return self.index if self.table.person is None else self.table.person
 
+    @property
+    def attributes(self) -> None:
+        """None: a row's condition are its columns apart, see `label` and `RowBatches`."""
+        return None
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of what a flow sees of the rows."""

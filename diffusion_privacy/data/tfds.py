@@ -27,6 +27,7 @@ def tfds(
     image: str = "image",
     label: str | None = "label",
     identity: str | None = None,
+    attributes: Sequence[str] = (),
     channels: int | None = None,
     crop: Sides | str | None = None,
     size: Sides | None = None,
@@ -46,6 +47,9 @@ def tfds(
       label: feature that holds the class: whole numbers or true/false; parts of a name are joined by / as in
         ``"attributes/Male"``. None: one class.
       identity: feature that names the person (whole numbers or text, blank: unknown); None: persons unknown.
+      attributes: features with 0 or 1 (true or false) for each record, for `Records.attributes`; the name of a group of
+        features stands for all of them, in sorted order, as ``("attributes",)`` of celeb_a. They are named by the
+        last part of their names.
       channels, crop, size: see `preparation.Preparation`.
       classes: keep these labels only; labels keep their numbers.
       limit: keep the first so many.
@@ -60,6 +64,8 @@ def tfds(
     wanted = [feature for feature in (image, label, identity) if feature is not None]
     for feature in wanted:
         _feature(builder.info.features, feature, folder)
+    facts = [leaf for feature in attributes for leaf in _leaves(builder.info.features, feature, folder)]
+    marks: list[list[int]] = []
     where = f"{name} [{split}]"
     labels = np.zeros(len(examples), np.int64)
     people, images, hashes = [""] * len(examples), [], []
@@ -74,6 +80,7 @@ def tfds(
             raise InputError(f"{where}: example {i} is {made.shape}; expected {shape} as the first one, or give size")
         images.append(made)
         labels[i] = 0 if label is None else _whole(_take(example, label), f"{where}: {label!r} of example {i}")
+        marks.append([_whole(_take(example, fact), f"{where}: {fact!r} of example {i}") for fact in facts])
         people[i] = "" if identity is None else _name(_take(example, identity), f"{where}: {identity!r}")
         if limit is not None and classes is None and i + 1 >= limit:
             labels, people = labels[: i + 1], people[: i + 1]
@@ -91,6 +98,8 @@ def tfds(
         name=where,
         source_hash=[hashes[i] for i in keep],
         preparation=prepare.steps(),
+        attributes=np.asarray(marks)[keep] if facts else None,
+        attribute_names=[fact.rpartition("/")[2] for fact in facts],
     )
 
 
@@ -160,6 +169,12 @@ def _feature(features: Any, path: str, folder: Path) -> Any:
             raise InputError(f"{folder}: has no feature {path!r}; expected one of {', '.join(known)}")
         node = node[part]
     return node
+
+
+def _leaves(features: Any, path: str, folder: Path) -> list[str]:
+    """The feature of this name, or all features of the group of this name, sorted."""
+    node = _feature(features, path, folder)
+    return [f"{path}/{name}" for name in sorted(node.keys())] if hasattr(node, "keys") else [path]
 
 
 def _take(example: Any, path: str) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import fcntl
+import glob
 import json
 import os
 import secrets
@@ -29,7 +31,7 @@ from diffusion_privacy.mechanisms.release import Privatised
 @contextlib.contextmanager
 def complete_or_absent(directory: Path) -> Iterator[Path]:
     """A hidden folder beside ``directory`` to write into: it takes that name when the block ends, and is removed when
-    the block raises. Nobody sees a part of it.
+    the block raises. Nobody sees a part of it; what a killed process left of it is removed by the next one.
 
     Raises:
       InputError: ``directory`` exists. What is given away is never overwritten.
@@ -37,16 +39,32 @@ def complete_or_absent(directory: Path) -> Iterator[Path]:
     if directory.exists():
         raise InputError(f"{directory}: exists already; a release is never overwritten")
     directory.parent.mkdir(parents=True, exist_ok=True)
+    for lock in directory.parent.glob(f".{glob.escape(directory.name)}.*.lock"):
+        # What a killed process wrote is not paid for, and made of private records all the same.
+        with contextlib.suppress(BlockingIOError), _held(lock):
+            shutil.rmtree(lock.with_suffix(".tmp"), ignore_errors=True)
     temporary = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        sync(temporary)
-        os.rename(temporary, directory)
-        sync(directory.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with _held(temporary.with_suffix(".lock")):
+        temporary.mkdir()
+        try:
+            yield temporary
+            sync(temporary)
+            os.rename(temporary, directory)
+            sync(directory.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _held(lock: Path) -> Iterator[None]:
+    """A lock that ends with the process; who had it removes the file. BlockingIOError where another one has it."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def publish(

@@ -83,7 +83,7 @@ class Manifest:
         clip_norm and sensitivity are None for metric noise.
       relation: neighbouring relation in words.
       epsilon, delta: of condition, latent and (DP-SGD) flow training together, in nats; epsilon is None when nothing
-        finite is promised.
+        finite is promised end to end, as for a flow called ``mechanism-only``.
       epsilon_method: how it was composed (`accounting.Account.method`).
       latent_epsilon, condition_epsilon: the parts, each at `delta` (None: public, not promised).
       flow_epsilon, flow_event: of the flow's DP-SGD training alone, at `delta`, and its privacy event as the ledger has
@@ -192,7 +192,7 @@ def describe(
         clip_norm=None if metric else mechanism.sensitivity(REPLACE_RECORD) / 2.0,
         sensitivity=None if metric else sensitivity,
         relation=relation.describe(),
-        epsilon=_finite(whole.epsilon),
+        epsilon=None if flow.training == "mechanism-only" else _finite(whole.epsilon),
         delta=whole.delta,
         epsilon_method=whole.method,
         latent_epsilon=_finite(latent.epsilon),

@@ -67,9 +67,9 @@ _METHODS = (
 )  # fmt: skip
 
 _IMAGE_METHODS = (
-    ("Control", "Images drawn from the network and the class alone. If the network learnt from other records only, "
-     "they hold nothing of the private ones: ε = 0. A private copy is worth its noise only for what it does beyond "
-     "the control."),
+    ("Control", "Images drawn from the network and the published class (or attributes) alone. If the network learnt "
+     "from other records only, they hold nothing of the private ones: ε = 0. A private copy is worth its noise only "
+     "for what it does beyond the control."),
     ("Private training", "Gradient descent on the originals with each record’s gradient clipped and noise added, at "
      "the same ε and δ for replacing a record and its class. It gives a model and no data."),
     ("DP-Pix", "Means of blocks of pixels with Laplace noise for replacing the whole image."),
@@ -121,7 +121,7 @@ def _arms(release: Mapping[str, Any]) -> str:
     arms = {arm["name"]: arm for arm in release["arms"]}
     columns = (
         ("ε of the latent step", ""), ("Private copies", "on real test images"),
-        ("Private copies", "on test images made private alike"), ("Private training", "on originals"),
+        ("Private copies", "on test images made private alike, of unknown class"), ("Private training", "on originals"),
         ("DP-Pix images", ""), ("Likeness of private copies", "PSNR in dB; SSIM; Fréchet distance"),
     )  # fmt: skip
     rows = []
@@ -145,9 +145,10 @@ def _arms(release: Mapping[str, Any]) -> str:
     note = (
         f"In brackets: {percent(level)} interval over {seeds} trainings, each on its own draw of control and DP-Pix "
         f"images. All are scored on the same {count(release['n_test'])} test records, whose choice the interval does "
-        "not cover; a released set is one draw. PSNR and SSIM (higher = closer) compare each image with the private "
-        "original in its place, the Fréchet distance (lower = closer) the sets in features of a classifier of the "
-        "originals; for the control they show what the class alone gives."
+        "not cover; a released set is one draw. Test images of unknown class go through the mechanism under a class "
+        "drawn at random, since whoever wants to know a class does not have it. PSNR and SSIM (higher = closer) "
+        "compare each image with the private original in its place, the Fréchet distance (lower = closer) the sets in "
+        "features of a classifier of the originals; for the control they show what the class alone gives."
     )
     first = data_table("Right answers of classifiers, by what they were trained on", columns, rows)
     return first + data_table("For comparison", plain, compared) + f'<p class="small">{_e(note)}</p>'
@@ -236,7 +237,8 @@ def _flow(release: Mapping[str, Any]) -> str:
         if release["config"]["flow"]["trained_on"] == "public"
         else f"Membership: a record that it learnt from, which is a PRIVATE one, looks more likely than another in "
         f"{with_interval(member)} of pairs (chance: 50 %).",
-        f"Running the network backwards and forwards changes a latent by at most {flow['inversion_error']:.1e}.",
+        "Running the network backwards and forwards changes a latent, as noise leaves it to be decoded, by at most "
+        f"{flow['inversion_error']:.1e}; forwards and backwards, a record by at most {flow['record_error']:.1e}.",
     ]
     return tables.bullets(lines)
 

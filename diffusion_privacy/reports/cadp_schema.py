@@ -165,7 +165,8 @@ class FlowFacts(TypedDict):
     membership: Interval
     members: Positive
     others: Positive
-    inversion_error: NonNegative
+    inversion_error: NonNegative  # of latents as the decoder gets them
+    record_error: NonNegative  # of records as the flow takes them
 
 
 class ReleasedSet(TypedDict):

@@ -16,6 +16,7 @@ from diffusion_privacy.reports.cadp_schema import TABLE_VERSION
 from diffusion_privacy.reports.tables import escape
 from diffusion_privacy.reports.wording import count, percent, significant
 
+_PLURAL = {"class": "classes", "attributes": "attributes"}
 NAMES = {
     "original": "originals",
     "public": "public records",
@@ -78,7 +79,8 @@ class Words:
 def words(release: Mapping[str, Any]) -> Words:
     """The words for this study."""
     if release["schema_version"] != TABLE_VERSION:
-        return Words("image", "images", "class", "replacing a record and its class by any others")
+        condition = "class" if release["config"]["flow"]["condition"] == "label" else "attributes"
+        return Words("image", "images", condition, f"replacing a record and its {condition} by any others")
     apart = ", ".join(release["config"]["columns"]["apart"])
     return Words("row", "rows", apart or "row", "replacing a row by any other", table=True)
 
@@ -120,7 +122,8 @@ def relation(release: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     name, _, people = manifest["relation"].partition(", ")
     plain, said = words(release), "replace-record-and-condition"
     same = (
-        f"replacing a {'row' if plain.table else 'record'} by any other of the same {plain.condition}, which is public"
+        f"replacing a {'row' if plain.table else 'record'} by any other of the same {plain.condition}, which "
+        f"{'are' if plain.condition == 'attributes' else 'is'} public"
     )
     return f"{plain.any_other if name == said else same}{f' (up to {people})' if people else ''}"
 
@@ -223,7 +226,7 @@ def _use_card(release: Mapping[str, Any]) -> str:
     if better:
         names = ", ".join(f"ε = {epsilon(arm['epsilon'])}" for arm in better if arm["epsilon"] is not None)
         return card("Usefulness", "beyond the control", "clean", f"Better than any control to be expected at {names}.")
-    source = "the flow" if words(release).table else "the flow and the classes"
+    source = "the flow" if words(release).table else f"the flow and the {_PLURAL[words(release).condition]}"
     text = (
         f"No set is better than {control_records(release)}: what is useful here comes from {source}, not from the "
         "private latents."

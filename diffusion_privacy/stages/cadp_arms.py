@@ -32,9 +32,11 @@ class Arm:
     Attributes:
       name: unique.
       kind: what the set is made of: ``original``, ``public``, ``released``, ``study``, ``control``, ``pixels``.
-      epsilon: ε of the set as a whole; None where none is claimed or none of the private records is in it.
+      epsilon: ε of the set as a whole, for releases `cadp_study.Released.spent`; None where none of the private records
+        is in it, or no noise.
       sets: the set, or one draw of it for each seed, so that the interval over seeds covers the draw.
-      private_test: test records that went through the same mechanism, for the arm p/p; None without.
+      private_test: test records that went through the same mechanism, for the arm p/p, under a condition that says
+        nothing of them; None without.
     """
 
     name: str
@@ -47,6 +49,19 @@ class Arm:
     def records(self) -> Records:
         """The set, or the first draw of it."""
         return self.sets[0]
+
+
+def with_guessed_condition(test: Records, public: Records, by: str, key: Array) -> Records:
+    """The test records with conditions of public records drawn at random, ``"label"`` or ``"attributes"``.
+
+    Whoever is to classify a record does not know its class. Made private under its true one it would be decoded as that
+    class, and classifiers would read off what they were given: at ε = 0.5 more than nine in ten digits, where the
+    latent says nothing of them.
+    """
+    drawn = public.take(np.asarray(jax.random.randint(key, (len(test),), 0, len(public))))
+    if by == "attributes":
+        return dataclasses.replace(test, attributes=drawn.attributes)
+    return dataclasses.replace(test, label=drawn.label)
 
 
 class ArmBatches:

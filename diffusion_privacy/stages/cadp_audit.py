@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -123,7 +124,8 @@ def _groups(labels: np.ndarray, candidates: np.ndarray, by_class: bool) -> list[
 
 def by_class(settings: PrivateStudy, parts: Parts[Any]) -> bool:
     """Whether the condition is published, so that an attacker looks among candidates that share it."""
-    return bool(parts.private.num_classes > 1) and settings.release.label_epsilon == 0
+    several = parts.private.num_classes > 1 or settings.flow.condition == "attributes"
+    return bool(several) and settings.release.label_epsilon == 0
 
 
 def link(
@@ -153,6 +155,13 @@ def link(
     return entry
 
 
+def alike(condition: np.ndarray) -> np.ndarray:
+    """Equal for records of equal condition, ``int [N] or [N, A] -> [N]``: the class, or all attributes as a text."""
+    if condition.ndim == 1:
+        return condition
+    return np.asarray(["".join(map(str, row)) for row in condition.tolist()])
+
+
 def first(records: R, count: int) -> R:
     """The first ``count`` records, or all of them: with 0, or where there are no more."""
     return records.take(np.arange(count)) if 0 < count < len(records) else records
@@ -163,27 +172,26 @@ def _linkage(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any], flow: 
     everyone, level, seed = parts.private, settings.attack.level, settings.seed
     private = first(everyone, settings.attack.records)
     within = by_class(settings, parts)
-    attacker = flow.attacker()
-    gallery, _ = attacker.encode(private.image, private.label, rng.stream(seed, "gallery"))
+    attacker, given = flow.attacker(), flow.given(private)
+    gallery, _ = attacker.encode(private.image, given, rng.stream(seed, "gallery"))
 
-    def entry(name: str, kind: str, epsilon: float | None, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        z, _ = attacker.encode(images, labels, rng.stream(seed, "attack"))
-        found = link(np.nan_to_num(z), labels, gallery, private.label, level, within)
+    def entry(
+        name: str, kind: str, epsilon: float | None, images: np.ndarray, told: np.ndarray = given
+    ) -> dict[str, Any]:
+        z, _ = attacker.encode(images, told, rng.stream(seed, "attack"))
+        found = link(np.nan_to_num(z), alike(told), gallery, alike(given), level, within)
         return {"name": name, "kind": kind, "epsilon": epsilon, **found}
 
     entries = []
     for e in settings.release.epsilons:
-        released = common.load_release(workdir, e, everyone).records
-        entries.append(
-            entry(f"released {e:g}", "released", e, released.image[: len(private)], released.label[: len(private)])
-        )
+        released = first(common.load_release(workdir, e, everyone, common.target_of(settings)).records, len(private))
+        entries.append(entry(f"released {e:g}", "released", e, released.image, flow.given(released)))
     noisy = settings.attack.study_epsilons
     if noisy:
         study = common.study_images(settings, flow, private, noisy, rng.stream(seed, "study"))
-        entries += [entry(f"study {e:g}", "study", e, x, private.label) for e, x in zip(noisy, study, strict=True)]
-    drawn = flow.sample(private.label, rng.stream(seed, "control"))
-    entries.append(entry("control", "control", None, drawn, private.label))
-    entries.append(entry("no noise", "no noise", None, private.image, private.label))
+        entries += [entry(f"study {e:g}", "study", e, x) for e, x in zip(noisy, study, strict=True)]
+    entries.append(entry("control", "control", None, flow.sample(given, rng.stream(seed, "control"))))
+    entries.append(entry("no noise", "no noise", None, private.image))
     return entries
 
 
@@ -197,11 +205,13 @@ def _flow(settings: PrivateStudy, parts: Parts[Any], flow: TrainedFlow) -> dict[
     )
     members, others = (first(side, settings.attack.records) for side in (members, others))
     key = rng.stream(settings.seed, "membership")
-    _, member_logp = flow.encode(members.image, members.label, jax.random.fold_in(key, 0))
-    _, other_logp = flow.encode(others.image, others.label, jax.random.fold_in(key, 1))
+    _, member_logp = flow.encode(members.image, flow.given(members), jax.random.fold_in(key, 0))
+    _, other_logp = flow.encode(others.image, flow.given(others), jax.random.fold_in(key, 1))
     level = settings.attack.level
     auc = membership.auc(member_logp, other_logp, level)
     dims = flow.model.dims
+    spread = decoded_spread(settings, dims, len(parts.private))
+    latent_error, record_error = inversion_errors(flow, others, key, spread)
     return {
         "bits_per_dim": {
             "trained_on": float(np.mean(bits_per_dim(jnp.asarray(member_logp), dims))),
@@ -211,22 +221,42 @@ def _flow(settings: PrivateStudy, parts: Parts[Any], flow: TrainedFlow) -> dict[
         "membership": {"value": auc.value, "lower": auc.lower, "upper": auc.upper, "level": level},
         "members": len(members),
         "others": len(others),
-        "inversion_error": inversion_error(flow, others, key),
+        "inversion_error": latent_error,
+        "record_error": record_error,
     }
 
 
-def inversion_error(flow: TrainedFlow, records: Records | Rows, key: jax.Array) -> float:
-    """max |f(f⁻¹(z'; c); c) − z'| over latents as the decoder gets them, z' ~ N(0, I), in float32."""
-    given = flow.condition(records.label)
+def decoded_spread(settings: PrivateStudy, dims: int, records: int) -> float:
+    """Largest standard deviation of the latents that the decoder gets: 1 where they are matched to the prior."""
+    release = settings.release
+    if release.prior_matched:
+        return 1.0
+    scale = common.make_mechanism(settings, release.epsilons[0], dims, records).noise_scale
+    return math.sqrt(1.0 + (2.0 if release.mechanism.endswith("laplace") else 1.0) * scale**2)
+
+
+def inversion_errors(flow: TrainedFlow, records: Records | Rows, key: jax.Array, spread: float) -> tuple[float, float]:
+    """max |f(f⁻¹(z'; c); c) − z'| over z' ~ N(0, spread²·I), and max |f⁻¹(f(y; c); c) − y| over records, in float32.
+
+    y are the records as the flow takes them, dequantised and mapped; z' what the decoder of a release gets.
+    """
+    given = flow.condition(flow.given(records))
     cond = None if given is None else jnp.asarray(given)
-    z = jax.random.normal(key, (len(records), flow.model.dims))
+    keys = jax.random.split(key, (2, len(records)))
+    z = spread * jax.vmap(lambda k: jax.random.normal(k, (flow.model.dims,)))(keys[0])
+    y, _ = flow.model.preprocess.forward(
+        jax.vmap(flow.model.preprocess.dequantise)(keys[1], jnp.asarray(records.image))
+    )
 
     @jax.jit
-    def there_and_back(params: Any, z: jax.Array, cond: jax.Array | None) -> jax.Array:
-        y, _ = flow.model.bijection.inverse(params, z, cond)
-        return flow.model.bijection.forward(params, y, cond)[0]
+    def there_and_back(params: Any, z: Array, y: Array, cond: Array | None) -> tuple[Array, Array]:
+        forward, inverse = flow.model.bijection.forward, flow.model.bijection.inverse
+        again = forward(params, inverse(params, z, cond)[0], cond)[0]
+        back = inverse(params, forward(params, y, cond)[0], cond)[0]
+        return jnp.max(jnp.abs(again - z)), jnp.max(jnp.abs(back - y))
 
-    return float(jnp.max(jnp.abs(there_and_back(flow.params, z, cond) - z)))
+    latent, record = there_and_back(flow.params, z, y, cond)
+    return float(latent), float(record)
 
 
 def audit(settings: PrivateStudy, workdir: Workdir) -> None:

@@ -42,14 +42,17 @@ def interval(values: np.ndarray, level: float) -> dict[str, Any]:
 def make_arms(settings: Cadp, workdir: Workdir, parts: cadp_study.Parts, flow: cadp_study.TrainedFlow) -> list[Arm]:
     """Every training set: originals, public records, releases with their private test sets, control, DP-Pix."""
     private, test = parts.private, parts.test
-    releases = [cadp_study.load_release(workdir, e, private) for e in settings.release.epsilons]
-    key = rng.stream(settings.seed, "private_test")
-    tests = cadp_study.study_images(settings, flow, test, settings.release.epsilons, key)
+    target = settings.evaluation.target
+    releases = [cadp_study.load_release(workdir, e, private, target) for e in settings.release.epsilons]
+    key, by = rng.stream(settings.seed, "private_test"), flow.model.condition
+    unknown = cadp_arms.with_guessed_condition(test, parts.public, by, rng.stream(settings.seed, "private_test_class"))
+    tests = cadp_study.study_images(settings, flow, unknown, settings.release.epsilons, key)
     arms = [Arm("original", "original", None, (private,)), Arm("public", "public", None, (parts.public,))]
     for release, images in zip(releases, tests, strict=True):
-        total = release.manifest["epsilon"]
         arms.append(
-            Arm(f"released {release.epsilon:g}", "released", total, (release.records,), test.with_images(images))
+            Arm(
+                f"released {release.epsilon:g}", "released", release.spent, (release.records,), test.with_images(images)
+            )
         )
     draws = range(settings.evaluation.seeds)
     arms.append(Arm("control", "control", None, tuple(_control(settings, flow, releases[0].records, d) for d in draws)))
@@ -62,7 +65,7 @@ def make_arms(settings: Cadp, workdir: Workdir, parts: cadp_study.Parts, flow: c
 
 def _control(settings: Cadp, flow: cadp_study.TrainedFlow, released: Records, draw: int) -> Records:
     """Images that the flow draws for the published classes: nothing of a private record is in them."""
-    images = flow.sample(released.label, rng.stream(settings.seed, "control", draw))
+    images = flow.sample(flow.given(released), rng.stream(settings.seed, "control", draw))
     return released.with_images(images)
 
 
@@ -114,8 +117,10 @@ def _entries(settings: Cadp, parts: cadp_study.Parts, arms: list[Arm], task: Arm
     return entries
 
 
-def _dp_accuracies(settings: Cadp, workdir: Workdir, private: Records, test: Records) -> np.ndarray:
-    options, epsilons = settings.evaluation, settings.release.epsilons
+def _dp_accuracies(
+    settings: Cadp, workdir: Workdir, private: Records, test: Records, epsilons: tuple[float, ...]
+) -> np.ndarray:
+    options = settings.evaluation
     if options.dp_arm == "loop" and options.dp_training is not None:
         return cadp_private_arm.accuracies(settings, workdir, private, test, epsilons, options.dp_training)
     return cadp_arms.dp_gradient_accuracies(settings, private, test, epsilons)
@@ -125,18 +130,21 @@ def _dp_entries(settings: Cadp, workdir: Workdir, parts: cadp_study.Parts) -> li
     options = settings.evaluation
     if not options.dp_steps:
         return []
-    found = _dp_accuracies(settings, workdir, parts.private, parts.test)
+    latent, target = settings.release.epsilons, options.target
+    # All that the release beside it spends.
+    spends = tuple(cadp_study.load_release(workdir, e, parts.private, target).spent for e in latent)
+    found = _dp_accuracies(settings, workdir, parts.private, parts.test, spends)
     return [
         {
             "name": f"dp-sgd {e:g}",
             "kind": "dp-sgd",
-            "epsilon": e,
+            "epsilon": spend,
             "n_train": len(parts.private),
             "accuracy": interval(row, options.level),
             "accuracy_private_test": None,
             "likeness": None,
         }
-        for e, row in zip(settings.release.epsilons, found, strict=True)
+        for e, spend, row in zip(latent, spends, found, strict=True)
     ]
 
 

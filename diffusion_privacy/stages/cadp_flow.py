@@ -18,6 +18,7 @@ from diffusion_privacy.flows.cinn import FlowConfig, build
 from diffusion_privacy.flows.objective import FlowModel, flow_model
 from diffusion_privacy.flows.preprocess import Preprocess
 from diffusion_privacy.mechanisms import noise
+from diffusion_privacy.mechanisms.condition import check_attributes
 from diffusion_privacy.settings_cadp import Flow
 from diffusion_privacy.types import Array, PyTree
 
@@ -40,9 +41,10 @@ def flow_config(settings: Flow, shape: tuple[int, ...], cond_dim: int, training:
 
 
 def image_model(settings: Flow, records: Records, training: bool = False) -> FlowModel:
-    """The flow of images like these, given their class."""
-    config = flow_config(settings, tuple(int(v) for v in records.image.shape[1:]), records.num_classes, training)
-    return flow_model(config, "label", settings.preprocess, records.levels, settings.logit_alpha)
+    """The flow of images like these, given their class or their attributes."""
+    size = records.num_classes if settings.condition == "label" else len(records.attribute_names)
+    config = flow_config(settings, tuple(int(v) for v in records.image.shape[1:]), size, training)
+    return flow_model(config, settings.condition, settings.preprocess, records.levels, settings.logit_alpha)
 
 
 def row_model(settings: Flow, rows: Rows, spread: float, training: bool = False) -> FlowModel:
@@ -54,15 +56,30 @@ def row_model(settings: Flow, rows: Rows, spread: float, training: bool = False)
     return FlowModel(build(config), blurred, config.cond_dim, "attributes" if config.cond_dim else "none")
 
 
+def condition_of(records: Records | Rows, kind: str) -> np.ndarray:
+    """The condition of these records, int32: classes [N], or attributes [N, K] where ``kind`` says so."""
+    if kind != "attributes":
+        return records.label
+    if records.attributes is None:
+        raise InputError(f"{records.name}: expected records with attributes, which the flow is conditioned on")
+    return records.attributes
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainedFlow:
-    """The averaged flow and the ways through it; conditions are class numbers."""
+    """The averaged flow and the ways through it; conditions are class numbers [N], or attributes [N, K]."""
 
     model: FlowModel
     params: PyTree
 
+    def given(self, records: Records | Rows) -> np.ndarray:
+        """What of these records the flow is conditioned on, int [N] or [N, K]."""
+        return condition_of(records, self.model.condition)
+
     def condition(self, labels: np.ndarray) -> np.ndarray | None:
-        """``int [N] -> float32 [N, K]``; InputError names the record with a class outside the declared ones."""
+        """``int [N] or [N, K] -> float32 [N, K]``; InputError names the record whose class or attribute is none."""
+        if self.model.condition == "attributes":
+            return check_attributes(labels, self.model.cond_dim).astype(np.float32)
         return objective.one_hot(labels, self.model.cond_dim, "labels")
 
     def encode(self, images: np.ndarray, labels: np.ndarray, key: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +115,10 @@ class TableFlow(TrainedFlow):
     """
 
     encoder: Encoder
+
+    def given(self, records: Records | Rows) -> np.ndarray:
+        """Combinations of the columns apart, int [N]."""
+        return records.label
 
     def condition(self, labels: np.ndarray) -> np.ndarray | None:
         """``int [N] -> float32 [N, K]``; None without columns apart."""

@@ -34,9 +34,12 @@ def provenance(settings: PrivateStudy, workdir: Workdir, ledger: Ledger) -> Flow
     """What the release may say of the flow; `privatise` holds it against the records, one by one.
 
     Raises:
-      InputError: declared ``dp-sgd``, but not trained so, or not paid for.
+      InputError: nothing was trained yet, or it is declared ``dp-sgd``, but not trained so, or not paid for.
     """
-    trained_on = frozenset(workdir.read_json(workdir.root / "train" / "trained_on.json")["hashes"])
+    written = workdir.root / "train" / "trained_on.json"
+    if not written.exists():
+        raise InputError(f"{written}: expected what the flow learnt from, found none; run --mode=train first")
+    trained_on = frozenset(workdir.read_json(written)["hashes"])
     declared = settings.release.flow_training
     spend = dp_training.require_paid(ledger, workdir.root / "train" / "flow") if declared == "dp-sgd" else None
     return FlowProvenance(declared, trained_on, spend)  # type: ignore[arg-type]
@@ -85,7 +88,7 @@ def _release(
             public_latents=public_z,
         )  # fmt: skip
     return privatise(
-        flow.release_encode, flow.release_decode, private.image, private.label,
+        flow.release_encode, flow.release_decode, private.image, flow.given(private),
         mechanism=mechanism, condition=common.make_condition(settings, private), relation=relation,
         delta=release.delta, flow=source, selection=selection, match=release.prior_matched,
         person=private.identity, hashes=common.hashes(private), public_latents=public_z,
@@ -99,8 +102,9 @@ def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
 
     Raises:
       InputError: the flow learned from these records and is declared neither ``dp-sgd``, with the checkpoint and the
-        ledger to show for it, nor ``mechanism-only``; the ledger is exhausted;
-        the relation, ε or δ is missing or out of range. No release is left half-written.
+        ledger to show for it, nor ``mechanism-only``; the ledger is exhausted, lacks a release that is there, or has
+        records of the public share as private ones; the relation, ε or δ is missing or out of range. No release is
+        left half-written.
     """
     metric = settings.release.metric
     if any(not common.release_path(workdir, s, metric).exists() for s in settings.release.strengths):
@@ -117,6 +121,8 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
     # Everything that can be refused is refused before the flow is read, and before the first of several releases.
     hashes = common.hashes(private)
     ledger = common.make_ledger(settings, workdir)
+    common.check_entered(settings, workdir, ledger)
+    common.check_given_up(ledger, parts)
     source = provenance(settings, workdir, ledger)
     source.check(hashes)
     if metric:
@@ -125,7 +131,7 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
         check_budget(settings, ledger, missing, private, hashes)
     flow = common.load_flow(settings, workdir, private)
     with workdir.timed("privatize"):
-        public_z, _ = flow.encode(parts.public.image, parts.public.label, rng.stream(settings.seed, "clip_share"))
+        public_z, _ = flow.encode(parts.public.image, flow.given(parts.public), rng.stream(settings.seed, "clip_share"))
         for strength in missing:
             made = _release(settings, strength, flow, source, private, public_z)
             if isinstance(made, Privatised) and isinstance(private, Records):
@@ -135,5 +141,6 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
             if isinstance(made, PrivatisedTable):
                 promise, folder = made.release.manifest, publish_table(made, path, ledger=ledger)
             else:
-                promise, folder = made.manifest, publish(made, path, ledger=ledger)
+                names = private.attribute_names if made.labels.ndim == 2 and isinstance(private, Records) else None
+                promise, folder = made.manifest, publish(made, path, ledger=ledger, class_names=names)
             _LOG.info("privatize: %s, %s", folder, promise.guarantee)

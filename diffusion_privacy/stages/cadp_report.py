@@ -19,6 +19,7 @@ _QUESTION = (
 
 def _ledger(settings: PrivateStudy, workdir: Workdir) -> dict[str, Any]:
     ledger = common.make_ledger(settings, workdir)
+    common.check_entered(settings, workdir, ledger)
     total = ledger.total()
     return {
         "summary": total.describe(),
@@ -54,7 +55,7 @@ def report(settings: PrivateStudy, workdir: Workdir) -> None:
         {
             "folder": str(common.release_path(workdir, e).relative_to(workdir.root)),
             "latent_epsilon": e,
-            "manifest": common.load_release(workdir, e, parts.private).manifest,
+            "manifest": common.load_release(workdir, e, parts.private, common.target_of(settings)).manifest,
         }
         for e in settings.release.epsilons
     ]

@@ -17,7 +17,13 @@ from diffusion_privacy.data.table_rows import RowBatches, Rows
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.flows.objective import FlowModel
 from diffusion_privacy.mechanisms import clipping, decoding, study
-from diffusion_privacy.mechanisms.condition import ConditionMechanism, PublicCondition, RandomizedResponse
+from diffusion_privacy.mechanisms.condition import (
+    ConditionMechanism,
+    PublicAttributes,
+    PublicCondition,
+    RandomizedAttributes,
+    RandomizedResponse,
+)
 from diffusion_privacy.mechanisms.decoding import CoarseSelection
 from diffusion_privacy.mechanisms.discrete import DiscreteGaussian, DiscreteLaplace
 from diffusion_privacy.mechanisms.ledger import Ledger
@@ -56,13 +62,36 @@ def load_parts(settings: PrivateStudy, workdir: Workdir) -> Parts[Any]:
     if isinstance(settings, CadpTable):
         parts = Parts(*cadp_table_study.load_parts(settings))
     else:
-        source = reading.load(settings.data)
+        source = labelled(settings, reading.load(settings.data))
         wanted = settings.split
         parts = Parts(*split_records(source, (wanted.public, wanted.private, wanted.test), settings.seed))
     by_name = {f.name: getattr(parts, f.name) for f in dataclasses.fields(parts)}
     index = {name: part.index for name, part in by_name.items()}
     reading.write_split(workdir, parts.public, index, {name: part.identity for name, part in by_name.items()})
     return parts
+
+
+def target_of(settings: PrivateStudy) -> str:
+    """The attribute that classifiers predict; empty where they predict the class, or nothing."""
+    return settings.evaluation.target if isinstance(settings, Cadp) else ""
+
+
+def labelled(settings: PrivateStudy, records: Records) -> Records:
+    """The records with the label that classifiers predict: the class, or one attribute.
+
+    Raises:
+      InputError: the flow wants attributes, and the source has none, or not that one.
+    """
+    names, target = records.attribute_names, target_of(settings)
+    if settings.flow.condition != "attributes":
+        return records
+    if records.attributes is None:
+        raise InputError(
+            "config.data.params.attributes: expected names of attributes, since config.flow.condition is 'attributes'"
+        )
+    if target not in names:
+        raise InputError(f"config.evaluation.target: expected one of {', '.join(names)}, got {target!r}")
+    return dataclasses.replace(records, label=records.attributes[:, names.index(target)], num_classes=2)
 
 
 def hashes(records: Records | Rows) -> tuple[str, ...]:
@@ -81,6 +110,34 @@ def hashes(records: Records | Rows) -> tuple[str, ...]:
 def make_ledger(settings: PrivateStudy, workdir: Workdir) -> Ledger:
     """The ledger of the private records."""
     return Ledger(workdir.root / Path(settings.release.ledger), settings.release.total_epsilon, settings.release.delta)
+
+
+def check_entered(settings: PrivateStudy, workdir: Workdir, ledger: Ledger) -> None:
+    """`InputError` when a data set was released and the ledger does not know of it: its total would be too small."""
+    entered = [entry.stage for entry in ledger.entries()]
+    for strength in settings.release.strengths:
+        path = release_path(workdir, strength, settings.release.metric)
+        # That of metric privacy goes on with its promise, see `export.publish`.
+        known = any(stage == f"release {path.name}" or stage.startswith(f"release {path.name} (") for stage in entered)
+        if path.exists() and not known:
+            raise InputError(
+                f"{ledger.path}: lacks 'release {path.name}', while {path} is there; expected the ledger in which it "
+                "was entered"
+            )
+
+
+def check_given_up(ledger: Ledger, parts: Parts[Any]) -> None:
+    """`InputError` when records of the public share are in the ledger: what protected them once is given up here.
+
+    Another seed, or other shares, would do so: a flow that learnt from them without privacy would be called public.
+    Copies within the study are not meant here, see `FlowProvenance.check`.
+    """
+    protected = {record for entry in ledger.entries() for record in entry.records or ()}
+    if protected and (shared := len(protected.intersection(hashes(parts.public)) - set(hashes(parts.private)))):
+        raise InputError(
+            f"{ledger.path}: {shared} of the {len(parts.public)} records of the public share are in it as private ones;"
+            " expected a split in which they stay private (seed and shares as before)"
+        )
 
 
 def batches(records: Records | Rows, batch_size: int, seed: int) -> Batches:
@@ -137,9 +194,12 @@ def make_relation(settings: PrivateStudy) -> Relation:
 
 
 def make_condition(settings: PrivateStudy, records: Records | Rows) -> ConditionMechanism:
-    """How the class, or the columns apart, are released."""
+    """How the class, the attributes, or the columns apart are released."""
     if isinstance(records, Rows):
         return column_condition(records.encoder.sizes, response_epsilon(settings), make_relation(settings))
+    if settings.flow.condition == "attributes":
+        count, epsilon = len(records.attribute_names), settings.release.label_epsilon
+        return RandomizedAttributes.even(epsilon, count) if epsilon > 0 else PublicAttributes(count)
     if settings.release.label_epsilon > 0:
         return RandomizedResponse(settings.release.label_epsilon, records.num_classes)
     return PublicCondition(records.num_classes)
@@ -191,7 +251,8 @@ def study_images(
     A discrete mechanism is stood in for by the continuous one with its noise scale.
     """
     keys = jax.random.split(key, 3)
-    z, _ = flow.encode(records.image, records.label, keys[0])
+    given = flow.given(records)
+    z, _ = flow.encode(records.image, given, keys[0])
     scales = [make_mechanism(settings, e, z.shape[1], len(records)).noise_scale for e in epsilons]
     latents = _study_latents(
         settings.release.mechanism.removeprefix("discrete_"),
@@ -202,7 +263,7 @@ def study_images(
         keys[1:],
         jnp.asarray(z),
     )
-    return np.stack([flow.decode(np.asarray(latent), records.label) for latent in latents])
+    return np.stack([flow.decode(np.asarray(latent), given) for latent in latents])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -246,12 +307,18 @@ class Released(Generic[R]):
     records: R
     manifest: dict[str, Any]
 
+    @property
+    def spent(self) -> float:
+        """ε in all; where nothing finite is promised end to end, that of the latent step."""
+        return float(self.manifest["epsilon"] or self.epsilon)
 
-def load_release(workdir: Workdir, epsilon: float, like: R) -> Released[R]:
+
+def load_release(workdir: Workdir, epsilon: float, like: R, target: str = "") -> Released[R]:
     """Reads ``data.npz`` or ``data.csv``, and the manifest of a release.
 
     Args:
       like: the private records, whose order and source numbers a release shares.
+      target: the attribute that is their label, see `target_of`.
     """
     folder = release_path(workdir, epsilon)
     if not folder.is_dir():
@@ -265,5 +332,11 @@ def load_release(workdir: Workdir, epsilon: float, like: R) -> Released[R]:
     if set(arrays) != {"image", "label"} or len(arrays["image"]) != len(like):
         raise InputError(f"{folder / 'data.npz'}: expected image and label of {len(like)} records")
     images = (arrays["image"].astype(np.float32) / 127.5 - 1).clip(-1, 1)
-    records = dataclasses.replace(like.with_images(images), label=arrays["label"].astype(np.int32))
+    condition = arrays["label"].astype(np.int32)
+    if condition.ndim == 1:
+        return Released(epsilon, dataclasses.replace(like.with_images(images), label=condition), manifest)
+    if target not in like.attribute_names or condition.shape[1] != len(like.attribute_names):
+        raise InputError(f"{folder / 'data.npz'}: expected the classes of a release, got attributes {condition.shape}")
+    label = condition[:, like.attribute_names.index(target)]
+    records = dataclasses.replace(like.with_images(images), label=label, attributes=condition)
     return Released(epsilon, records, manifest)

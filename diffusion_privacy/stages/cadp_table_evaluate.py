@@ -45,7 +45,7 @@ def make_arms(
     return (
         TableArm("original", "original", None, (parts.private.table,)),
         TableArm("public", "public", None, (parts.public.table,)),
-        *(TableArm(f"released {r.epsilon:g}", "released", r.manifest["epsilon"], (r.records.table,)) for r in releases),
+        *(TableArm(f"released {r.epsilon:g}", "released", r.spent, (r.records.table,)) for r in releases),
         TableArm("control", "control", None, tuple(draws)),
     )
 
@@ -74,9 +74,8 @@ def _private_training(settings: CadpTable, workdir: Workdir, parts: cadp_study.P
     if not settings.evaluation.dp_steps:
         return []
     private, epsilons = parts.private, settings.release.epsilons
-    promised = [cadp_study.load_release(workdir, e, private).manifest for e in epsilons]
-    # Where nothing is promised end to end, the latent step's own ε.
-    spends = [(m["epsilon"] or e, m["delta"]) for m, e in zip(promised, epsilons, strict=True)]
+    # At the study's δ: that of a pure release is 0, which no Gaussian noise has.
+    spends = [(cadp_study.load_release(workdir, e, private).spent, settings.release.delta) for e in epsilons]
     found = cadp_table_private_arm.transfers(settings, private.table, parts.test.table, spends)
     return [
         {

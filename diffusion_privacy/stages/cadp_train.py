@@ -35,9 +35,11 @@ def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
     """Writes down which records the flow learns from, pays for them where it must, trains it; returns those records.
 
     Raises:
-      InputError: a record is in the public and in the private share, and the flow is to be called public.
+      InputError: a record is in the public and in the private share, and the flow is to be called public, or one of the
+        public share is in the ledger as a private one.
     """
     records = parts.public if settings.flow.trained_on == "public" else parts.private
+    common.check_given_up(common.make_ledger(settings, workdir), parts)
     if settings.flow.trained_on == "public" and settings.release.flow_training == "public":
         # The release will refuse copies of one record in both shares: better said before hours of training.
         FlowProvenance("public", frozenset(common.hashes(records))).check(common.hashes(parts.private))
@@ -65,9 +67,12 @@ def _watch(settings: PrivateStudy, task: FlowTask, parts: common.Parts[Any]) -> 
     """Pictures of images only: what the flow draws, class after class."""
     if not isinstance(parts.test, Records):
         return Watch(settings.outputs, settings.profile)
-    classes, key = parts.test.num_classes, rng.stream(settings.seed, "grid")
+    by_attributes = settings.flow.condition == "attributes"
+    # Class after class; of attributes what public records have.
+    shown = parts.public.attributes if by_attributes else np.arange(parts.test.num_classes)
+    key = rng.stream(settings.seed, "grid")
 
     def draw(params: PyTree, count: int) -> np.ndarray:
-        return TrainedFlow(task.model, params).sample(np.arange(count) % classes, key)
+        return TrainedFlow(task.model, params).sample(np.resize(shown, (count, *shown.shape[1:])), key)
 
     return Watch(settings.outputs, settings.profile, parts.test, draw)

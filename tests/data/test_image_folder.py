@@ -1,10 +1,13 @@
 """PNG and JPEG folders: exact grey levels, classes by folder or table, and every way to break one."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 Image = pytest.importorskip("PIL.Image")
 
+from diffusion_privacy.data.pipeline import Batches  # noqa: E402
 from diffusion_privacy.data.sources import load  # noqa: E402
 from diffusion_privacy.errors import InputError  # noqa: E402
 
@@ -263,3 +266,32 @@ def test_a_table_with_other_names_of_columns(folder):
     for wrong in ({"table": table, "columns": {"file": "x"}}, {"columns": columns}):
         with pytest.raises(InputError, match=r"^columns is .*beside a table"):
             load("image_folder", path=folder, **wrong)
+
+
+def test_attributes_are_columns_of_the_table(tmp_path):
+    for name in "abc":
+        put(tmp_path / f"{name}.png")
+
+    def write(*rows):
+        (tmp_path / "t.csv").write_text("\n".join(["path,label,hat,old", *rows]) + "\n")
+        return {"path": tmp_path, "table": str(tmp_path / "t.csv"), "attributes": ["old", "hat"]}
+
+    found = load("image_folder", **write("a.png,1,0,1", "b.png,0,1,1", "c.png,1,0,0"), classes=[1])
+    assert found.attribute_names == ("old", "hat")
+    assert found.attributes.tolist() == [[1, 0], [0, 0]]
+    assert found.take([1]).attributes.tolist() == [[0, 0]]
+    assert Batches(found, 2, seed=0, shuffle=False).batch(0)["attributes"].tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    other = dataclasses.replace(found, attributes=1 - found.attributes)
+    assert other.digest != found.digest
+    assert (other.source_hash == found.source_hash).all()
+    with pytest.raises(InputError, match=r"t.csv: old in row 3 is '-1'; expected 0 or 1"):
+        load("image_folder", **write("a.png,1,0,1", "b.png,0,1,-1"))
+    with pytest.raises(InputError, match=r"t.csv: column 'bald' stands 0 times"):
+        load("image_folder", **{**write("a.png,0,0,1"), "attributes": ["bald"]})
+    with pytest.raises(InputError, match="expected none without a table"):
+        load("image_folder", path=tmp_path, attributes=["old"])
+    for fields in ({"attribute_names": ("old", "old")}, {"attributes": None}, {"attribute_names": ("old",)}):
+        with pytest.raises(InputError, match="attribute"):
+            dataclasses.replace(found, **fields)
+    with pytest.raises(InputError, match="attribute 'hat' of record 1 is 2"):
+        dataclasses.replace(found, attributes=np.array([[0, 1], [0, 2]], np.int32))

@@ -68,6 +68,15 @@ def test_records_of_a_prepared_set_without_tensorflow(folder):
     assert "tensorflow" not in sys.modules
     male = load("tfds", name="tiny_scans", data_dir=str(folder), label="attributes/Male", split="train[:50%]")
     assert (male.label.tolist(), male.num_classes) == ([int(i > 2) for i in order[:3]], 2)
+    assert (male.attributes, male.attribute_names) == (None, ())
+    for names in (["attributes"], ["attributes/Male"]):
+        facts = load("tfds", name="tiny_scans", data_dir=str(folder), label=None, attributes=names, classes=[0])
+        assert facts.attribute_names == ("Male",)
+        assert facts.attributes.tolist() == [[int(i > 2)] for i in order]
+    with pytest.raises(InputError, match="has no feature 'attributes/Old'"):
+        load("tfds", name="tiny_scans", data_dir=str(folder), attributes=["attributes/Old"])
+    with pytest.raises(InputError, match="'size' of example 0 is float"):
+        load("tfds", name="tiny_scans", data_dir=str(folder), attributes=["size"])
     assert load("tfds", name="tiny_scans", data_dir=str(folder), label=None).num_classes == 1
 
 

@@ -154,7 +154,9 @@ def test_flow_trained_on_the_same_records_is_refused_unless_said():
     with pytest.raises(InputError, match="flow_training"):
         FlowProvenance("private")
     out = run(flow=FlowProvenance("mechanism-only", frozenset(value_hashes(images))))
-    assert out.manifest.guarantee.startswith("none end to end")
+    assert out.manifest.guarantee.startswith("none end to end; the latent step alone: (1, ")
+    assert out.manifest.epsilon is None
+    assert out.manifest.latent_epsilon == pytest.approx(1.0)
     assert out.manifest.warnings
 
 
@@ -205,6 +207,8 @@ def test_unselected_latents_carry_nothing_of_the_record():
     flat, truth = out.data.reshape(10, 16), images.reshape(10, 16)
     np.testing.assert_allclose(flat[:, :2], truth[:, :2], atol=0.01)
     assert np.abs(flat[:, 2:] - truth[:, 2:]).mean() > 0.3
+    again = run(mechanism=near_exact, selection=selection, match=False).data.reshape(10, 16)
+    assert np.abs(flat[:, 2:] - again[:, 2:]).min() > 0.0  # fresh draws, by the prior's density never the same
     assert (out.manifest.selected_latents, out.manifest.latent_dim) == (2, 16)
 
 
@@ -284,6 +288,25 @@ def test_a_crash_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         export.publish(run(), tmp_path / "out", ledger=None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    left, other = tmp_path / ".out.0badcafe.tmp", tmp_path / ".another.0badcafe.tmp"
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "data.npz").write_bytes(b"private")
+        folder.with_suffix(".lock").write_text("")
+    export.publish(run(), tmp_path / "out", ledger=None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".another.0badcafe.lock", ".another.0badcafe.tmp", "out"]
+    with export.complete_or_absent(tmp_path / "two") as mine:
+        (mine / "a").write_text("a")
+        with export.complete_or_absent(tmp_path / "two") as theirs:
+            assert mine.is_dir()
+            (theirs / "b").write_text("b")
+        theirs = tmp_path / "two"
+        assert [p.name for p in theirs.iterdir()] == ["b"]
+        theirs.rename(tmp_path / "three")
+    assert [p.name for p in (tmp_path / "two").iterdir()] == ["a"]
 
 
 def test_tables_keep_their_header_and_count(tmp_path):

@@ -22,6 +22,7 @@ from diffusion_privacy.reports import cadp_schema, cadp_wording
 from diffusion_privacy.settings import Study
 from diffusion_privacy.settings_cadp import Cadp
 from diffusion_privacy.stages import cadp_arms, cadp_audit, cadp_evaluate, cadp_study, run
+from diffusion_privacy.stages.cadp_flow import TrainedFlow
 from diffusion_privacy.stages.workdir import Workdir
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -47,6 +48,7 @@ def test_a_config_says_which_study_it_is():
         ("release.flow_training", "dp-sgd"),
         ("release.epsilons", ()),
         ("release.epsilons", (1.0, 1.0)),
+        ("release.epsilons", (1.0, 1.0000001)),
         ("release.epsilons", (0.0, 1.0)),
         ("release.epsilons", 1.0),
         ("release.coverage", 1.0),
@@ -108,6 +110,18 @@ def test_a_release_that_may_not_be_made_is_refused_with_the_reason(tmp_path, cha
         run.run(settings, tmp_path, "privatize")
     assert not (tmp_path / "releases").exists()
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_a_release_that_the_ledger_does_not_know_is_no_ground_for_another(tmp_path):
+    settings = _after_training(tmp_path)
+    (tmp_path / "releases" / "eps_8").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"ledger\.jsonl: lacks 'release eps_8'"):
+        run.run(settings, tmp_path, "privatize")
+
+
+def test_a_release_before_training_says_what_to_run(tmp_path):
+    with pytest.raises(InputError, match=r"trained_on\.json: .* run --mode=train first"):
+        run.run(study(), tmp_path, "privatize")
 
 
 def test_the_declaration_mechanism_only_lets_a_flow_of_the_same_records_pass(tmp_path):
@@ -196,6 +210,9 @@ def test_the_interval_over_seeds_is_students():
 class IdentityFlow:
     """Latents are the pixels, so that a curve of images is a curve of latents."""
 
+    def given(self, records):
+        return records.label
+
     def encode(self, images, labels, key):
         return images.reshape(len(images), -1), np.zeros(len(images))
 
@@ -240,6 +257,22 @@ def test_linkage_by_class_counts_against_the_chance_of_the_class():
     assert found["rank1"]["p_value"] > 1e-3
     whole = cadp_audit.link(told + rng.normal(size=z.shape), labels, told + z, labels, 0.95, by_class=False)
     assert whole["rank1"]["chance"] == pytest.approx(1 / 60)
+
+
+def test_inversion_is_measured_where_the_decoder_works():
+    matched, plain = study(), study({"release.prior_matched": False, "release.epsilons": (4.0,)})
+    assert cadp_audit.decoded_spread(matched, 64, 300) == 1.0
+    sigma = cadp_study.make_mechanism(plain, 4.0, 64, 300).noise_scale
+    assert cadp_audit.decoded_spread(plain, 64, 300) == pytest.approx(np.sqrt(1 + sigma**2))
+    digits = sources.load("digits", limit=20)
+    model = cadp_study.make_model(matched, digits)
+    params = jax.tree.map(lambda p: p + 0.01, jax.jit(model.init)(jax.random.key(0)))
+    near, far = (
+        cadp_audit.inversion_errors(TrainedFlow(model, params), digits, jax.random.key(1), s) for s in (1.0, 1000.0)
+    )
+    assert 0 < near[0] < 1e-3
+    assert near[1] == far[1] < 1e-3
+    assert far[0] > 10 * near[0]
 
 
 @pytest.mark.parametrize("mechanism", ["gaussian", "laplace", "discrete_gaussian", "discrete_laplace"])
@@ -351,6 +384,8 @@ def test_a_flow_of_the_private_records_is_reported_without_a_guarantee(tmp_path)
     run.run(study(changes), tmp_path, "study")
     release = cadp_schema.read(tmp_path / "report" / "release.json")
     assert release["answer"].startswith("These private copies carry no end-to-end guarantee.")
+    assert {one["manifest"]["epsilon"] for one in release["releases"]} == {None}
+    assert [arm["epsilon"] for arm in release["arms"] if arm["kind"] == "released"] == [1.0, 8.0]
     assert "hold nothing of the records" not in release["answer"]
     assert not release["ledger"]["guarantee"]
     page = (tmp_path / "report" / "index.html").read_text()

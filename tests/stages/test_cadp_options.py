@@ -63,6 +63,22 @@ def test_a_flow_is_used_in_full_precision_whatever_it_was_trained_in():
     np.testing.assert_allclose(rounded, logp, atol=2.0)
 
 
+@pytest.mark.parametrize("mode", ["train", "privatize"])
+def test_what_was_released_as_private_is_not_given_up_as_public_by_another_split(tmp_path, mode):
+    first, second = (study({"seed": seed, "release.ledger": str(tmp_path / "ledger.jsonl")}) for seed in (0, 1))
+    parts = cadp_study.load_parts(first, Workdir(tmp_path / "a", first))
+    ledger = cadp_study.make_ledger(first, Workdir(tmp_path / "a", first))
+    ledger.record(Entry("release eps_1", record_spend(*gaussian(first)), cadp_study.hashes(parts.private)))
+    cadp_study.check_given_up(ledger, parts)
+    if mode == "privatize":
+        workdir = Workdir(tmp_path / "b", second)
+        workdir.write_json(workdir.path("train", "trained_on.json"), {"hashes": []})
+    with pytest.raises(
+        InputError, match=r"ledger\.jsonl: \d+ of the \d+ records of the public share are in it as private"
+    ):
+        run.run(second, tmp_path / "b", mode)
+
+
 def test_attacks_may_look_at_the_first_records_only():
     records = sources.load("digits", limit=20)
     assert cadp_audit.first(records, 5).index.tolist() == records.index[:5].tolist()

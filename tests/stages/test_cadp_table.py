@@ -292,9 +292,11 @@ def _check_noise_follows_epsilon(work, private):
 )
 def test_the_other_ways_of_categories(tmp_path, changes):
     settings = _study(_write(tmp_path / "t.csv"), {"release.epsilons": (1.0,), **changes})
-    for mode in ("train", "privatize"):
+    for mode in ("train", "privatize", "evaluate"):
         run.run(settings, tmp_path / "run", mode)
     workdir = Workdir(tmp_path / "run", settings)
+    [private] = [a for a in workdir.read_json(tmp_path / "run" / "evaluation.json")["arms"] if a["kind"] == "dp-sgd"]
+    assert private["epsilon"] == pytest.approx(1.0, rel=1e-6)
     parts = cadp_study.load_parts(settings, workdir)
     released = cadp_study.load_release(workdir, 1.0, parts.private)
     assert released.manifest["epsilon"] == pytest.approx(1.0, rel=1e-6)
