@@ -118,9 +118,7 @@ def zeros_needed(bound: float, error: float) -> int:
     stakes = np.log1p(_STAKES * np.expm1(log_ratio))
 
     def enough(count: int) -> bool:
-        capital = np.append(
-            count * stakes + np.log((1 - _FULL) / _STAKES.size), count * log_ratio + np.log(_FULL)
-        )
+        capital = np.append(count * stakes + np.log((1 - _FULL) / _STAKES.size), count * log_ratio + np.log(_FULL))
         return bool(special.logsumexp(capital) >= -np.log(error))
 
     low = 0

@@ -1,7 +1,8 @@
 """Write a release to disk: complete or absent, paid for before it is visible.
 
 Order: refuse if the directory exists; write everything into a hidden sibling; spend in the ledger; rename. A crash
-before the rename leaves no release (at worst a spent budget, never an unpaid release).
+before the rename leaves no release (at worst a spent budget, never an unpaid release). What a killed process left of
+its hidden sibling is removed by the next one: a second draw of the same records would be another release.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import fcntl
+import glob
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -25,11 +29,13 @@ from diffusion_privacy.mechanisms.ledger import Entry, Ledger, Total
 from diffusion_privacy.mechanisms.mechanism import MetricMechanism
 from diffusion_privacy.mechanisms.release import Privatised
 
+_LOG = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
 def complete_or_absent(directory: Path) -> Iterator[Path]:
     """A hidden folder beside ``directory`` to write into: it takes that name when the block ends, and is removed when
-    the block raises. Nobody sees a part of it.
+    the block raises. Nobody sees a part of it. Hidden folders of writers that are no longer alive are removed first.
 
     Raises:
       InputError: ``directory`` exists. What is given away is never overwritten.
@@ -38,7 +44,12 @@ def complete_or_absent(directory: Path) -> Iterator[Path]:
         raise InputError(f"{directory}: exists already; a release is never overwritten")
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
+    # A writer holds its folder's lock as long as it lives; the parent's keeps a folder from being seen without one.
+    with _locked(directory.parent):
+        _remove_abandoned(directory)
+        temporary.mkdir()
+        held = os.open(temporary, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_EX)
     try:
         yield temporary
         sync(temporary)
@@ -47,6 +58,32 @@ def complete_or_absent(directory: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(held)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Removes the hidden folders of ``directory`` whose writers are gone."""
+    for left in directory.parent.glob(f".{glob.escape(directory.name)}.*.tmp"):
+        handle = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue  # being written
+        finally:
+            os.close(handle)
+        _LOG.warning("%s: removed, left behind by a process that was killed", left)
+        shutil.rmtree(left)
 
 
 def publish(
