@@ -26,7 +26,8 @@ from diffusion_privacy.errors import InputError
 _STAKES = special.expit(np.linspace(-7.0, 5.0, 13))
 # Half of the capital is staked in full: rates near 0 or 1 then lose no more than a factor 2 in α.
 _FULL = 0.5
-_TOLERANCE = 1e-5
+# In nats. An upper limit near 0 is a lower one near 1: this is the smallest that a limit can be.
+_TOLERANCE = 1e-12
 
 
 def _log_capital(log_ratio: np.ndarray, zeros: int) -> float:
@@ -68,8 +69,8 @@ def log_lower_mean(log_values: np.ndarray, error: float) -> float:
     while _log_capital(positive - (high - gap), zeros) < goal:
         gap *= 2.0
     root = optimize.brentq(lambda m: _log_capital(positive - m, zeros) - goal, high - gap, high, xtol=_TOLERANCE)
-    # The root may be off by the tolerance; the limit gives it away.
-    return float(root) - 2 * _TOLERANCE
+    # The root may be off by the tolerance and by rounding; the limit gives it away.
+    return float(root) - 2 * _TOLERANCE - 16 * np.finfo(float).eps * abs(float(root))
 
 
 def lower_mean(values: np.ndarray, error: float) -> float:
@@ -88,7 +89,8 @@ def lower_mean(values: np.ndarray, error: float) -> float:
 def upper_mean(values: np.ndarray, error: float) -> float:
     """Upper limit of the mean of independent ``values[n]`` in [0, 1] that errs with probability at most ``error``.
 
-    With all values 0 it is 1 − (error/2)^{1/n}: no distribution-free limit is much below log(1/error)/n.
+    With all values 0 it is a little below 1 − (error/2)^{1/n}: no distribution-free limit is much below
+    log(1/error)/n. `zeros_needed` is its inverse.
 
     Raises:
       InputError: as `log_lower_mean`; a value outside [0, 1].
@@ -97,3 +99,30 @@ def upper_mean(values: np.ndarray, error: float) -> float:
     if values.size and not np.all((values >= 0) & (values <= 1)):
         raise InputError("values: expected numbers in [0, 1]")
     return 1.0 - lower_mean(1.0 - values, error)
+
+
+def zeros_needed(bound: float, error: float) -> int:
+    """Fewest values, all 0, whose `upper_mean` is at most ``bound``; a few percent too many for a bound below 1e-9.
+
+    Raises:
+      InputError: ``bound`` or ``error`` outside (0, 1).
+    """
+    if not (0 < bound < 1 and 0 < error < 1):
+        raise InputError(f"bound, error: expected numbers strictly between 0 and 1, got {bound} and {error}")
+    # The full stake alone, without the partial ones, is always enough.
+    high = int(np.ceil(np.log(error / 2) / np.log1p(-bound))) + 1
+    if bound < 1e-9:
+        return high
+    # What `lower_mean` gives away is given away here as well.
+    log_ratio = -(np.log1p(-bound) + 2 * _TOLERANCE + 16 * np.finfo(float).eps)
+    stakes = np.log1p(_STAKES * np.expm1(log_ratio))
+
+    def enough(count: int) -> bool:
+        capital = np.append(count * stakes + np.log((1 - _FULL) / _STAKES.size), count * log_ratio + np.log(_FULL))
+        return bool(special.logsumexp(capital) >= -np.log(error))
+
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

@@ -11,7 +11,7 @@ says). It holds for a record nobody audited, and for detectors nobody has built 
 Both rates are probabilities over training AND sampling. One trained model is one draw of the first; however many
 images it gives, they tell about that one model. The limit is therefore over models: each gives its own hit rate, a
 number in [0, 1] with mean q^(−p), independent between models, and `betting.upper_mean` bounds that mean. With M models
-and no hit at all it is 1 − (α/2)^{1/M}, 3.7/M at 95 % and above; a rate of 1 in M trainings could not be seen. The
+and no hit at all it is at most 1 − (α/2)^{1/M}, some 3.5/M at 95 %; a rate of 1 in M trainings could not be seen. The
 bound speaks of training on average: a given released model may be worse than the average, by chance.
 """
 
@@ -158,7 +158,7 @@ def inherited(without: Pooled, epsilon: float, delta: float, *, steps: int = 0) 
 def models_needed(bound: float, epsilon: float, delta: float, *, confidence: float = 0.95) -> int | None:
     """Smallest number of models that certifies q_p <= ``bound`` if none gives a hit; None where δ alone exceeds it."""
     rate = _rate_needed(bound, epsilon, delta)
-    return None if rate is None else math.ceil(math.log((1 - confidence) / 2) / math.log1p(-rate))
+    return None if rate is None else betting.zeros_needed(rate, 1 - confidence)
 
 
 def _rate_needed(bound: float, epsilon: float, delta: float) -> float | None:

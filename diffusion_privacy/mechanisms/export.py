@@ -1,7 +1,8 @@
 """Write a release to disk: complete or absent, paid for before it is visible.
 
 Order: refuse if the directory exists; write everything into a hidden sibling; spend in the ledger; rename. A crash
-before the rename leaves no release (at worst a spent budget, never an unpaid release).
+before the rename leaves no release (at worst a spent budget, never an unpaid release). What a killed process left of
+its hidden sibling is removed by the next one: a second draw of the same records would be another release.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import fcntl
 import glob
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -27,11 +29,13 @@ from diffusion_privacy.mechanisms.ledger import Entry, Ledger, Total
 from diffusion_privacy.mechanisms.mechanism import MetricMechanism
 from diffusion_privacy.mechanisms.release import Privatised
 
+_LOG = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
 def complete_or_absent(directory: Path) -> Iterator[Path]:
     """A hidden folder beside ``directory`` to write into: it takes that name when the block ends, and is removed when
-    the block raises. Nobody sees a part of it; what a killed process left of it is removed by the next one.
+    the block raises. Nobody sees a part of it. Hidden folders of writers that are no longer alive are removed first.
 
     Raises:
       InputError: ``directory`` exists. What is given away is never overwritten.
@@ -39,32 +43,50 @@ def complete_or_absent(directory: Path) -> Iterator[Path]:
     if directory.exists():
         raise InputError(f"{directory}: exists already; a release is never overwritten")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    for lock in directory.parent.glob(f".{glob.escape(directory.name)}.*.lock"):
-        # What a killed process wrote is not paid for, and made of private records all the same.
-        with contextlib.suppress(BlockingIOError), _held(lock):
-            shutil.rmtree(lock.with_suffix(".tmp"), ignore_errors=True)
     temporary = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.tmp")
-    with _held(temporary.with_suffix(".lock")):
+    # A writer holds its folder's lock as long as it lives; the parent's keeps a folder from being seen without one.
+    with _locked(directory.parent):
+        _remove_abandoned(directory)
         temporary.mkdir()
-        try:
-            yield temporary
-            sync(temporary)
-            os.rename(temporary, directory)
-            sync(directory.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        held = os.open(temporary, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        yield temporary
+        sync(temporary)
+        os.rename(temporary, directory)
+        sync(directory.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(held)
 
 
 @contextlib.contextmanager
-def _held(lock: Path) -> Iterator[None]:
-    """A lock that ends with the process; who had it removes the file. BlockingIOError where another one has it."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _locked(directory: Path) -> Iterator[None]:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Removes the hidden folders of ``directory`` whose writers are gone: not paid for, and made of private records."""
+    for left in directory.parent.glob(f".{glob.escape(directory.name)}.*.tmp"):
         try:
-            yield
+            handle = os.open(left, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # complete since it was listed
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue  # being written
         finally:
-            lock.unlink(missing_ok=True)
+            os.close(handle)
+        _LOG.warning("%s: removed, left behind by a process that was killed", left)
+        shutil.rmtree(left)
 
 
 def publish(

@@ -67,7 +67,7 @@ def render(
       show_risk: print the rates and attacks, which are statistics of the private records outside of the guarantee.
       reading: sentences on how to read the thing.
       code: Python that reads it, run in its folder.
-      source: program and version, and what identifies the run.
+      source: program and version.
     """
     first = f"# {KEEP}: {'; '.join(against)}\n\n## {way['title']}" if against else f"# {way['title']}"
     unfit = (*(["giving it to anybody: see the first line"] if against else []), *_MISUSES)

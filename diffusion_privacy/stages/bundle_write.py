@@ -183,7 +183,8 @@ def _manifest(
         "guarantee_covers": [WEIGHTS],
         "risk_on_card": show_risk,
         "files": dict(hashes),
-        "report": {"schema_version": release["schema_version"], "config_hash": release["config_hash"]},
+        # No hash of the configuration: whoever guesses the rest of it could try all seeds.
+        "report": {"schema_version": release["schema_version"]},
         "versions": {**release["versions"], "diffusion-privacy": __version__},
     }
 
@@ -201,7 +202,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def _source(release: Mapping[str, Any]) -> str:
     program = release["program"]
-    return f"{program['name']} {program['version']} (configuration {release['config_hash'][:12]})"
+    return f"{program['name']} {program['version']}"
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

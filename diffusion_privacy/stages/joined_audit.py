@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -233,23 +234,29 @@ def audit_model(settings: Joined, workdir: Workdir, sets: Sets, setup: audit_sta
 # --- the private copy -------------------------------------------------------------------------------------------------
 
 
-def simulated_copies(
+def copy_blocks(
     settings: Joined, flow: TrainedFlow, records: Records, copies: int, name: str, number: int = 0
-) -> np.ndarray:
-    """``[M, N, H, W, C]`` images as M private copies of ``records`` would hold them; never to leave the workdir.
+) -> Iterator[np.ndarray]:
+    """Images ``[m, N, H, W, C]`` as M private copies of ``records`` would hold them, some copies at a time; never to
+    leave the workdir.
 
     From the mechanism, the flow and the rounding of the release, with noise from the run's seed.
     """
     several = max(1, _ROWS // len(records))
-    parts = []
     for block, start in enumerate(range(0, copies, several)):
         # Every block is full, so that one program serves all of them; the last one is cut.
         key = rng.stream(settings.seed, f"copies.{name}", number, block)
         tiled = records.take(np.tile(np.arange(len(records)), several))
         [images] = cadp_study.study_images(settings.cadp, flow, tiled, (settings.epsilon,), key)
         made = images.reshape(several, len(records), *images.shape[1:])[: copies - start]
-        parts.append(as_published(made))
-    return np.concatenate(parts)
+        yield as_published(made)
+
+
+def simulated_copies(
+    settings: Joined, flow: TrainedFlow, records: Records, copies: int, name: str, number: int = 0
+) -> np.ndarray:
+    """All of `copy_blocks` at once, ``[M, N, H, W, C]``: for a few that are trained on."""
+    return np.concatenate(list(copy_blocks(settings, flow, records, copies, name, number)))
 
 
 def as_published(images: np.ndarray) -> np.ndarray:
@@ -310,9 +317,10 @@ def audit_copy(settings: Joined, workdir: Workdir, sets: Sets, setup: audit_stag
     """Writes ``audit/copy.json``: `joined_schema.Risk` of the private copy."""
     private, level, seed = sets.parts.private, settings.risk.level, settings.seed
     flow = cadp_study.load_flow(settings.cadp, workdir, private)
-    copies = simulated_copies(settings, flow, private, settings.certify.copies, "with")
-    hits = detections(setup, copies).sum(axis=0)
-    images, count = copies.shape[0] * copies.shape[1], len(setup.roles.marked)
+    copies = settings.certify.copies
+    # Counted a block at a time: memory does not grow with the number of copies.
+    hits = sum(detections(setup, block).sum(axis=0) for block in copy_blocks(settings, flow, private, copies, "with"))
+    images, count = copies * len(private), len(setup.roles.marked)
     released = common.load_copy(settings, workdir, private).records
     found = detections(setup, released.image[None])[0]
     records = [_copy_record(setup, r, int(hits[r]), images, len(private), int(found[r])) for r in range(count)]

@@ -72,8 +72,8 @@ def _confidence(settings: Joined) -> float:
 
 def _copies(settings: Joined, workdir: Workdir, setup: audit_stage.Setup, other: Records, number: int) -> Pooled:
     flow = cadp_study.load_flow(settings.cadp, workdir, other)
-    copies = joined_audit.simulated_copies(settings, flow, other, settings.certify.copies, "without", number)
-    hits = joined_audit.detections(setup, copies)[:, number]
+    blocks = joined_audit.copy_blocks(settings, flow, other, settings.certify.copies, "without", number)
+    hits = np.concatenate([joined_audit.detections(setup, block)[:, number] for block in blocks])
     return inherited.pooled_copies(hits, np.full(len(hits), len(other)), _confidence(settings))
 
 

@@ -47,9 +47,22 @@ def test_extremes_are_close_to_the_exact_limits() -> None:
     assert betting.lower_mean(np.zeros(10), 0.05) == 0
     assert 0.999 * 0.025**0.1 <= betting.lower_mean(np.ones(10), 0.05) < 0.05**0.1
     for n in (5, 100):
-        assert upper_limit(0, n, 0.95) < betting.upper_mean(np.zeros(n), 0.05) <= 1 - 0.025 ** (1 / n) + 3e-5
+        assert upper_limit(0, n, 0.95) < betting.upper_mean(np.zeros(n), 0.05) <= 1 - 0.025 ** (1 / n) + 1e-9
     far = betting.log_lower_mean(np.array([-800.0, -801.0, -np.inf]), 0.05)
     assert far == pytest.approx(betting.log_lower_mean(np.array([0.0, -1.0, -np.inf]), 0.05) - 800)
+
+
+@pytest.mark.parametrize("bound", [0.9, 0.05, 2e-3, 1e-5])
+def test_the_number_of_zeros_is_the_smallest_that_does(bound) -> None:
+    """Also where a limit of 1e-5 used to be lost in the root's tolerance."""
+    count = betting.zeros_needed(bound, 0.05)
+    assert betting.upper_mean(np.zeros(count), 0.05) <= bound
+    assert count == 1 or betting.upper_mean(np.zeros(count - 1), 0.05) > bound
+    assert 0.8 < count / np.ceil(np.log(0.025) / np.log1p(-bound)) <= 1
+
+
+def test_a_bound_too_small_to_look_for_still_has_a_number() -> None:
+    assert betting.zeros_needed(1e-12, 0.05) == pytest.approx(-np.log(0.025) * 1e12, rel=1e-3)
 
 
 def test_what_is_no_draw_is_refused() -> None:
@@ -58,3 +71,6 @@ def test_what_is_no_draw_is_refused() -> None:
             betting.lower_mean(np.array(values), error)
     with pytest.raises(InputError):
         betting.upper_mean(np.array([1.1]), 0.05)
+    for bound, error in ((0.0, 0.05), (1.0, 0.05), (0.1, 1.0)):
+        with pytest.raises(InputError, match="bound, error"):
+            betting.zeros_needed(bound, error)

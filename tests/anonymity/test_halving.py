@@ -31,7 +31,7 @@ def test_values_out_of_range_are_named() -> None:
 
 
 @pytest.mark.slow
-def test_atoms_beat_held_out_points_and_their_intervals_hold_the_truth() -> None:
+def test_atoms_beat_held_out_points_and_their_intervals_hold_the_truth(monkeypatch) -> None:
     """Three atoms of a memoriser among nine held-out points. By symmetry of the roots of unity q = 1/3 for each; the
     intervals hold with 99.9 % together."""
     turn = 2 * np.pi * np.arange(3) / 3
@@ -41,6 +41,13 @@ def test_atoms_beat_held_out_points_and_their_intervals_hold_the_truth() -> None
     chain, score = Chain(VP(), 20), atom_models.atom_score(VP(), atoms)
     mixtures = [subspace.design(np.where(np.arange(20) < 8, 1.0, 0.0)) for _ in records]
     ladder = Ladder(3, keep=0.5, draws=100, final_draws=400, max_draws=400, level=0.999)
+    keys, estimate = [], subspace.estimate
+
+    def watched(*args, **options):
+        keys.append(np.asarray(jax.random.key_data(args[5])).tobytes())
+        return estimate(*args, **options)
+
+    monkeypatch.setattr(subspace, "estimate", watched)
     found = successive_halving(chain, score, atom_models.ball(records, 0.4), records, mixtures, KEY, ladder)
     np.testing.assert_array_equal(found.finalists, [5, 6, 7])
     np.testing.assert_array_equal(np.flatnonzero(found.dropped_at < 0), [5, 6, 7])
@@ -49,6 +56,8 @@ def test_atoms_beat_held_out_points_and_their_intervals_hold_the_truth() -> None
         assert result.estimate.n == 400
         assert result.estimate.level == pytest.approx(1 - 0.001 / 3)
         assert result.estimate.lower < 1 / 3 < result.estimate.upper
+    # Two rungs and the final: draws that chose a finalist must not be counted again.
+    assert len(keys) == len(set(keys)) == 3
     assert found.network_calls == 20 * (12 * 100 + 6 * 200 + 3 * 400)
     alone = successive_halving(
         chain, score, atom_models.ball(atoms, 0.4), atoms, mixtures[:3], KEY, Ladder(3, final_draws=100, max_draws=100)

@@ -47,6 +47,7 @@ def test_no_hits_need_models_not_images() -> None:
     models = models_needed(0.01, 1.0, 1e-5)
     assert models is not None
     assert inherited(pooled(np.zeros(models), np.ones(models)), 1.0, 1e-5).upper <= 0.01
+    assert inherited(pooled(np.zeros(models - 1), np.ones(models - 1)), 1.0, 1e-5).upper > 0.01
     assert models_needed(0.01, 1.0, 0.02) is None
 
 

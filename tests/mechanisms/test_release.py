@@ -290,25 +290,6 @@ def test_a_crash_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
-    left, other = tmp_path / ".out.0badcafe.tmp", tmp_path / ".another.0badcafe.tmp"
-    for folder in (left, other):
-        folder.mkdir()
-        (folder / "data.npz").write_bytes(b"private")
-        folder.with_suffix(".lock").write_text("")
-    export.publish(run(), tmp_path / "out", ledger=None)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".another.0badcafe.lock", ".another.0badcafe.tmp", "out"]
-    with export.complete_or_absent(tmp_path / "two") as mine:
-        (mine / "a").write_text("a")
-        with export.complete_or_absent(tmp_path / "two") as theirs:
-            assert mine.is_dir()
-            (theirs / "b").write_text("b")
-        theirs = tmp_path / "two"
-        assert [p.name for p in theirs.iterdir()] == ["b"]
-        theirs.rename(tmp_path / "three")
-    assert [p.name for p in (tmp_path / "two").iterdir()] == ["a"]
-
-
 def test_tables_keep_their_header_and_count(tmp_path):
     out = run()
     rows = [[float(r.mean()), "x,y"] for r in out.data]
