@@ -22,7 +22,7 @@ class UNetPair:
       name: in results.
       shape: (H, W, C) of its images.
       parameters: how many weights both have; a test counts them.
-      channels, channel_mult, blocks_per_level, attention_levels, head_channels: fields of `networks.unet.UNet`.
+      channels, channel_mult, blocks_per_level, attention_levels, head_channels, groups: fields of `networks.unet.UNet`.
     """
 
     name: str
@@ -33,6 +33,7 @@ class UNetPair:
     blocks_per_level: int
     attention_levels: tuple[int, ...]
     head_channels: int
+    groups: int = 32
 
     def network(self, dtype: str = "float32") -> UNet:
         """Ours."""
@@ -43,6 +44,7 @@ class UNetPair:
             attention_levels=self.attention_levels,
             head_channels=self.head_channels,
             modulation="shift",
+            norm_groups=self.groups,
             dtype=dtype,
         )
 
@@ -59,6 +61,7 @@ class UNetPair:
             "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
             "attention_head_dim": self.head_channels,
             "add_attention": bool(self.attention_levels),
+            "norm_num_groups": self.groups,
             "norm_eps": 1e-6,
             "downsample_padding": 0,
             "flip_sin_to_cos": False,
@@ -84,6 +87,26 @@ TINY = dataclasses.replace(
     channel_mult=(1, 1),
     blocks_per_level=1,
     attention_levels=(1,),
+)
+
+SMALL = UNetPair(
+    name="1.6M, 32x32x3",
+    shape=(32, 32, 3),
+    parameters=1_624_323,
+    channels=32,
+    channel_mult=(1, 2, 2),
+    blocks_per_level=2,
+    attention_levels=(1,),
+    head_channels=32,
+    groups=8,
+)
+LIKELIHOOD = dataclasses.replace(
+    SMALL,
+    name="16x16x1",
+    shape=(16, 16, 1),
+    parameters=701_345,
+    channel_mult=(1, 2),
+    blocks_per_level=1,
 )
 
 

@@ -20,6 +20,7 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.interop import unet2d_config
 from diffusion_privacy.interop.files import read_json, read_safetensors
 from diffusion_privacy.interop.unet2d_config import Attend, Resample, Resnet, Stage, UNet2DConfig
+from diffusion_privacy.networks.attention import attend
 from diffusion_privacy.types import Array
 
 Params = dict[str, Array]
@@ -220,8 +221,7 @@ class UNet2D:
             _linear(params, f"{block.name}.{part}", h).reshape(batch, height * width, block.heads, block.head)
             for part in ("to_q", "to_k", "to_v")
         )
-        weights = jax.nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", q, k) * block.head**-0.5, axis=-1)
-        h = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(batch, height * width, block.heads * block.head)
+        h = attend(q, k, v).reshape(batch, height * width, block.heads * block.head)
         return (_linear(params, f"{block.name}.to_out.0", h).reshape(x.shape) + x) / block.factor
 
     def _check(self, x: Array, label: Array | None) -> None:

@@ -42,9 +42,9 @@ def group_count(channels: int) -> int:
     return math.gcd(math.gcd(channels, 32), max(1, channels // 4))
 
 
-def group_norm(x: Array, dtype: Any, name: str) -> Array:
-    """GroupNorm of ``x[B, H, W, C]``; statistics in float32, per image."""
-    return nn.GroupNorm(group_count(x.shape[-1]), dtype=dtype, name=name)(x)
+def group_norm(x: Array, dtype: Any, name: str, groups: int = 0) -> Array:
+    """GroupNorm of ``x[B, H, W, C]`` in ``groups`` (0: `group_count`); statistics in float32, per image."""
+    return nn.GroupNorm(groups or group_count(x.shape[-1]), dtype=dtype, name=name)(x)
 
 
 def drop(x: Array, rate: float, keys: Array, salt: int) -> Array:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import zlib
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.networks.attention import attend
 from diffusion_privacy.networks.embedding import Conditioning
 from diffusion_privacy.networks.layers import conv, dense, drop, group_norm
 from diffusion_privacy.types import Array
@@ -27,11 +27,12 @@ class ResBlock(nn.Module):
     dtype: str
     salt: int
     modulation: str
+    groups: int
 
     @nn.compact
     def __call__(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
         dtype = jnp.dtype(self.dtype)
-        h = nn.silu(group_norm(x, dtype, "norm1"))
+        h = nn.silu(group_norm(x, dtype, "norm1", self.groups))
         h = conv(self.channels, dtype, "conv1")(h)
         h = nn.silu(self._modulated(h, emb))
         if self.dropout > 0 and dropout_keys is not None:
@@ -45,9 +46,9 @@ class ResBlock(nn.Module):
         dtype = jnp.dtype(self.dtype)
         if self.modulation == "shift":
             shift = dense(self.channels, dtype, "modulation")(emb)
-            return group_norm(h + shift[:, None, None], dtype, "norm2")
+            return group_norm(h + shift[:, None, None], dtype, "norm2", self.groups)
         scale, shift = jnp.split(dense(2 * self.channels, dtype, "modulation")(emb), 2, axis=1)
-        return group_norm(h, dtype, "norm2") * (1 + scale[:, None, None]) + shift[:, None, None]
+        return group_norm(h, dtype, "norm2", self.groups) * (1 + scale[:, None, None]) + shift[:, None, None]
 
 
 class Attention(nn.Module):
@@ -55,6 +56,7 @@ class Attention(nn.Module):
 
     head_channels: int
     dtype: str
+    groups: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -63,12 +65,10 @@ class Attention(nn.Module):
         heads = max(1, channels // self.head_channels)
         if channels % heads:
             raise InputError(f"attention at {channels} channels cannot be split in heads of {self.head_channels}")
-        h = group_norm(x, dtype, "norm")
+        h = group_norm(x, dtype, "norm", self.groups)
         qkv = dense(3 * channels, dtype, "qkv")(h)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, height * width, heads, 3, channels // heads), 3, 0)
-        logits = jnp.einsum("bqhc,bkhc->bhqk", q, k).astype(jnp.float32) * (channels // heads) ** -0.5
-        weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
-        h = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(x.shape)
+        h = attend(q, k, v).reshape(x.shape)
         return x + dense(channels, dtype, "out", zero=True)(h)
 
 
@@ -88,6 +88,7 @@ class UNet(nn.Module):
       num_classes: 0 for no class; otherwise label ``num_classes`` (or None) is the null class.
       modulation: how time and class enter a block: ``"scale_shift"`` after its second norm, or ``"shift"`` before it
         (Ho et al.; the default of diffusers' `UNet2DModel`).
+      norm_groups: groups of every normalisation, a divisor of all widths; 0 chooses by width (`layers.group_count`).
       dtype: ``"float32"`` or ``"bfloat16"`` computation; parameters are float32 in both.
       remat: recompute blocks in the backward pass: less memory, about a third more time.
 
@@ -104,6 +105,7 @@ class UNet(nn.Module):
     dropout: float = 0.0
     num_classes: int = 0
     modulation: str = "scale_shift"
+    norm_groups: int = 0
     dtype: str = "float32"
     remat: bool = False
 
@@ -121,7 +123,7 @@ class UNet(nn.Module):
             h = self._attend(h, "mid")
         h = self._block(h.shape[-1], "mid2")(h, emb, dropout_keys)
         h = self._up(h, skips, emb, dropout_keys)
-        h = nn.silu(group_norm(h, dtype, "norm_out"))
+        h = nn.silu(group_norm(h, dtype, "norm_out", self.norm_groups))
         h = conv(x.shape[-1], dtype, "head", zero=True)(h)
         return h.astype(x.dtype)
 
@@ -154,10 +156,12 @@ class UNet(nn.Module):
     def _block(self, width: int, name: str) -> nn.Module:
         cls = nn.remat(ResBlock) if self.remat else ResBlock
         # A block's dropout stream is named by its place, which is the same with and without remat.
-        return cls(width, self.dropout, self.dtype, zlib.crc32(name.encode()), self.modulation, name=name)
+        return cls(
+            width, self.dropout, self.dtype, zlib.crc32(name.encode()), self.modulation, self.norm_groups, name=name
+        )
 
     def _attend(self, h: Array, name: str) -> Array:
-        return Attention(self.head_channels, self.dtype, name=f"{name}_attention")(h)
+        return Attention(self.head_channels, self.dtype, self.norm_groups, name=f"{name}_attention")(h)
 
     def _check(self, x: Array) -> None:
         levels = len(self.channel_mult)

@@ -1,0 +1,119 @@
+"""The U-Net of 1.6 million parameters at 32x32: forward pass, training step, DDIM, and the h(t) sweep of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from benchmarks import flops, pairs, shapes
+from benchmarks.job import Job, first_call
+from diffusion_privacy.anonymity import tprime
+from diffusion_privacy.diffusion.chain import Chain
+from diffusion_privacy.diffusion.samplers import Sampler, sample
+from diffusion_privacy.diffusion.sde import DDPM
+from diffusion_privacy.tasks import ScoreTask
+from diffusion_privacy.training import sharding, state, steps
+from diffusion_privacy.training.sharding import REPLICATED, SHARDED
+from diffusion_privacy.training.state import TrainConfig
+from diffusion_privacy.types import Array
+
+_PAIR = pairs.SMALL
+_SDE = DDPM()
+
+
+def forward_flops(pair: pairs.UNetPair = _PAIR) -> float:
+    """Of one image."""
+    net = pair.network()
+    layout = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *pair.shape)), jnp.ones(1))
+    return flops.count(net.apply, layout, jnp.zeros((1, *pair.shape)), jnp.ones(1))
+
+
+def _facts(run: Callable[[], Any]) -> dict[str, Any]:
+    return {"first_call_s": first_call(run), "parameters": _PAIR.parameters, "devices": jax.device_count()}
+
+
+def _on_mesh(array: Any) -> Any:
+    return sharding.put_batch(array, sharding.data_mesh())
+
+
+def _forward() -> Job:
+    net, mesh, batch = _PAIR.network(), sharding.data_mesh(), shapes.UNET_BATCH
+    params = sharding.put_replicated(pairs.random_params(net, _PAIR.shape), mesh)
+    x = _on_mesh(np.random.default_rng(1).standard_normal((batch, *_PAIR.shape), np.float32))
+    t = _on_mesh(np.linspace(0.1, 0.9, batch, dtype=np.float32))
+    program = sharding.data_parallel(net.apply, mesh, in_specs=(REPLICATED, SHARDED, SHARDED), out_specs=SHARDED)
+
+    def run() -> None:
+        jax.block_until_ready(program(params, x, t))
+
+    return Job(run, batch, batch * forward_flops(), _facts(run))
+
+
+def _train() -> Job:
+    batch, mesh = shapes.UNET_BATCH, sharding.data_mesh()
+    task = ScoreTask(_PAIR.network(), _SDE, batch)
+    config = TrainConfig(steps=1_000_000, batch_size=batch, learning_rate=1e-6)
+    params = pairs.random_params(_PAIR.network(), _PAIR.shape)
+    layout = jax.eval_shape(state.make_optimizer(config).init, params)
+    moments = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), layout)
+    start = state.TrainState(np.zeros((), np.int32), params, params, moments)
+    totals = {"loss": np.zeros((), np.float32), "grad_norm": np.zeros((), np.float32)}
+    rows = {"image": shapes.images(batch, _PAIR.shape)[0], "position": np.arange(batch, dtype=np.int32)}
+    fixed = sharding.put_batch((rows, np.ones(batch, np.float32), np.zeros(batch, np.int32)), mesh)
+    key = sharding.put_replicated(np.asarray(jax.random.key_data(jax.random.key(0))), mesh)
+    moving = [sharding.put_replicated(start, mesh), sharding.put_replicated(totals, mesh)]
+    step = steps.make_step(task, config, mesh)
+
+    def run() -> None:
+        moving[0], moving[1], signals = step(*moving, key, *fixed)
+        if np.asarray(signals)[1]:
+            raise FloatingPointError("the loss or the gradient is not finite")
+
+    return Job(run, batch, 3 * batch * forward_flops(), _facts(run))
+
+
+def _score() -> Partial:
+    params = jax.tree.map(jnp.asarray, pairs.random_params(_PAIR.network(), _PAIR.shape))
+    return ScoreTask(_PAIR.network(), _SDE, shapes.SAMPLED).score(params)
+
+
+def _draw(score: Partial, keys: Array) -> Array:
+    method = Sampler(name="ddim", steps=shapes.DDIM_STEPS)
+    return sample(score, _SDE, method, jax.vmap(jax.random.wrap_key_data)(keys), _PAIR.shape)
+
+
+def _ddim() -> Job:
+    mesh = sharding.data_mesh()
+    keys = _on_mesh(np.asarray(jax.random.key_data(jax.random.split(jax.random.key(0), shapes.SAMPLED))))
+    score = _score()
+    program = sharding.data_parallel(_draw, mesh, in_specs=(REPLICATED, SHARDED), out_specs=SHARDED)
+
+    def run() -> None:
+        jax.block_until_ready(program(score, keys))
+
+    work = shapes.SAMPLED * shapes.DDIM_STEPS * forward_flops()
+    return Job(run, shapes.SAMPLED, work, _facts(run))
+
+
+def _margin(x: Array, record: Array) -> Array:
+    return jnp.mean(x.reshape(x.shape[0], -1), axis=1) + 0.0 * record
+
+
+def _sweep() -> Job:
+    chain, score, levels = Chain(_SDE, shapes.SWEEP_STEPS), _score(), np.array(shapes.SWEEP_LEVELS)
+    record = shapes.images(1, _PAIR.shape)[0]
+    key = jax.random.key(0)
+
+    def run() -> None:
+        tprime.h_curves(chain, score, Partial(_margin), record, levels, shapes.SWEEP_DRAWS, key, chunk=16)
+
+    evaluations = int(levels.sum()) * shapes.SWEEP_DRAWS
+    return Job(run, evaluations, evaluations * forward_flops(), _facts(run))
+
+
+JOBS: dict[str, Callable[[], Job]] = {"forward": _forward, "train": _train, "ddim": _ddim, "sweep": _sweep}

@@ -1,0 +1,114 @@
+"""The same U-Net in diffusers on PyTorch, with equal weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers.models.unets.unet_2d import UNet2DModel
+
+from benchmarks import pairs, shapes
+from benchmarks.job import Job
+from benchmarks.peers.common import best_layout, tensor
+
+_PAIR = pairs.SMALL
+
+
+def network(pair: pairs.UNetPair, layout: torch.memory_format) -> Any:
+    """With the weights that our side has."""
+    net = UNet2DModel(**pair.diffusers_fields())
+    weights = pairs.diffusers_weights(pair, pairs.random_params(pair.network(), pair.shape))
+    net.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(w)) for name, w in weights.items()})
+    return net.to(memory_format=layout)
+
+
+def _noise(count: int, layout: torch.memory_format) -> torch.Tensor:
+    return tensor(np.random.default_rng(1).standard_normal((count, *_PAIR.shape), np.float32), layout)
+
+
+def _forward() -> Job:
+    batch = shapes.UNET_BATCH
+
+    def make(layout: torch.memory_format) -> Callable[[], object]:
+        net, x, t = network(_PAIR, layout).eval(), _noise(batch, layout), torch.linspace(100, 900, batch)
+
+        def run() -> torch.Tensor:
+            with torch.inference_mode():
+                return net(x, t).sample
+
+        return run
+
+    return best_layout(make, batch, parameters=_PAIR.parameters)
+
+
+def _train() -> Job:
+    batch = shapes.UNET_BATCH
+    image = shapes.images(batch, _PAIR.shape)[0]
+
+    def make(layout: torch.memory_format) -> Callable[[], object]:
+        net, clean = network(_PAIR, layout), tensor(image, layout)
+        params = list(net.parameters())
+        average = [p.detach().clone() for p in params]
+        optimizer = torch.optim.Adam(params, lr=1e-6, fused=True)
+        scheduler = DDPMScheduler(num_train_timesteps=1000)
+
+        def run() -> float:
+            t, eps = torch.randint(0, 1000, (batch,)), torch.randn_like(clean)
+            loss = torch.nn.functional.mse_loss(net(scheduler.add_noise(clean, eps, t), t).sample, eps)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(params, 1.0)
+            optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(average, params, 1e-3)
+            return loss.item()
+
+        return run
+
+    return best_layout(make, batch, parameters=_PAIR.parameters)
+
+
+def _steps(net: Any, scheduler: Any, x: torch.Tensor, times: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        for t in times:
+            x = scheduler.step(net(x, t).sample, t, x).prev_sample
+    return x
+
+
+def _ddim() -> Job:
+    def make(layout: torch.memory_format) -> Callable[[], object]:
+        net, scheduler = network(_PAIR, layout).eval(), DDIMScheduler(num_train_timesteps=1000, clip_sample=False)
+        scheduler.set_timesteps(shapes.DDIM_STEPS)
+        start = _noise(shapes.SAMPLED, layout)
+        return lambda: _steps(net, scheduler, start, scheduler.timesteps)
+
+    return best_layout(make, shapes.SAMPLED)
+
+
+def _sweep() -> Job:
+    """Level by level, the draws of a level as a batch: as the reference of arXiv 2306.01363 goes about it."""
+
+    def make(layout: torch.memory_format) -> Callable[[], object]:
+        net, scheduler = network(_PAIR, layout).eval(), DDPMScheduler(num_train_timesteps=1000, clip_sample=False)
+        scheduler.set_timesteps(shapes.SWEEP_STEPS)
+        record = tensor(shapes.images(1, _PAIR.shape)[0], layout)
+
+        def run() -> list[torch.Tensor]:
+            found = []
+            for level in shapes.SWEEP_LEVELS:
+                times = scheduler.timesteps[-level:]
+                clean = record.expand(shapes.SWEEP_DRAWS, -1, -1, -1)
+                noisy = scheduler.add_noise(clean, torch.randn_like(clean), times[:1].expand(len(clean)))
+                x = _steps(net, scheduler, noisy.contiguous(memory_format=layout), times)
+                found.append(x.flatten(1).mean(1))
+            return found
+
+        return run
+
+    return best_layout(make, sum(shapes.SWEEP_LEVELS) * shapes.SWEEP_DRAWS)
+
+
+JOBS: dict[str, Callable[[], Job]] = {"forward": _forward, "train": _train, "ddim": _ddim, "sweep": _sweep}
