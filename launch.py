@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags
@@ -38,6 +39,8 @@ _CACHE = flags.DEFINE_string(
 )
 
 _PREEMPTED = 75
+_joined: list[bool] = []
+"""Not empty once this process is one of a job's."""
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -72,7 +75,15 @@ def _one_line(text: str) -> str:
 
 def _stop(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    _exit(2)
+
+
+def _exit(status: int) -> None:
+    if not _joined:
+        sys.exit(status)
+    from diffusion_privacy.training import sharding
+
+    sharding.leave(status)
 
 
 _CPU_DEVICES = flags.DEFINE_integer(
@@ -93,7 +104,11 @@ def _set_up_devices(network: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     from diffusion_privacy.training import sharding
 
-    sharding.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if sharding.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
+        _joined.append(True)
+        if not sharding.is_first():
+            # All processes do the same; one says so.
+            logging.getLogger().setLevel(logging.WARNING)
 
 
 def _run(workdir: str) -> None:
@@ -128,7 +143,13 @@ def main(argv: list[str]) -> None:
         _stop(str(error))
     except Preempted as stop:
         print(str(stop), file=sys.stderr)
-        sys.exit(_PREEMPTED)
+        _exit(_PREEMPTED)
+    except Exception:
+        if not _joined:
+            raise
+        # A process that was killed shows here too, as a sum over devices that it does not take part in.
+        traceback.print_exc()
+        _exit(1)
 
 
 if __name__ == "__main__":

@@ -358,7 +358,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-_LATER = (("autoencoder", None),)
+_LATER = (("autoencoder", None), ("sharding", ()))
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
