@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags
@@ -47,6 +48,8 @@ _PRECISION = flags.DEFINE_enum(
 )
 
 _PREEMPTED = 75
+_joined: list[bool] = []
+"""Not empty once this process is one of a job's."""
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -81,7 +84,15 @@ def _one_line(text: str) -> str:
 
 def _stop(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    _exit(2)
+
+
+def _exit(status: int) -> None:
+    if not _joined:
+        sys.exit(status)
+    from diffusion_privacy.training import sharding
+
+    sharding.leave(status)
 
 
 _CPU_DEVICES = flags.DEFINE_integer(
@@ -102,7 +113,11 @@ def _set_up_devices(network: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     from diffusion_privacy.training import sharding
 
-    sharding.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if sharding.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
+        _joined.append(True)
+        if not sharding.is_first():
+            # All processes do the same; one says so.
+            logging.getLogger().setLevel(logging.WARNING)
     if jax.default_backend() != "cpu" and _PRECISION.value != "default":
         jax.config.update("jax_default_matmul_precision", _PRECISION.value)
 
@@ -139,7 +154,13 @@ def main(argv: list[str]) -> None:
         _stop(str(error))
     except Preempted as stop:
         print(str(stop), file=sys.stderr)
-        sys.exit(_PREEMPTED)
+        _exit(_PREEMPTED)
+    except Exception:
+        if not _joined:
+            raise
+        # A process that was killed shows here too, as a sum over devices that it does not take part in.
+        traceback.print_exc()
+        _exit(1)
 
 
 if __name__ == "__main__":

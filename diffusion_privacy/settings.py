@@ -362,7 +362,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-_LATER = (("autoencoder", None), ("deterministic", "ode_hutchinson"))
+_LATER = (("autoencoder", None), ("deterministic", "ode_hutchinson"), ("sharding", ()))
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A lane is one reverse chain. All lanes of an audit go through one `jit(shard_map(...))`, compiled for a chunk of lanes
 on each device that fits a memory budget and run as often as it takes: another number of lanes (records that still need
 draws, say) does not compile anew. What a lane computes depends on its own numbers alone (its key is a function of
-record, component and draw), so chunk size and device count do not change a result.
+record, component and draw), so chunk size and device count do not change a result. In a job of several processes all of
+them call `run` with the same lanes, each computes those of its devices, and all get all results.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from diffusion_privacy.training.sharding import REPLICATED, SHARDED, data_mesh, data_parallel
+from diffusion_privacy.training.sharding import REPLICATED, SHARDED, data_mesh, data_parallel, replicate, to_host
 from diffusion_privacy.types import Array, PyTree, ScoreFn
 
 _LOG = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def run(
       mesh: default: every device.
 
     Returns:
-      ``fn``'s outputs as numpy arrays with one row a lane, in the order of ``lanes``.
+      ``fn``'s outputs as numpy arrays with one row a lane, in the order of ``lanes``; the same on every process.
 
     Raises:
       ValueError: no lanes, or chunk < 1.
@@ -71,14 +72,14 @@ def run(
     devices = mesh.devices.size
     width = devices * min(chunk, -(-count // devices))
     program = _program(fn, static, mesh)
-    operands = jax.device_put(operands, NamedSharding(mesh, REPLICATED))
+    operands = replicate(operands, mesh)
     rounds = []
     began = spoke = time.monotonic()
     for start in range(0, count, width):
         # Padding repeats the last lane, so that it is as short or long as its neighbours.
         rows = np.minimum(np.arange(start, start + width), count - 1)
         out = program(operands, {name: np.asarray(z)[rows] for name, z in lanes.items()})
-        rounds.append(jax.tree.map(np.asarray, out))
+        rounds.append(to_host(out))
         done, now = min(start + width, count), time.monotonic()
         if now - spoke > _SPEAK_EVERY and done < count:
             spoke = now

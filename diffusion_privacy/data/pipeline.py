@@ -64,27 +64,23 @@ class Batches:
 
     Attributes:
       records: what to draw from.
-      batch_size: B >= 1, the size of the global batch, over all processes.
+      batch_size: B >= 1, over all processes; each of them reads its own `rows`.
       seed: 0 <= seed < 2**32.
       shuffle: False gives source order in every epoch.
-      process_index, process_count: this process loads rows ``process_index·B/process_count`` and following of every
-        batch. Which rows these are is all that they change: `position` stays the row in the global batch.
 
     Raises:
-      InputError: a batch size below 1 or not divisible by the number of processes, or a seed out of range.
+      InputError: a batch size below 1, or a seed out of range.
     """
 
     records: Drawable
     batch_size: int
     seed: int
     shuffle: bool = True
-    process_index: int = 0
-    process_count: int = 1
     # Only speed: the orders of the last epochs, each of which can be computed again.
     _orders: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _rows(self.batch_size, self.process_index, self.process_count)
+        _check_size(self.batch_size)
         check_seed(self.seed)
 
     @property
@@ -93,23 +89,26 @@ class Batches:
         return len(self.records) / self.batch_size
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Batch number ``step`` >= 0, this process's rows R = B / process_count.
+        """Batch number ``step`` >= 0.
 
         Returns:
-          ``image`` float32 [R, H, W, C], ``label``, ``identity``, ``index`` int32 [R], and ``position`` int32 [R], the
-          row in the global batch (0..B−1), by which tasks key their random draws; where the records have them,
-          ``attributes`` float32 [R, A].
+          ``image`` float32 [B, H, W, C], ``label``, ``identity``, ``index`` int32 [B], and ``position`` int32 [B], the
+          row in the batch (0..B−1), by which tasks key their random draws; where the records have them, ``attributes``
+          float32 [B, A].
         """
+        return self.rows(step, np.arange(self.batch_size))
+
+    def rows(self, step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """These rows, int [R] in 0 … B−1, of batch number ``step`` as `batch` has them; no other record is read."""
         if step < 0:
             raise ValueError(f"step is {step}; expected 0 or more")
-        rows = _rows(self.batch_size, self.process_index, self.process_count)
         n = len(self.records)
-        first = int(step) * self.batch_size + int(rows[0])
-        end = first + len(rows)
-        pieces = []
-        for epoch in range(first // n, (end - 1) // n + 1):
-            pieces.append(self._order(epoch)[max(first - epoch * n, 0) : end - epoch * n])
-        return self.gather(np.concatenate(pieces), rows)
+        epochs, places = np.divmod(int(step) * self.batch_size + np.asarray(rows, np.int64), n)
+        chosen = np.empty(len(places), np.int64)
+        for epoch in np.unique(epochs):
+            at = epochs == epoch
+            chosen[at] = self._order(int(epoch))[places[at]]
+        return self.gather(chosen, rows)
 
     @property
     def num_records(self) -> int:
@@ -178,9 +177,7 @@ class Batches:
         }
 
 
-def eval_batches(
-    records: Drawable, batch_size: int, *, process_index: int = 0, process_count: int = 1
-) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(records: Drawable, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Every record once, in order, in batches of one shape.
 
     The last batch is filled up with its last record. ``position`` is the record's position in ``records`` (padding
@@ -189,37 +186,29 @@ def eval_batches(
 
     Args:
       records: what to evaluate.
-      batch_size: B >= 1, over all processes.
-      process_index, process_count: as for `Batches`; every process gets the same number of batches.
+      batch_size: B >= 1.
 
     Yields:
-      The fields of `Batches.batch` and ``mask`` float32 ``[B / process_count]``: 1 for a record, 0 for padding.
+      The fields of `Batches.batch` and ``mask`` float32 ``[B]``: 1 for a record, 0 for padding.
 
     Raises:
-      InputError: a batch size below 1 or not divisible by the number of processes.
+      InputError: a batch size below 1.
     """
-    rows = _rows(batch_size, process_index, process_count)
-    return _eval_batches(records, batch_size, rows)
+    _check_size(batch_size)
+    return _eval_batches(records, batch_size)
 
 
-def _eval_batches(records: Drawable, batch_size: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+def _eval_batches(records: Drawable, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     for start in range(0, len(records), batch_size):
-        positions = start + rows
+        positions = start + np.arange(batch_size)
         batch = _gather(records, np.minimum(positions, len(records) - 1), positions)
         batch["mask"] = (positions < len(records)).astype(np.float32)
         yield batch
 
 
-def _rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
-    """The rows of the global batch that belong to a process, int64 [B / process_count]."""
+def _check_size(batch_size: int) -> None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise InputError(f"batch_size is {batch_size!r}; expected a whole number >= 1")
-    if process_count < 1 or batch_size % process_count:
-        raise InputError(f"batch_size is {batch_size}; expected a multiple of the {process_count} processes")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index is {process_index}; expected 0..{process_count - 1}")
-    local = batch_size // process_count
-    return np.arange(process_index * local, (process_index + 1) * local)
 
 
 def _gather(records: Drawable, chosen: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.sample import chunk_size
 from diffusion_privacy.stages.spaces import Space
 from diffusion_privacy.stages.workdir import Workdir
-from diffusion_privacy.training import rng
+from diffusion_privacy.training import rng, sharding
 from diffusion_privacy.training.metrics import read_csv
 from diffusion_privacy.types import PyTree, ScoreFn
 
@@ -331,7 +331,8 @@ def audit_model(setup: Setup, name: str) -> None:
     summary, steps, loss = _training(setup, name)
     screened, listed = audit_screen.screen(study, setup.workdir, setup.roles, chain, score, space, samples, name, chunk)
     arrays = _arrays(setup, score, space, images, name, samples, steps, loss, listed, chunk)
-    save_arrays(setup.workdir.path("audit", f"{name}.npz"), arrays)
+    path = setup.workdir.path("audit", f"{name}.npz")
+    sharding.once(lambda: save_arrays(path, arrays), path.name)
     entry = {
         "n_train": n_train,
         "epochs": study.score.training.steps * study.score.training.batch_size / n_train,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import logging
-import os
 
 import numpy as np
 
@@ -171,14 +171,13 @@ def _write_ranking(
 ) -> None:
     """Numbers of private records: a file of the workdir, never of a release."""
     path = workdir.path("audit", f"{name}_ranking.csv")
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("rank", "index", "label", "score_nats", "stderr_nats", "p_value"))
-        for rank, i in enumerate(order, 1):
-            numbers = (f"{value:.6g}" for value in (ranked.score[i], ranked.stderr[i], placed.p_value[i]))
-            rows.writerow((rank, int(train.index[i]), int(train.label[i]), *numbers))
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(("rank", "index", "label", "score_nats", "stderr_nats", "p_value"))
+    for rank, i in enumerate(order, 1):
+        numbers = (f"{value:.6g}" for value in (ranked.score[i], ranked.stderr[i], placed.p_value[i]))
+        rows.writerow((rank, int(train.index[i]), int(train.label[i]), *numbers))
+    workdir.write_text(path, text.getvalue())
 
 
 def _balls(setting: _Setting, held_out: np.ndarray) -> list[Balls]:

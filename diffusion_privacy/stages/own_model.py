@@ -26,6 +26,7 @@ from diffusion_privacy.settings_own import OwnModel
 from diffusion_privacy.stages import reading
 from diffusion_privacy.stages.facts import run_facts
 from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.training import sharding
 
 _LOG = logging.getLogger(__name__)
 _QUESTION = (
@@ -228,7 +229,8 @@ def report(study: OwnModel, workdir: Workdir) -> None:
         },
         "models": {own_schema.MODEL: model},
     }
-    own_page.write_report(workdir.root / "report", release, arrays, study.report.show_private)
+    folder, shown = workdir.root / "report", study.report.show_private
+    sharding.once(lambda: own_page.write_report(folder, release, arrays, shown), "report")
     lines = [f"# Audit of {study.model.path}", ""]
     for record, said in zip(model["records"], sentences, strict=True):
         _LOG.info("%s", said)
@@ -237,7 +239,7 @@ def report(study: OwnModel, workdir: Workdir) -> None:
         lines += ["", "This rests on:", ""]
         lines += [f"- {text}" for text in record["verdict"]["assumes"]]
         lines += [f"- **{text}**" for text in record["detector"]["reasons"]] + [""]
-    workdir.path("report", "summary.md").write_text("\n".join(lines), encoding="utf-8")
+    workdir.write_text(workdir.path("report", "summary.md"), "\n".join(lines))
 
 
 def sentence(record: dict[str, Any], model: dict[str, Any]) -> str:

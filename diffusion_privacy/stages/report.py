@@ -12,6 +12,7 @@ from diffusion_privacy.settings import Study
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.facts import run_facts
 from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.training import sharding
 
 _QUESTION = (
     "If images are drawn from this model, how often does one of them show the private record, recognisable by its "
@@ -72,4 +73,5 @@ def report(study: Study, workdir: Workdir) -> None:
     models = {name: workdir.read_json(workdir.root / "audit" / f"{name}.json") for name in common.MODELS}
     arrays = {name: load_arrays(workdir.root / "audit" / f"{name}.npz") for name in common.MODELS}
     release = _release(study, workdir, models, roles)
-    html.write_report(workdir.root / "report", release, arrays, study.report.show_private)
+    folder, shown = workdir.root / "report", study.report.show_private
+    sharding.once(lambda: html.write_report(folder, release, arrays, shown), "report")

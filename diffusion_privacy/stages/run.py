@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Study
 from diffusion_privacy.settings_cadp import Cadp, CadpTable, PrivateStudy
@@ -95,6 +97,10 @@ _BY_KIND: dict[type, Mapping[str, Callable[[Any, Workdir], None]]] = {
 }
 
 
+_MANY_PROCESSES = (Study, SizeSweep, OwnModel)
+"""Kinds whose numbers are a function of the seed, so that several processes can work on them together."""
+
+
 def run(study: AnyStudy, workdir: Path, mode: str = "study") -> None:
     """Runs one stage of a study of any kind, or all for ``mode = "study"``.
 
@@ -107,6 +113,12 @@ def run(study: AnyStudy, workdir: Path, mode: str = "study") -> None:
         stages = {name: stages[name] for name in ("train", "privatize")}
     if mode != "study" and mode not in stages:
         raise InputError(f"mode: expected study or one of {', '.join(stages)}, got {mode!r}")
+    if jax.process_count() > 1 and not isinstance(study, _MANY_PROCESSES):
+        # Each process would draw release noise of its own, and they would go on with different copies.
+        raise InputError(
+            f"distributed job: expected one process for a private copy, got {jax.process_count()}; one uses the whole "
+            "machine"
+        )
     # Before the directory is bound to these settings: the path is the one that has to change.
     if isinstance(study, CadpTable):
         cadp_table_study.check_file(study)

@@ -24,6 +24,7 @@ from diffusion_privacy.stages import sample as sample_stage
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages import train as train_stage
 from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.training import sharding
 
 _LOG = logging.getLogger(__name__)
 
@@ -131,7 +132,8 @@ def report(job: SizeSweep, workdir: Workdir) -> None:
     rows = [_row(job, workdir, point) for point in job.points()]
     curve = {"shape": shape, "reduce": job.sweep.reduce, "meaning": MEANING, "points": rows}
     workdir.write_json(workdir.path("sweep.json"), {**curve, "config": workdir.config})
-    sweep_figure.write(workdir.path("sweep.png"), rows)
+    picture = workdir.path("sweep.png")
+    sharding.once(lambda: sweep_figure.write(picture, rows), picture.name)
     for row in rows:
         q, t = row["q"], row["t_prime"]["value"]
         _LOG.info(

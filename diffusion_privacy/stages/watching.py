@@ -16,7 +16,7 @@ from diffusion_privacy.data.latents import LatentRecords
 from diffusion_privacy.data.pipeline import eval_batches
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.settings import Outputs
-from diffusion_privacy.training import loop, rng, tracking
+from diffusion_privacy.training import loop, rng, sharding, tracking
 from diffusion_privacy.training.state import TrainConfig, TrainState
 from diffusion_privacy.training.steps import BatchSource
 from diffusion_privacy.types import PyTree, Task
@@ -90,7 +90,7 @@ def _picture(
     key, evaluate = rng.stream(seed, f"{name}.held_out"), jax.jit(task.evaluate)
 
     def see(state: TrainState) -> dict[str, float]:
-        params = jax.tree.map(np.asarray, state.ema_params)
+        params = sharding.to_host(state.ema_params)
         total = 0.0
         for batch in eval_batches(records, config.batch_size):
             mask = batch.pop("mask")

@@ -8,6 +8,8 @@ likelihood.json
 audit/NAME.json      one `models` entry of release.json; NAME.npz the arrays behind its figures
 report/              release.json, figures, index.html
 timings.json         seconds of each stage, compilation apart
+
+All processes of a job read it, and the first one writes (`training.sharding.once`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import numpy as np
 
 from diffusion_privacy import settings as settings_module
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.training import sharding
 from diffusion_privacy.training.checkpoint import require_writable
 
 _LOG = logging.getLogger(__name__)
@@ -114,17 +117,30 @@ class Workdir:
             raise InputError(f"{path}: expected a readable JSON file ({error})") from error
 
     def write_json(self, path: Path, value: Any) -> None:
-        """Writes in one step: a reader sees the old file or the whole new one."""
-        temporary = path.with_name(path.name + ".partial")
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        """Writes in one step: a reader sees the old file or the whole new one. Every process must call."""
+        text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+        self._replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def write_arrays(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes an npz in one step."""
-        temporary = path.with_name(path.name + ".partial")
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
+        """Writes an npz in one step. Every process must call."""
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+
+        self._replace(path, write)
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Writes UTF-8 in one step. Every process must call."""
+        self._replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
+
+    def _replace(self, path: Path, write: Callable[[Path], object]) -> None:
+        def replace() -> None:
+            temporary = path.with_name(path.name + ".partial")
+            write(temporary)
+            os.replace(temporary, path)
+
+        sharding.once(replace, str(path.relative_to(self.root)))
 
     def read_arrays(self, path: Path) -> dict[str, np.ndarray]:
         """The arrays of an npz; InputError names the file if it is missing or damaged."""

@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.training import sharding
 from diffusion_privacy.training.state import TrainState
 from diffusion_privacy.types import PyTree
 
@@ -90,11 +91,13 @@ class Checkpoints:
     def save(self, state: TrainState, progress: Mapping[str, Any]) -> None:
         """Copies the state to the host and writes it in the background; nothing happens if the step is there.
 
+        In a job every process must call; the first one writes.
+
         Args:
           state: its arrays may be donated as soon as this returns.
           progress: JSON to be given back by `restore`, e.g. the position of the data iterator.
         """
-        host = jax.tree.map(lambda x: np.array(x, copy=True), state)
+        host = jax.tree.map(lambda x: np.array(x, copy=True), sharding.to_host(state))
         step = int(host.step)
         if step == self.latest_step:
             return

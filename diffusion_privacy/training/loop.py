@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_privacy.errors import DivergenceError, InputError
-from diffusion_privacy.training import private_step, rng, sharding
+from diffusion_privacy.training import partition, private_step, rng, sharding
 from diffusion_privacy.training import secret as secrets
 from diffusion_privacy.training import state as states
 from diffusion_privacy.training.checkpoint import Checkpoints
@@ -93,7 +93,7 @@ def train(
       profile: so many steps, from the third of this process on, are traced into ``workdir/profile``.
 
     Returns:
-      The final state, on all devices of the mesh.
+      The final state, on all devices of the mesh; split over them where ``config.sharding`` says so.
 
     Raises:
       InputError: the settings, the batches or the workdir are not usable; nothing has been overwritten.
@@ -150,10 +150,11 @@ class _Run:
         template = jax.eval_shape(create, key, first)
         names = metric_names(task, template.params, first, key, config.batch_size)
         sums = dict.fromkeys([*names, *private_step.EXTRA] if config.privacy.on else names, 0.0)
+        self.parts = partition.of(template, config.sharding, mesh)
         restored = checkpoints.restore(template)
         if restored is None:
             self.step, self.window = 0, 0
-            state = jax.jit(create)(key, first)
+            state = self._created(create, key, first)
         else:
             state = restored.state
             self.step, self.window = batches.check(restored.progress["data"]), restored.progress["window_steps"]
@@ -162,8 +163,17 @@ class _Run:
             sums = _same_names(restored.progress["window_sums"], sums, checkpoints.folder)
             self.spent = restored.progress["privacy"] if config.privacy.on else None
             _LOG.info("%s: going on after step %d", name, self.step)
-        self.state: TrainState = sharding.put_replicated(state, mesh)
+        self.state: TrainState = state if self.parts.split and restored is None else self.parts.put(state)
         self.totals = self._device_totals(sums)
+
+    def _created(self, create: Callable[..., TrainState], key: Array, batch: PyTree) -> TrainState:
+        if not self.parts.split:
+            return jax.jit(create)(key, batch)
+        # No device may be asked to hold all of it, not even at the start.
+        data, law = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
+        return self.parts.create(
+            lambda words, rows: create(jax.random.wrap_key_data(words, impl=law), rows), data, batch
+        )
 
     def _device_totals(self, sums: Mapping[str, float]) -> dict[str, Array]:
         return sharding.put_replicated({name: np.float32(value) for name, value in sums.items()}, self.mesh)
@@ -171,7 +181,7 @@ class _Run:
     def engine(self, workdir: Path, fields: Mapping[str, object]) -> Engine:
         """What makes the steps; a private run gets its secret here."""
         if not self.config.privacy.on:
-            return PlainSteps(self.task, self.batches, self.config, self.mesh, self.key_data)
+            return PlainSteps(self.task, self.batches, self.config, self.parts, self.key_data)
         source = private_step.require_source(self.batches)
         plan = private_step.make_plan(self.config, source, self.spent)
         # Other settings or other records must never meet the same noise.

@@ -158,6 +158,7 @@ class PrivateSteps:
         self._key_data = sharding.put_replicated(key_data, mesh)
         self._scale = sharding.put_replicated(np.float32(plan.noise_multiplier * plan.clip_norm), mesh)
         self._rows = config.privacy.micro_batch * mesh.size
+        self._local = sharding.local_rows(self._rows, mesh)
         self._leaves = len(jax.tree.leaves(params))
         self.accumulate = _accumulate(task, config, mesh)
         self.finish = _finish(config, mesh)
@@ -175,11 +176,12 @@ class PrivateSteps:
         carry = self._carry
         for start in range(0, len(chosen), self._rows):
             part = chosen[start : start + self._rows]
-            mask = (np.arange(self._rows) < len(part)).astype(np.float32)
-            rows = self._source.gather(np.concatenate([part, np.zeros(self._rows - len(part), part.dtype)]))
-            carry = self.accumulate(
-                state.params, state.step, carry, self._key_data, *sharding.put_batch((rows, mask), self._mesh)
-            )
+            mask = (self._local < len(part)).astype(np.float32)
+            padded = np.concatenate([part, np.zeros(self._rows - len(part), part.dtype)])
+            # Each process fetches the records of its own devices.
+            local = (self._source.gather(padded[self._local]), mask)
+            rows = sharding.put_rows(local, self._rows, self._mesh)
+            carry = self.accumulate(state.params, state.step, carry, self._key_data, *rows)
         keys = sharding.put_replicated(self._secret.noise_keys(step, self._leaves), self._mesh)
         asked = sharding.put_batch(np.full(self._mesh.size, int(stop != 0), np.int32), self._mesh)
         state, totals, self._carry, signals = self.finish(state, totals, carry, keys, self._scale, asked)

@@ -3,16 +3,23 @@
 A step is written for the rows that one device holds, with explicit `jax.lax.psum`, and compiled by jit(shard_map).
 jit with sharded inputs is not used: it computes wrong per-example gradients of convolutions (zero for every shard but
 the first, without an error).
+
+A job of several processes runs the same program in each. Numbers that a program computes over the mesh come back to
+all of them (`to_host`), so that all take the same decisions; what goes to the workdir is written by the first (`once`).
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -25,9 +32,15 @@ DATA = "data"
 REPLICATED = P()
 SHARDED = P(DATA)
 
+_PATIENCE_S = 10.0
+"""How long a process that has failed waits for the others to fail too, before it leaves them."""
+
 
 def initialise(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> bool:
     """Joins the processes of a job; call before anything touches a device. Returns whether there is a job to join.
+
+    Returns when all processes are there and have summed a number over all devices: a machine that cannot be reached is
+    found here, and CPU devices, which give each other 30 s for the first connection, have made it.
 
     With all three arguments they are used as given. With none, SLURM (srun), Open MPI, an indexed Kubernetes job and
     a TPU pod are recognised from the environment; elsewhere this does nothing.
@@ -46,6 +59,7 @@ def initialise(coordinator: str | None = None, num_processes: int | None = None,
         if not _in_cluster_job(os.environ):
             return False
         jax.distributed.initialize()
+        sync("initialise")
         return True
     if coordinator is None or num_processes is None or process_id is None:
         raise InputError(f"distributed job: {', '.join(missing)} missing; give all of {', '.join(given)} or none")
@@ -54,6 +68,7 @@ def initialise(coordinator: str | None = None, num_processes: int | None = None,
     if not 0 <= process_id < num_processes:
         raise InputError(f"distributed job: process_id must be in [0, {num_processes}), got {process_id}")
     jax.distributed.initialize(coordinator, num_processes, process_id)
+    sync("initialise")
     return True
 
 
@@ -66,6 +81,48 @@ def _in_cluster_job(env: Mapping[str, str]) -> bool:
     if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
         return True
     return "," in env.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks; true where there is only one."""
+    return jax.process_index() == 0
+
+
+def sync(what: str) -> None:
+    """Returns when every process of the job has come here; ``what`` must be the same text on all of them."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
+
+
+def once(write: Callable[[], object], what: str) -> None:
+    """``write()`` on the first process alone, while the others wait, so that they find what it wrote.
+
+    All processes must come here. They also wait before: whoever asks whether a file exists before it calls `once` gets
+    the answer that the first process got. If ``write`` raises, the job ends (`leave`).
+    """
+    sync(f"before {what}")
+    if is_first():
+        write()
+    sync(f"after {what}")
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process of a job with ``status``, also where the others cannot be waited for.
+
+    Where all end with an error of their own (a wrong config), each keeps its status. Where this one alone has failed,
+    the others wait for it in a sum over devices; a normal exit would in turn wait for them. Its connections break when
+    it leaves, upon which they fail too.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.process_count() > 1:
+        farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        farewell.start()
+        farewell.join(_PATIENCE_S)
+    os._exit(status)
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -131,10 +188,57 @@ def put_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     return _put(tree, NamedSharding(mesh, SHARDED))
 
 
+def local_rows(count: int, mesh: Mesh) -> np.ndarray:
+    """Which of ``count`` rows, split over the mesh as by `put_batch`, this process's devices hold: int64, increasing.
+
+    Raises:
+      ValueError: the number of devices does not divide ``count``.
+    """
+    places = NamedSharding(mesh, SHARDED).addressable_devices_indices_map((count,))
+    parts = [np.arange(count)[index] for index in places.values() if index is not None]
+    return np.sort(np.concatenate(parts))
+
+
+def put_rows(tree: PyTree, count: int, mesh: Mesh) -> PyTree:
+    """`put_batch` where each process passes only its own rows, those of `local_rows`, of ``count`` in all."""
+    split = NamedSharding(mesh, SHARDED)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(split, np.asarray(x), (count, *np.shape(x)[1:])), tree
+    )
+
+
 def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
     """A copy of every array on every device; every process passes the same values."""
     # Through fresh numpy arrays: device_put may alias a source that donation would then delete.
     return _put(jax.tree.map(lambda x: np.array(x, copy=True), tree), NamedSharding(mesh, REPLICATED))
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """`put_replicated` for what is not donated: typed keys and arrays that lie on the mesh already may be among it."""
+    whole = NamedSharding(mesh, REPLICATED)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, whole)
+
+    def one(x: Any) -> Any:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, whole)
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put_replicated(jax.random.key_data(x), mesh), impl=jax.random.key_impl(x))
+        return put_replicated(x, mesh)
+
+    return jax.tree.map(one, tree)
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """All of every array as numpy, on every process; what lies on devices of other processes is sent. All must call."""
+
+    def one(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            mesh = x.sharding.mesh  # type: ignore[attr-defined]  # all such arrays here come from `data_parallel`
+            x = jax.device_put(x, NamedSharding(mesh, REPLICATED))
+        return np.asarray(x)
+
+    return jax.tree.map(one, tree)
 
 
 def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.training import partition
 from diffusion_privacy.training.platform import CONVOLUTIONS
 from diffusion_privacy.training.privacy import Privacy
 from diffusion_privacy.types import Array, PyTree, Task
@@ -51,6 +52,7 @@ class TrainConfig:
       ema_decay: in [0, 1); 0 makes the average equal to the parameters.
       ema_warmup: use min(ema_decay, (1 + step) / (10 + step)), so that a short run forgets its initialisation.
       micro_batches: each device handles its share in this many pieces, one after the other, to save memory.
+      sharding: rules by which the state is split over devices, see `partition`; none keeps it whole on each.
       convolutions: which library convolves on a CPU, a name of `platform.CONVOLUTIONS`; elsewhere nothing changes.
       log_every: steps between rows of metrics (averages over these steps).
       eval_every: steps between calls of ``eval_fn``; 0 for never.
@@ -75,6 +77,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     ema_warmup: bool = True
     micro_batches: int = 1
+    sharding: tuple[str, ...] = ()
     convolutions: str = "default"
     log_every: int = 100
     eval_every: int = 0
@@ -97,6 +100,10 @@ class TrainConfig:
         _require(self, "schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         _require(self, "convolutions", self.convolutions in CONVOLUTIONS, f"one of {', '.join(CONVOLUTIONS)}")
         _require(self, "warmup_steps", self.warmup_steps <= self.steps, f"at most training.steps = {self.steps}")
+        for rule in self.sharding:
+            partition.parse(rule)
+        # Clipped gradients of single records are summed whole on each device.
+        _require(self, "sharding", not (self.sharding and self.privacy.on), "empty in private training")
         whole = self.micro_batches == 1 or not self.privacy.on
         _require(self, "micro_batches", whole, "1 in private training, where privacy.micro_batch says it")
 
@@ -107,7 +114,7 @@ def _require(config: TrainConfig, name: str, holds: bool, expected: str) -> None
 
 
 # Changing one of these does not change the numbers that training computes, so a run may be resumed with others.
-_BOOKKEEPING = ("log_every", "eval_every", "checkpoint_every", "keep", "tensorboard")
+_BOOKKEEPING = ("log_every", "eval_every", "checkpoint_every", "keep", "tensorboard", "sharding")
 
 
 def identity(config: TrainConfig, seed: int, name: str) -> dict[str, object]:
@@ -137,8 +144,15 @@ def learning_rate_schedule(config: TrainConfig) -> Callable[[Array], Array]:
     return rate
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW (Adam where weight_decay is 0) with the run's schedule."""
+def make_optimizer(
+    config: TrainConfig, norm: Callable[[PyTree], Array] = optax.tree.norm
+) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW (Adam where weight_decay is 0) with the run's schedule.
+
+    Args:
+      config: the settings.
+      norm: of a gradient; where a device holds a part of it, one that knows the others'.
+    """
     adam = optax.adamw(
         learning_rate_schedule(config),
         b1=config.beta1,
@@ -148,7 +162,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     )
     if config.grad_clip_norm == 0:
         return adam
-    return optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), adam)
+    return optax.chain(partition.clip_by_norm(config.grad_clip_norm, norm), adam)
 
 
 def ema_decay(config: TrainConfig, step: Array) -> Array:

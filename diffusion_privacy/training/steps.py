@@ -1,4 +1,5 @@
-"""One update on the mesh: the mean gradient of a batch, each device taking its share of the rows.
+"""One update on the mesh: the mean gradient of a batch, each device taking its share of the rows (and, where the config
+splits the state, its part of the parameters).
 
 `private_step` has the private one; both are engines of `loop.train`.
 """
@@ -6,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 
 from diffusion_privacy.training import platform, sharding
 from diffusion_privacy.training import state as states
+from diffusion_privacy.training.partition import Partition
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED
 from diffusion_privacy.training.state import TrainConfig, TrainState
 from diffusion_privacy.types import Array, PyTree, Task
@@ -42,6 +44,15 @@ class BatchSource(Protocol):
         ...
 
 
+@runtime_checkable
+class RowSource(Protocol):
+    """A `BatchSource` that can read a part of a batch: each process then reads what its devices get and no more."""
+
+    def rows(self, step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """These rows, int [R], of ``batch(step)``, which has no mask."""
+        ...
+
+
 class Engine(Protocol):
     """How the state advances: `PlainSteps`, or `private_step.PrivateSteps`."""
 
@@ -60,8 +71,8 @@ class Engine(Protocol):
         ...
 
 
-def make_step(task: Task, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
-    """The compiled update.
+def make_step(task: Task, config: TrainConfig, mesh: Mesh, parts: Partition) -> Callable[..., Any]:
+    """The compiled update of a state that lies on the mesh as ``parts`` says.
 
     Returns:
       ``step(state, totals, key_data, batch, mask, stop) -> (state, totals, signals)``. ``totals`` are running sums of
@@ -69,16 +80,17 @@ def make_step(task: Task, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]
       the rows of a process that wants to stop; ``signals`` int32[2] says whether any does and whether this step's loss
       or gradient was not finite. ``state`` and ``totals`` are donated.
     """
-    optimizer = states.make_optimizer(config)
+    optimizer = states.make_optimizer(config, parts.norm)
 
     def step(
         state: TrainState, totals: dict[str, Array], key_data: Array, batch: PyTree, mask: Array, stop: Array
     ) -> tuple[TrainState, dict[str, Array], Array]:
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
         count = jax.lax.psum(jnp.sum(mask), sharding.DATA)
-        share = _sum_gradients(task, state.params, batch, mask, key, count, config.micro_batches)
-        (loss, metrics), grads = jax.lax.psum(share, sharding.DATA)
-        grad_norm = optax.tree.norm(grads)
+        share, grads = _sum_gradients(task, parts, state.params, batch, mask, key, count, config.micro_batches)
+        loss, metrics = jax.lax.psum(share, sharding.DATA)
+        grads = parts.sum_gradients(grads)
+        grad_norm = parts.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = states.update_ema(state.ema_params, params, states.ema_decay(config, state.step))
@@ -88,27 +100,41 @@ def make_step(task: Task, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]
         totals = {name: totals[name] + row[name] for name in totals}
         return TrainState(state.step + 1, params, ema, opt_state), totals, signals
 
-    specs = (REPLICATED, REPLICATED, REPLICATED, SHARDED, SHARDED, SHARDED)
+    specs = (parts.specs, REPLICATED, REPLICATED, SHARDED, SHARDED, SHARDED)
+    outs = (parts.specs, REPLICATED, REPLICATED)
     options = platform.compiler_options(config.convolutions)
-    return sharding.data_parallel(
-        step, mesh, in_specs=specs, out_specs=REPLICATED, donate=(0, 1), compiler_options=options
-    )
+    return sharding.data_parallel(step, mesh, in_specs=specs, out_specs=outs, donate=(0, 1), compiler_options=options)
 
 
 class PlainSteps:
     """Updates by the mean gradient of each batch."""
 
-    def __init__(self, task: Task, batches: BatchSource, config: TrainConfig, mesh: Mesh, key_data: np.ndarray) -> None:
+    def __init__(
+        self, task: Task, batches: BatchSource, config: TrainConfig, parts: Partition, key_data: np.ndarray
+    ) -> None:
+        mesh = parts.mesh
         self._batches, self._mesh, self._pieces = batches, mesh, mesh.size * config.micro_batches
-        self._update = make_step(task, config, mesh)
+        self._size = config.batch_size
+        self._update = make_step(task, config, mesh, parts)
         self._key_data = sharding.put_replicated(key_data, mesh)
 
     def advance(
         self, state: TrainState, totals: dict[str, Array], step: int, stop: int
     ) -> tuple[TrainState, dict[str, Array], Array]:
-        padded, mask = sharding.pad_batch(self._batches.batch(step), self._pieces)
+        count, local, mask = self._local(step)
         asked = np.full(mask.shape, int(stop != 0), np.int32)
-        return self._update(state, totals, self._key_data, *sharding.put_batch((padded, mask, asked), self._mesh))
+        return self._update(state, totals, self._key_data, *sharding.put_rows((local, mask, asked), count, self._mesh))
+
+    def _local(self, step: int) -> tuple[int, dict[str, np.ndarray], np.ndarray]:
+        """Rows of the padded batch over all processes; those of this one, and their mask (see `sharding.pad_batch`)."""
+        if isinstance(self._batches, RowSource):
+            count = -(-self._size // self._pieces) * self._pieces
+            rows = sharding.local_rows(count, self._mesh)
+            local = self._batches.rows(step, np.minimum(rows, self._size - 1))
+            return count, local, (rows < self._size).astype(np.float32)
+        padded, mask = sharding.pad_batch(self._batches.batch(step), self._pieces)
+        rows = sharding.local_rows(len(mask), self._mesh)
+        return len(mask), {name: value[rows] for name, value in padded.items()}, mask[rows]
 
     def describe(self, step: int) -> dict[str, float]:
         return {}
@@ -118,16 +144,19 @@ class PlainSteps:
 
 
 def _sum_gradients(
-    task: Task, params: PyTree, batch: PyTree, mask: Array, key: Array, count: Array, pieces: int
+    task: Task, parts: Partition, params: PyTree, batch: PyTree, mask: Array, key: Array, count: Array, pieces: int
 ) -> tuple[tuple[Array, dict[str, Array]], PyTree]:
-    """This device's share of ``((loss, metrics), gradient)``; shares of all devices add up to the means."""
+    """This device's share of ``((loss, metrics), gradient)``; shares of all devices add up to the means.
+
+    Of parameters that are split over devices the gradient is that of this device's part, summed over devices already.
+    """
 
     def mean(values: Array, mask: Array) -> Array:
         # `where` and not only a product: 0 times a non-finite loss of padding would not be 0.
         return jnp.sum(jnp.where(mask > 0, values.astype(jnp.float32) * mask, 0.0)) / count
 
     def share(params: PyTree, batch: PyTree, mask: Array) -> tuple[Array, dict[str, Array]]:
-        losses, metrics = task.loss(params, batch, key)
+        losses, metrics = task.loss(parts.gather(params), batch, key)
         return mean(losses, mask), {name: mean(value, mask) for name, value in metrics.items()}
 
     gradient = jax.value_and_grad(share, has_aux=True)

@@ -62,12 +62,12 @@ def test_resumed_equals_uninterrupted(n, batch_size, seed, stop):
     np.testing.assert_array_equal(np.concatenate(before + after), whole)
 
 
-@given(SIZES, st.integers(1, 8), st.sampled_from([1, 2, 3, 4]), SEEDS, st.integers(0, 50))
-def test_process_slices_concatenate_to_the_global_batch(n, local, count, seed, step):
-    batch_size = local * count
-    slices = [Batches(toy(n), batch_size, seed, True, p, count).batch(step) for p in range(count)]
-    joined = {key: np.concatenate([piece[key] for piece in slices]) for key in slices[0]}
-    same(joined, Batches(toy(n), batch_size, seed).batch(step))
+@given(SIZES, SIZES, SEEDS, st.integers(0, 50), st.lists(st.integers(0, 39), min_size=1, max_size=9))
+def test_rows_are_those_of_the_batch_in_any_order(n, batch_size, seed, step, rows):
+    """What a process of a job reads for its devices; a row may come twice, as padding does."""
+    rows = np.minimum(rows, batch_size - 1)
+    batch = Batches(toy(n), batch_size, seed).batch(step)
+    same(Batches(toy(n), batch_size, seed).rows(step, rows), {key: value[rows] for key, value in batch.items()})
 
 
 def test_batch_fields():
@@ -113,7 +113,7 @@ def test_the_cache_stays_small():
 )
 def test_resuming_with_other_data_is_refused(other, field):
     saved = Batches(toy(8), 4, 5).state(3)
-    assert Batches(toy(8), 4, 5, True, 1, 2).check(saved) == 3  # another number of processes is fine
+    assert Batches(toy(8), 4, 5).check(saved) == 3
     with pytest.raises(InputError, match=f"data state: {field} was"):
         other.check(saved)
 
@@ -133,7 +133,6 @@ def test_a_broken_state_is_refused(change):
         ((0, 1), "batch_size is 0"),
         ((2.5, 1), "batch_size is 2.5"),
         ((4, -1), "seed is -1"),
-        ((4, 1, True, 0, 3), "multiple of the 3 processes"),
     ],
 )
 def test_batches_refuse(arguments, message):
@@ -142,15 +141,12 @@ def test_batches_refuse(arguments, message):
 
 
 def test_programming_errors_are_not_input_errors():
-    with pytest.raises(ValueError, match="process_index"):
-        Batches(toy(8), 4, 1, True, 2, 2)
     with pytest.raises(ValueError, match="step is -1"):
         Batches(toy(8), 4, 1).batch(-1)
 
 
-@given(SIZES, st.integers(1, 8), st.sampled_from([1, 2, 3]))
-def test_evaluation_sees_every_record_once_in_order(n, local, count):
-    batch_size = local * count
+@given(SIZES, st.integers(1, 24))
+def test_evaluation_sees_every_record_once_in_order(n, batch_size):
     whole = list(eval_batches(toy(n), batch_size))
     assert len(whole) == -(-n // batch_size)
     assert {batch["image"].shape for batch in whole} == {(batch_size, 2, 2, 1)}
@@ -160,9 +156,6 @@ def test_evaluation_sees_every_record_once_in_order(n, local, count):
     index = np.concatenate([batch["index"] for batch in whole])
     assert index[mask == 1].tolist() == list(range(n))
     assert np.concatenate([batch["position"] for batch in whole]).tolist() == list(range(len(mask)))
-    pieces = [list(eval_batches(toy(n), batch_size, process_index=p, process_count=count)) for p in range(count)]
-    for step, batch in enumerate(whole):
-        same({key: np.concatenate([piece[step][key] for piece in pieces]) for key in batch}, batch)
 
 
 def test_evaluation_refuses_at_the_call_not_at_the_first_batch():

@@ -1,0 +1,228 @@
+"""Devices and processes must not show in the numbers, and a job that loses a process must end and go on.
+
+One machine plays several: processes of a job on it are real ones, joined by `jax.distributed`, with their own devices.
+Tolerance: trained numbers agree to 2e-5 (parameters are of order 1; sums over devices are made in another order), drawn
+images and log-weights to 1e-4, counts exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import distributed_program
+import jax
+import numpy as np
+import pytest
+from launching import ROOT, changed_config, environment
+
+from diffusion_privacy import settings_kinds
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.stages import run
+from diffusion_privacy.training import sharding
+from diffusion_privacy.training.metrics import read_csv
+
+PATIENCE_S = 400
+"""For a whole job on a loaded machine; nothing here takes a tenth of it on a quiet one."""
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+COUNTS = ("h_hits", "subspace_hits", "subspace_draws", "brackets")
+
+
+@contextlib.contextmanager
+def job(
+    commands: list[list[str]], folder: Path, cache: Path, devices: int = 1
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes with their output in ``folder/<i>.log``; whatever happens, none of them outlives the block."""
+    env = environment() | {
+        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "NPROC": "16",
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context((folder / f"{i}.log").open("wb")) for i in range(len(commands))]
+        started = [
+            subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+            for command, log in zip(commands, logs, strict=True)
+        ]
+        try:
+            yield started
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+
+
+def ended(processes: list[subprocess.Popen[bytes]], folder: Path) -> tuple[list[int], str]:
+    """Exit statuses of all, and what they said."""
+    deadline = time.monotonic() + PATIENCE_S
+    statuses = [process.wait(max(deadline - time.monotonic(), 0.1)) for process in processes]
+    return statuses, "\n".join(path.read_text(errors="replace")[-4000:] for path in sorted(folder.glob("*.log")))
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+def program(folder: Path, processes: int, *, kill: bool = False) -> list[list[str]]:
+    address = free_address()
+    path = str(ROOT / "tests" / "distributed_program.py")
+    return [[path, str(folder), address, str(processes), str(i), str(int(kill))] for i in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp() / "programs_of_jobs"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """All numbers on one device."""
+    mesh = sharding.data_mesh(jax.devices()[:1])
+    return distributed_program.everything(tmp_path_factory.mktemp("alone"), mesh)
+
+
+def assert_equal(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        if name in COUNTS:
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+        else:
+            tolerance = 2e-5 if name.startswith(("whole", "split")) else 1e-4
+            np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+def test_the_numbers_are_worth_comparing(alone) -> None:
+    """Records come back and do not, levels differ, weights are used, training moves, a split state learns the same."""
+    hits = alone["h_hits"]
+    assert hits[:5, 0].min() > 0
+    assert 0 < hits[5:].max() + hits[:5, 2].max() < hits[:5, 0].max()
+    assert (alone["subspace_hits"] > 0).any()
+    assert np.isfinite(alone["subspace_log"]).any()
+    for name, value in alone.items():
+        if name.startswith("whole"):
+            np.testing.assert_allclose(alone[name.replace("whole", "split", 1)], value, rtol=2e-5, atol=2e-5)
+    assert np.abs(alone["whole.params['out']['bias']"]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_8_devices_compute_what_1_does(tmp_path, cache, alone) -> None:
+    with job(program(tmp_path, 1), tmp_path, cache, devices=8) as processes:
+        statuses, said = ended(processes, tmp_path)
+    assert statuses == [0], said
+    assert_equal(dict(np.load(tmp_path / "numbers.npz")), alone)
+
+
+@pytest.mark.slow
+def test_2_processes_lose_one_stop_with_an_error_and_go_on_to_what_1_computes(tmp_path, cache, alone) -> None:
+    with job(program(tmp_path, 2, kill=True), tmp_path, cache, devices=2) as processes:
+        statuses, said = ended(processes, tmp_path)
+    assert statuses[1] == -signal.SIGKILL, said
+    assert statuses[0] not in (0, 2, 75), said
+    saved = tmp_path / "whole" / "checkpoints"
+    assert sorted(int(p.name) for p in saved.iterdir()) == [3, 6]
+    before = {p: p.stat().st_mtime_ns for p in (saved / "6").rglob("*") if p.is_file()}
+    with job(program(tmp_path, 2), tmp_path, cache, devices=2) as processes:
+        statuses, said = ended(processes, tmp_path)
+    assert statuses == [0, 0], said
+    assert before == {p: p.stat().st_mtime_ns for p in before}, "it did not go on after step 6"
+    assert_equal(dict(np.load(tmp_path / "numbers.npz")), alone)
+    # One writer: no part of a checkpoint is another process's, and the rows of metrics come once.
+    assert not list(tmp_path.rglob("*process_1*"))
+    assert read_csv(tmp_path / "whole" / "metrics.csv")["step"].tolist() == [3, 6, 9]
+
+
+@pytest.mark.slow
+def test_4_processes_compute_what_1_does(tmp_path, cache, alone) -> None:
+    with job(program(tmp_path, 4), tmp_path, cache) as processes:
+        statuses, said = ended(processes, tmp_path)
+    assert statuses == [0] * 4, said
+    assert_equal(dict(np.load(tmp_path / "numbers.npz")), alone)
+
+
+SMALL = {
+    "audit.samples": 256,
+    "audit.h_levels": 3,
+    "audit.h_draws": 16,
+    "audit.subspace_draws": 100,
+    "audit.subspace_max_draws": 100,
+    "audit.copies": 32,
+    "audit.chunk": 64,
+    "model.steps": 10,
+    "records.stop": 1024,
+}
+
+
+def launched(workdir: Path, processes: int, more: dict[int, list[str]] | None = None) -> list[list[str]]:
+    """The audit of the example's model by the launcher; ``more`` flags for some of the processes."""
+    flags = ["launch.py", "--config=configs/audit_own_model.py", f"--workdir={workdir}", "--compilation_cache="]
+    flags += ["--cpu_devices=1", *[f"--config.{path}={value}" for path, value in SMALL.items()]]
+    if processes == 1:
+        return [flags]
+    address = free_address()
+    joined = [f"--coordinator={address}", f"--num_processes={processes}"]
+    return [[*flags, *joined, f"--process_id={i}", *(more or {}).get(i, [])] for i in range(processes)]
+
+
+def numbers_of(value: object, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a JSON tree with its place."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from numbers_of(item, f"{path}/{name}")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from numbers_of(item, f"{path}/{i}")
+    elif isinstance(value, int | float):
+        yield path, float(value)
+
+
+@pytest.mark.slow
+def test_the_launcher_joins_2_processes_into_one_study(tmp_path, cache) -> None:
+    results = []
+    for processes in (1, 2):
+        workdir, said_in = tmp_path / str(processes), tmp_path / f"logs{processes}"
+        with job(launched(workdir, processes), said_in, cache) as started:
+            statuses, said = ended(started, said_in)
+        assert statuses == [0] * processes, said
+        results.append(dict(numbers_of(json.loads((workdir / "audit" / "model.json").read_text()))))
+        files = {str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file()}
+        assert {"config.json", "audit/model.json", "report/index.html", "report/summary.md", "timings.json"} <= files
+        assert not [name for name in files if "partial" in name]
+    assert results[1] == pytest.approx(results[0], rel=1e-4, abs=1e-6)
+    # Both are told of; only the first process speaks.
+    assert "audit: done" in (tmp_path / "logs2" / "0.log").read_text()
+    assert "audit: done" not in (tmp_path / "logs2" / "1.log").read_text()
+    assert json.loads((tmp_path / "2" / "report" / "release.json").read_text())["device"]["count"] == 2
+
+
+@pytest.mark.slow
+def test_a_fault_of_one_process_ends_the_job(tmp_path, cache) -> None:
+    wrong = {1: ["--config.records.private=(9999,)"]}
+    with job(launched(tmp_path / "run", 2, wrong), tmp_path, cache) as started:
+        statuses, said = ended(started, tmp_path)
+    assert statuses[1] == 2, said
+    assert statuses[0] not in (0, 75), said
+    assert "config.records.private" in (tmp_path / "1.log").read_text()
+
+
+def test_a_private_copy_is_made_by_one_process(tmp_path, monkeypatch) -> None:
+    """Release noise is fresh on each, so that two would go on with different copies."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for name in ("digits_cadp", "diabetes_cadp", "digits_release"):
+        study = settings_kinds.parse(changed_config(name, {}))
+        with pytest.raises(InputError, match="expected one process for a private copy, got 2"):
+            run.run(study, tmp_path)
+    assert list(tmp_path.iterdir()) == []
