@@ -362,7 +362,13 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-_LATER = (("autoencoder", None), ("deterministic", "ode_hutchinson"), ("sharding", ()))
+_LATER = (
+    ("autoencoder", None),
+    ("deterministic", "ode_hutchinson"),
+    ("sharding", ()),
+    ("condition", "label"),
+    ("target", ""),
+)
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
