@@ -128,6 +128,7 @@ def everything(folder: Path, mesh: Any, kill: bool = False) -> dict[str, np.ndar
 
 def main(folder: Path, coordinator: str, processes: int, process: int, kill: bool) -> None:
     if processes > 1:
+        sharding._HEARTBEAT_S = 40
         assert sharding.initialise(coordinator, processes, process)
     try:
         numbers = everything(folder, sharding.data_mesh(), kill and process == processes - 1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,8 @@ DATA = "data"
 REPLICATED = P()
 SHARDED = P(DATA)
 
+_HEARTBEAT_S = 100
+"""Silence after which a process counts as lost. The others then end with an error, whatever they are waiting for."""
 _PATIENCE_S = 10.0
 """How long a process that has failed waits for the others to fail too, before it leaves them."""
 
@@ -43,7 +46,8 @@ def initialise(coordinator: str | None = None, num_processes: int | None = None,
     found here, and CPU devices, which give each other 30 s for the first connection, have made it.
 
     With all three arguments they are used as given. With none, SLURM (srun), Open MPI, an indexed Kubernetes job and
-    a TPU pod are recognised from the environment; elsewhere this does nothing.
+    a TPU pod are recognised from the environment; elsewhere this does nothing. Where srun or mpirun started one process
+    a machine, it gets all devices of the machine; where they started several, each gets the one of its number.
 
     Args:
       coordinator: ``"host:port"`` of process 0, the same on every process.
@@ -58,8 +62,8 @@ def initialise(coordinator: str | None = None, num_processes: int | None = None,
     if len(missing) == 3:
         if not _in_cluster_job(os.environ):
             return False
-        jax.distributed.initialize()
-        sync("initialise")
+        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_S)
+        _begin()
         return True
     if coordinator is None or num_processes is None or process_id is None:
         raise InputError(f"distributed job: {', '.join(missing)} missing; give all of {', '.join(given)} or none")
@@ -67,9 +71,23 @@ def initialise(coordinator: str | None = None, num_processes: int | None = None,
         raise InputError(f"distributed job: coordinator must be host:port, got {coordinator!r}")
     if not 0 <= process_id < num_processes:
         raise InputError(f"distributed job: process_id must be in [0, {num_processes}), got {process_id}")
-    jax.distributed.initialize(coordinator, num_processes, process_id)
-    sync("initialise")
+    jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_S)
+    _begin()
     return True
+
+
+def _begin() -> None:
+    if _alone_on_its_machine(os.environ):
+        # jax assumes one process a device under these launchers, and would leave the other devices out without a word.
+        for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
+            jax.config.update(name, "all")
+    sync("initialise")
+
+
+def _alone_on_its_machine(env: Mapping[str, str]) -> bool:
+    """Whether srun or mpirun started one process on each machine."""
+    tasks = env.get("SLURM_STEP_TASKS_PER_NODE", env.get("OMPI_COMM_WORLD_LOCAL_SIZE", ""))
+    return re.fullmatch(r"1(\(x\d+\))?", tasks) is not None
 
 
 def _in_cluster_job(env: Mapping[str, str]) -> bool:
@@ -112,8 +130,8 @@ def leave(status: int) -> NoReturn:
     """Ends this process of a job with ``status``, also where the others cannot be waited for.
 
     Where all end with an error of their own (a wrong config), each keeps its status. Where this one alone has failed,
-    the others wait for it in a sum over devices; a normal exit would in turn wait for them. Its connections break when
-    it leaves, upon which they fail too.
+    the others wait for it in a sum over devices; a normal exit would in turn wait for them. They end when their
+    connection to it breaks, or when its heartbeat is missed (`_HEARTBEAT_S`).
     """
     logging.shutdown()
     sys.stdout.flush()

@@ -130,3 +130,37 @@ def test_initialise_refuses_half_a_description() -> None:
 )
 def test_cluster_detection(env: dict, expected: bool) -> None:
     assert sharding._in_cluster_job(env) is expected
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, "all"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1"}, "all"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2,1"}, None),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, "all"),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, None),
+    ],
+)
+def test_one_process_a_machine_gets_all_its_devices(monkeypatch, env: dict, expected: str | None) -> None:
+    """jax shows a process of these launchers one device, that of its number on the machine."""
+    for name in ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    shown: dict[str, str] = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: shown.update(jax_cuda_visible_devices="0"))
+    monkeypatch.setattr(jax.config, "update", shown.__setitem__)
+    assert sharding.initialise("localhost:1", 2, 0)
+    assert shown["jax_cuda_visible_devices"] == (expected or "0")
+
+
+def test_rows_of_one_process_are_all_rows_where_it_is_alone() -> None:
+    mesh = mesh_of(4)
+    np.testing.assert_array_equal(sharding.local_rows(12, mesh), np.arange(12))
+    put = sharding.put_rows({"x": np.arange(12.0)}, 12, mesh)
+    np.testing.assert_array_equal(sharding.to_host(put)["x"], np.arange(12.0))
+    with pytest.raises(ValueError, match="evenly divide"):
+        sharding.local_rows(10, mesh)
