@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from oracles import atom_models
 from oracles.group_code import cyclic_orbit
+from scipy import stats
 
 from diffusion_privacy.anonymity.counterfactual import counterfactual, paired
 from diffusion_privacy.diffusion.chain import Chain
@@ -35,6 +36,9 @@ def test_hand_worked_table() -> None:
     assert (found.only_with, found.only_without, found.both, found.n) == (5, 1, 2, 100)
     assert found.value == pytest.approx(0.04)
     assert found.p_value == pytest.approx(7 / 64)
+    # Both exact limits at 97.5 %, so that their difference holds at 95 %: Clopper and Pearson's Beta quantiles.
+    assert found.lower == pytest.approx(stats.beta.ppf(0.0125, 5, 96) - stats.beta.ppf(0.9875, 2, 99))
+    assert found.upper == pytest.approx(stats.beta.ppf(0.9875, 6, 95) - stats.beta.ppf(0.0125, 1, 100))
     assert found.lower < 0 < found.upper
     assert found.network_calls == 600
     swapped = paired(b, a)
