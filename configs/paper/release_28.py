@@ -32,7 +32,7 @@ def make(data: ConfigDict, size: str) -> ConfigDict:
             "mixing": "lu",
         }
         config.flow.training.update({"steps": 700, "batch_size": 64, "micro_batches": 4, "weight_decay": 0.02})
-        config.score.network.params = {"hidden": 384, "depth": 3}
+        config.score.network.params = {"hidden": 384, "depth": 3, "skip": True}
         config.score.training.update({"steps": 15_000, "learning_rate": 1e-3, "checkpoint_every": 5000})
         config.detector.training.steps = 500
         config.certify.update({"copies": 40, "copy_models": 2, "dp_models": 1, "samples": 1000})

@@ -21,6 +21,8 @@ class MLP(nn.Module):
       time_features: features of the time embedding, even.
       dropout: rate inside the blocks, applied only when ``dropout_keys`` are given.
       num_classes: 0 for no class; otherwise label ``num_classes`` (or None) is the null class.
+      skip: adds ``x`` times a learned number of the time and class. Noise fills all dimensions; without this a network
+        that is narrower than a record cannot tell it (c_skip of Karras et al., arXiv 2206.00364, section 5, is fixed).
       dtype: ``"float32"`` or ``"bfloat16"`` computation; parameters are float32 in both.
 
     Raises:
@@ -32,6 +34,7 @@ class MLP(nn.Module):
     time_features: int = 64
     dropout: float = 0.0
     num_classes: int = 0
+    skip: bool = False
     dtype: str = "float32"
 
     @nn.compact
@@ -48,4 +51,6 @@ class MLP(nn.Module):
             h = h + dense(self.hidden, dtype, f"out{i}", zero=True)(r)
         h = nn.silu(nn.LayerNorm(dtype=dtype, name="norm_out")(h))
         h = dense(math.prod(x.shape[1:]), dtype, "head", zero=True)(h)
+        if self.skip:
+            h = h + dense(1, dtype, "skip", zero=True)(emb) * x.reshape(h.shape).astype(dtype)
         return h.reshape(x.shape).astype(x.dtype)
