@@ -79,7 +79,8 @@ class Words:
 def words(release: Mapping[str, Any]) -> Words:
     """The words for this study."""
     if release["schema_version"] != TABLE_VERSION:
-        condition = "class" if release["config"]["flow"]["condition"] == "label" else "attributes"
+        # Left out of a config where it is the class (`settings.to_dict`).
+        condition = "class" if release["config"]["flow"].get("condition", "label") == "label" else "attributes"
         return Words("image", "images", condition, f"replacing a record and its {condition} by any others")
     apart = ", ".join(release["config"]["columns"]["apart"])
     return Words("row", "rows", apart or "row", "replacing a row by any other", table=True)
