@@ -36,7 +36,7 @@ def _program(config: LikelihoodConfig) -> Callable[..., Likelihood]:
 @functools.cache
 def _inputs() -> tuple[Any, Any, Any]:
     mesh, count = sharding.data_mesh(), shapes.LIKELIHOOD_IMAGES
-    params = sharding.put_replicated(pairs.random_params(PAIR.network(), PAIR.shape), mesh)
+    params = sharding.put_replicated(pairs.mild_params(PAIR.network(), PAIR.shape), mesh)
     keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(3), count)))
     x, keys = sharding.put_batch((shapes.images(count, PAIR.shape)[0], keys), mesh)
     return params, x, keys

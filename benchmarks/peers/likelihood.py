@@ -33,7 +33,8 @@ def _sigma(t: float) -> float:
 
 class _Flow:
     def __init__(self, layout: torch.memory_format) -> None:
-        self._net, self._layout = network(_PAIR, layout).eval().requires_grad_(False), layout
+        self._net = network(_PAIR, layout, mild=True).eval().requires_grad_(False)
+        self._layout = layout
         self._x = tensor(shapes.images(shapes.LIKELIHOOD_IMAGES, _PAIR.shape)[0], layout)
         torch.manual_seed(3)
         self._probe = torch.randint_like(self._x, 2) * 2 - 1

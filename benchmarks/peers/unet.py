@@ -17,10 +17,11 @@ from benchmarks.peers.common import best_layout, tensor
 _PAIR = pairs.SMALL
 
 
-def network(pair: pairs.UNetPair, layout: torch.memory_format) -> Any:
-    """With the weights that our side has."""
+def network(pair: pairs.UNetPair, layout: torch.memory_format, *, mild: bool = False) -> Any:
+    """With the weights that our side has, `pairs.mild_params` or `pairs.random_params`."""
     net = UNet2DModel(**pair.diffusers_fields())
-    weights = pairs.diffusers_weights(pair, pairs.random_params(pair.network(), pair.shape))
+    draw = pairs.mild_params if mild else pairs.random_params
+    weights = pairs.diffusers_weights(pair, draw(pair.network(), pair.shape))
     net.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(w)) for name, w in weights.items()})
     return net.to(memory_format=layout)
 
