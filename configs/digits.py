@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
                     "schedule": "cosine",
                     "log_every": 250,
                     "checkpoint_every": 3500,
+                    # Rules that split the state over devices, e.g. (".*: largest",); none keeps it whole on each.
+                    "sharding": (),
                     # DP-SGD, off: set epsilon.
                     "privacy": {
                         "epsilon": 0.0,

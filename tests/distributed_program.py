@@ -1,4 +1,4 @@
-"""What the tests of devices and processes run: a little training, whole and split, and a little of every estimator.
+"""What the tests of devices and processes run: a little training, whole, split and private, and a little auditing.
 
     python distributed_program.py FOLDER COORDINATOR PROCESSES PROCESS KILL
 
@@ -9,6 +9,7 @@ last process kills itself in the middle of training; the others end as launch.py
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -20,11 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_privacy.anonymity import adaptive, montecarlo, screening, subspace, tprime
+from diffusion_privacy.anonymity import montecarlo, screening, subspace, tprime
 from diffusion_privacy.data import pipeline, sources
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import VP
-from diffusion_privacy.training import loop, rng, sharding
+from diffusion_privacy.training import loop, rng, secret, sharding
+from diffusion_privacy.training.privacy import Privacy
 from diffusion_privacy.training.state import TrainConfig
 
 SPLIT = ("hidden/kernel: -1", "kernel: 0", "hidden: whole")
@@ -85,7 +87,7 @@ def trained(folder: Path, mesh: Any, *, split: bool = False, kill: bool = False,
 
 
 def audited(mesh: Any) -> dict[str, np.ndarray]:
-    """A model that has five of nine records by heart, under E1, h(t), E2, bisection and the ranking."""
+    """A model that has five of nine records by heart, under E1, h(t), E2 and the ranking."""
     from oracles import atom_models, part_memoriser
 
     draw = np.random.default_rng(0)
@@ -101,8 +103,6 @@ def audited(mesh: Any) -> dict[str, np.ndarray]:
         chain, score, detect, records, mixtures, key, uids=np.arange(9), draws=100, max_draws=200, **where
     )
     ranked = screening.screen(chain, score, records, key, levels=levels, draws=3, uids=np.arange(9), **where)
-    rule = adaptive.Rule(0.1, gamma_upper=0.5, error=0.2)
-    brackets = adaptive.intervals_of(chain, score, detect, records, key, rule, uids=np.arange(9), **where)
     return {
         "drawn": drawn,
         "margins": montecarlo.margins(detect, drawn, 9, **where),
@@ -111,7 +111,6 @@ def audited(mesh: Any) -> dict[str, np.ndarray]:
         "subspace_draws": np.array([e.estimate.n for e in found]),
         "subspace_log": np.array([e.estimate.log_value for e in found]),
         "ranking": ranked.score,
-        "brackets": np.array([[b.lower, b.upper, b.network_calls] for b in brackets.intervals], float),
     }
 
 
@@ -119,8 +118,13 @@ def everything(folder: Path, mesh: Any, kill: bool = False) -> dict[str, np.ndar
     """All numbers, by name."""
     whole = trained(folder / "whole", mesh, kill=kill)
     split = trained(folder / "split", mesh, split=True)
+    # One secret for all runs, so that they draw the same records and the same noise; a real one is drawn afresh.
+    given = folder / "private" / secret.FILE
+    given.parent.mkdir(exist_ok=True)
+    sharding.once(lambda: given.write_text(json.dumps({"secret": "ab" * 32})), "secret")
+    private = trained(given.parent, mesh, privacy=Privacy(noise_multiplier=1.0, micro_batch=4), steps=3)
     numbers = audited(mesh)
-    for name, state in (("whole", whole), ("split", split)):
+    for name, state in (("whole", whole), ("split", split), ("private", private)):
         for path, leaf in jax.tree_util.tree_flatten_with_path(sharding.to_host(state))[0]:
             numbers[f"{name}{jax.tree_util.keystr(path)}"] = leaf
     return numbers

@@ -31,12 +31,12 @@ from diffusion_privacy.stages import run
 from diffusion_privacy.training import sharding
 from diffusion_privacy.training.metrics import read_csv
 
-PATIENCE_S = 400
+PATIENCE_S = 900
 """For a whole job on a loaded machine; nothing here takes a tenth of it on a quiet one."""
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"
-COUNTS = ("h_hits", "subspace_hits", "subspace_draws", "brackets")
+COUNTS = ("h_hits", "subspace_hits", "subspace_draws")
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def assert_equal(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) ->
         if name in COUNTS:
             np.testing.assert_array_equal(found[name], value, err_msg=name)
         else:
-            tolerance = 2e-5 if name.startswith(("whole", "split")) else 1e-4
+            tolerance = 2e-5 if name.startswith(("whole", "split", "private")) else 1e-4
             np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
 
 

@@ -93,7 +93,9 @@ def test_the_compilers_account_of_the_real_step() -> None:
         parts = partition.of(state, rules, mesh)
         totals = dict.fromkeys(("loss", "grad_norm"), floats())
         step = steps.make_step(task, config, mesh, parts)
-        compiled = step.lower(state, totals, words, *rows).compile()
+        compiled = step.lower(state, totals, words, *rows).compile(
+            compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+        )
         held[bool(rules)] = compiled.memory_analysis().argument_size_in_bytes
         counted = compiled.cost_analysis()["flops"]
         # Of one device's two records.
