@@ -232,6 +232,10 @@ def _simulated_copies_are_drawn_apart_and_rounded_as_published(finished):
     flow = joined_audit.cadp_study.load_flow(settings.cadp, workdir, sets.parts.private)
     copies = joined_audit.simulated_copies(settings, flow, sets.parts.private, 3, "test")
     assert copies.shape[:2] == (3, len(sets.parts.private))
+    # As many copies at a time as fit a block, whatever their number.
+    several = joined_audit._ROWS // len(sets.parts.private)
+    blocks = joined_audit.copy_blocks(settings, flow, sets.parts.private, several + 1, "test")
+    assert [len(block) for block in blocks] == [several, 1]
     assert not np.array_equal(copies[0], copies[1])
     again = joined_audit.simulated_copies(settings, flow, sets.parts.private, 3, "test", 1)
     assert not np.array_equal(copies[0], again[0])
