@@ -274,7 +274,12 @@ def _bundles_are_what_was_trained(finished):
     settings, folder = finished
     workdir = Workdir(folder, settings)
     assert {path.name for path in (folder / "bundles").iterdir()} == {"dp_model", "copy_model"}
-    assert (joined_audit.cadp_study.release_path(workdir, settings.epsilon) / bundle.CARD).exists()
+    # Its noise is fresh, its detector errs on up to 5 %: a copy that by chance shows the marked record gets no card.
+    [seen] = [
+        r["in_copy"] for r in _release(folder)["ways_to_share"]["copy"]["risk"]["records"] if r["role"] == "private"
+    ]
+    card = joined_audit.cadp_study.release_path(workdir, settings.epsilon) / bundle.CARD
+    assert card.exists() == (seen == 0)
     _, params, task = bundle.read(folder / "bundles" / "copy_model")
     private = joined_study.load_sets(settings, workdir).parts.private
     images, labels = joined_train.draw(settings, task.conditional_score(params), private, 200, "copy_model")
