@@ -5,8 +5,9 @@
         --config.data.params.labels=DIR/t10k-labels-idx1-ubyte.gz
 
 Small enough for two CPU cores with the 10,000 test images as the source: 100 private images, a multilayer perceptron,
-few models behind the certificates. ``--config=configs/paper/mnist_release.py:full`` is meant for a GPU and the 60,000
-training images: a U-Net, 30,000 steps, a flow that learns for long. It was not run to its end yet.
+few models behind the certificates; docs/results.md says what was measured.
+``--config=configs/paper/mnist_release.py:full`` is meant for a GPU and the 60,000 training images: a U-Net, 30,000
+steps, a flow that learns for long. It was not run to its end yet.
 """
 
 from ml_collections import ConfigDict
