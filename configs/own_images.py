@@ -4,9 +4,9 @@
         --config.data.source=SOURCE --config.data.params.FIELD=VALUE
 
 SOURCE is one of ``digits``, ``idx``, ``npz``, ``tfds``, ``image_folder`` and ``dicom_folder``. Fields that are not
-given keep what the source does by itself; one that is given and that the source does not have is refused. What has no flag
-here (split, crop, window, attributes, names of columns) is written into a copy of this file. ``split.careless`` and
-``split.held_out`` are to be set to fit your data. Tables of your own: configs/csv_cadp.py.
+given keep what the source does by itself; one that is given and that the source does not have is refused. What has no
+flag here (split, crop, window, attributes, names of columns) is written into a copy of this file. ``split.careless``
+and ``split.held_out`` are to be set to fit your data. Tables of your own: configs/csv_cadp.py.
 """
 
 from ml_collections import ConfigDict, config_dict
