@@ -61,6 +61,25 @@ def test_the_sets_of_the_papers_are_there_and_say_licence_and_place():
         assert "licence" in module.__doc__ or "free to use" in module.__doc__, name
 
 
+def test_one_config_takes_every_source_by_flag(shared_data: Path):
+    taken = {
+        "digits": {},
+        "idx": {f"{k}s": str(shared_data / "mnist" / f"train-{k}s-{v}-ubyte.gz") for k, v in _MNIST.items()},
+        "npz": {"path": str(shared_data / "cxr_patients_64.npz"), "size": 28},
+    }
+    for source, params in taken.items():
+        changes = {"data.source": source, **{f"data.params.{k}": v for k, v in {**params, "limit": 30}.items()}}
+        records = reading.load(settings_kinds.parse(changed_config("own_images", changes)).data)
+        assert len(records) == 30
+    for source in sources.SOURCES.keys() - taken.keys():
+        study = settings_kinds.parse(changed_config("own_images", {"data.source": source}))
+        with pytest.raises(MissingDataError, match="Name your own data"):
+            reading.require(study.data)
+    study = settings_kinds.parse(changed_config("own_images", {"data.source": "digits", "data.params.table": "t.csv"}))
+    with pytest.raises(InputError, match="source 'digits' takes no 'table'"):
+        reading.load(study.data)
+
+
 def test_missing_data_end_with_status_2_and_one_line(tmp_path):
     done = launch("--config=configs/sets/celeba.py", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 2, done.stderr

@@ -6,8 +6,9 @@
 
 Every model trains an autoencoder of its own on its own records (latents 64x64x4), then the score model on the latents.
 The U-Net has 110.5 million parameters, the paper's 113.7 million (arXiv 2306.01363). Detectors look at decoded images.
-All 112,120 images are 118 GB as float32: give a table of a part of the patients, with its size in ``split``. Without a
-CSV, `configs.sets.pneumonia_xray` says how folders of classes are read.
+All 112,120 images are 118 GB as float32: take the first so many with --config.data.params.limit, or a table of a part
+of the patients, and fit ``split`` to it. Without a CSV, `configs.sets.pneumonia_xray` says how folders of classes are
+read.
 """
 
 from ml_collections import ConfigDict

@@ -5,10 +5,10 @@
         --config.data.params.table=DIR/Data_Entry_2017.csv
 
 DIR/images holds the PNG files of all twelve archives. Persons are the table's patients; a class is one combination of
-findings. Images (1024x1024) are resampled to 64x64 and held in memory: 1.8 GB.
+findings. Images (1024x1024) are resampled to 64x64 and held in memory: 1.8 GB; --config.data.params.limit takes fewer.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs.sets import base
 
@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
                 "columns": {"path": "Image Index", "label": "Finding Labels", "identity": "Patient ID"},
                 "channels": 1,
                 "size": 64,
+                "limit": config_dict.placeholder(int),
             },
             "obtain": OBTAIN,
         },

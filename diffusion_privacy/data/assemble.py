@@ -210,6 +210,7 @@ def construct(registry: Mapping[str, Callable[..., T]], kind: str, name: str, pa
 
     Args:
       kind: what the registry holds, for messages.
+      params: None for what it does not take counts as not given: one config can have a flag for each field of several.
 
     Raises:
       InputError: an unknown name, an argument that it does not take or lacks, or what the constructor raises.
@@ -217,6 +218,7 @@ def construct(registry: Mapping[str, Callable[..., T]], kind: str, name: str, pa
     if name not in registry:
         raise InputError(f"{kind} is {name!r}; expected one of {', '.join(registry)}")
     accepted = inspect.signature(registry[name]).parameters
+    params = {field: value for field, value in params.items() if value is not None or field in accepted}
     unknown = [given for given in params if given not in accepted]
     if unknown:
         expected = ", ".join(accepted) or "nothing"

@@ -51,7 +51,7 @@ SOURCES: dict[str, Callable[..., Records]] = {
 _NEEDED: dict[str, Callable[[Mapping[str, Any]], object]] = {
     "idx": lambda p: (existing_file(p.get("images"), "images"), existing_file(p.get("labels"), "labels")),
     "npz": lambda p: existing_file(p.get("path"), "path"),
-    "tfds": lambda p: prepared_folder(str(p.get("name")), p.get("data_dir")),
+    "tfds": lambda p: prepared_folder(p.get("name"), p.get("data_dir")),
     "image_folder": lambda p: existing_folder(p.get("path"), "path"),
     "dicom_folder": lambda p: existing_folder(p.get("path"), "path"),
 }

@@ -103,14 +103,16 @@ def tfds(
     )
 
 
-def prepared_folder(name: str, data_dir: str | None = None) -> Path:
+def prepared_folder(name: object, data_dir: str | None = None) -> Path:
     """Folder of a prepared set; looks at file names only.
 
     Raises:
       InputError: ``name`` cannot be the name of a set.
-      MissingDataError: it is not there; the message is the command that prepares it.
+      MissingDataError: it is not there; the message is the command that prepares it. Or no name is given.
     """
-    base, _, version = str(name).partition(":")
+    if not isinstance(name, str):
+        raise MissingDataError(f"name is {name!r}; expected that of a set of tensorflow-datasets")
+    base, _, version = name.partition(":")
     if not re.fullmatch(r"\w+(/[\w.-]+)?", base) or (version and not _VERSION.fullmatch(version)):
         raise InputError(f"name is {name!r}; expected set, set/config or set/config:1.2.3")
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_FOLDER).expanduser()

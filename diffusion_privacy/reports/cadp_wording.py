@@ -229,8 +229,8 @@ def _use_card(release: Mapping[str, Any]) -> str:
         return card("Usefulness", "beyond the control", "clean", f"Better than any control to be expected at {names}.")
     source = "the flow" if words(release).table else f"the flow and the {_PLURAL[words(release).condition]}"
     text = (
-        f"No set is better than {control_records(release)}: what is useful here comes from {source}, not from the "
-        "private latents."
+        f"No set is better, beyond chance, than {control_records(release)}: what is useful here comes from {source}, "
+        "not from the private latents."
     )
     return card("Usefulness", "as the control", "open", text)
 

@@ -37,6 +37,7 @@ from diffusion_privacy.stages.report import report
 from diffusion_privacy.stages.sample import sample
 from diffusion_privacy.stages.train import train
 from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.training import tracking
 
 STAGES: dict[str, Callable[[Study, Workdir], None]] = {
     "train": train,
@@ -119,6 +120,8 @@ def run(study: AnyStudy, workdir: Path, mode: str = "study") -> None:
             f"distributed job: expected one process for a private copy, got {jax.process_count()}; one uses the whole "
             "machine"
         )
+    if isinstance(study, Study | PrivateStudy | Joined):
+        tracking.require(study.outputs.wandb)
     # Before the directory is bound to these settings: the path is the one that has to change.
     if isinstance(study, CadpTable):
         cadp_table_study.check_file(study)

@@ -93,7 +93,9 @@ class MetricsWriter:
         self._csv.write(step, values)
         if self._tensorboard is not None:
             for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+                # A row right after the first step has no rate yet. TensorBoard would warn of it as of a lost training.
+                if not math.isnan(value):
+                    self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes what TensorBoard's writer still holds."""

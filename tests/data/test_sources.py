@@ -54,6 +54,14 @@ def test_bad_requests_are_refused(params, message):
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_none_and_not_taken_counts_as_not_given():
+    assert len(load("digits", limit=5, path=None, table=None)) == 5
+    with pytest.raises(InputError, match="source 'digits' takes no 'path'"):
+        load("digits", path="x", table=None)
+    with pytest.raises(InputError, match=r"limit is 0"):
+        load("digits", limit=0, path=None)
+
+
 def test_every_source_says_what_it_reads():
     for name, constructor in SOURCES.items():
         assert constructor.__name__ == name

@@ -109,6 +109,8 @@ def test_a_set_that_is_not_prepared_says_how_at_once(tmp_path, folder):
         with pytest.raises(MissingDataError, match="tfds build celeb_a --file_format=array_record") as caught:
             call()
         assert "\n" not in str(caught.value)
+    with pytest.raises(MissingDataError, match=r"^name is None; expected that of a set"):
+        require("tfds", {"name": None})
     with pytest.raises(MissingDataError, match="expected it from"):
         load("tfds", name="tiny_scans:2.0.0", data_dir=str(folder))
     assert time.monotonic() - start < 2  # no network is asked

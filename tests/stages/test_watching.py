@@ -13,7 +13,7 @@ from launching import changed_config
 from diffusion_privacy import settings, settings_kinds
 from diffusion_privacy.data import pictures
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.stages import cadp_privatize, cadp_train, sample, train
+from diffusion_privacy.stages import cadp_privatize, cadp_train, run, sample, train
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import tracking
@@ -181,6 +181,9 @@ def test_wandb_that_is_missing_or_does_not_start_is_one_line(tmp_path, monkeypat
         tracking.rows("x", tmp_path, "a", {}),
     ):
         pass
+    with pytest.raises(InputError, match="wandb is not installed"):
+        run.run(job(**{"outputs.wandb": "x"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # said before anything is done
     with tracking.rows("", tmp_path, "a", {}) as on_log:
         assert on_log is None
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb(RuntimeError("no\n  key")))

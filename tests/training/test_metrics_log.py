@@ -56,10 +56,12 @@ def test_read_csv_refuses(tmp_path: Path) -> None:
         metrics.read_csv(tmp_path / "m.csv")
 
 
-def test_tensorboard_files_are_written(tmp_path: Path) -> None:
+def test_tensorboard_files_are_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("tensorboardX")
     writer = metrics.MetricsWriter(tmp_path, resume_step=0, tensorboard=True)
-    writer.write(1, {"loss": 1.0})
+    with caplog.at_level("WARNING"):
+        writer.write(1, {"loss": 1.0, "steps_per_second": float("nan")})
+    assert not caplog.records
     writer.close()
     assert [p.stat().st_size > 0 for p in (tmp_path / "tensorboard").iterdir()] == [True]
     metrics.MetricsWriter(tmp_path / ".", resume_step=1, tensorboard=False).close()
