@@ -16,11 +16,12 @@ import numpy as np
 from benchmarks import flops, pairs
 from benchmarks.device_items import FULL, SMALL, Item, Sizes, run_items, timed
 from benchmarks.device_kernels import kernel_times
+from benchmarks.update import Update
 from diffusion_privacy.diffusion.samplers import Sampler, sample
 from diffusion_privacy.diffusion.sde import DDPM
 from diffusion_privacy.flows.subnets import conv_plain
 from diffusion_privacy.tasks import ScoreTask
-from diffusion_privacy.training import sharding, state, steps
+from diffusion_privacy.training import sharding
 from diffusion_privacy.training.state import TrainConfig
 from diffusion_privacy.types import Array
 
@@ -87,24 +88,12 @@ def _training(sizes: Sizes, dtype: str, batch: int) -> tuple[Callable[[], Any], 
     chosen = pair(sizes)
     task = ScoreTask(chosen.network(dtype), _SDE, batch)
     config = TrainConfig(steps=1_000_000, batch_size=batch, learning_rate=1e-5, ema_decay=0.9999)
-    mesh = sharding.data_mesh(jax.devices()[:1])
     params = pairs.random_params(chosen.network(dtype), chosen.shape)
-    layout = jax.eval_shape(state.make_optimizer(config).init, params)
-    moments = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), layout)
-    start = state.TrainState(np.zeros((), np.int32), params, params, moments)
-    totals = {"loss": np.zeros((), np.float32), "grad_norm": np.zeros((), np.float32)}
     images = np.random.default_rng(1).standard_normal((batch, *chosen.shape), np.float32)
     rows = {"image": images, "position": np.arange(batch, dtype=np.int32)}
-    fixed = sharding.put_batch((rows, np.ones(batch, np.float32), np.zeros(batch, np.int32)), mesh)
-    key = sharding.put_replicated(np.asarray(jax.random.key_data(jax.random.key(0))), mesh)
-    moving = [sharding.put_replicated(start, mesh), sharding.put_replicated(totals, mesh)]
-    program, facts = compiled(steps.make_step(task, config, mesh), *moving, key, *fixed)
-
-    def run() -> Any:
-        moving[0], moving[1], signals = program(*moving, key, *fixed)
-        return moving[1], signals
-
-    return run, facts
+    run = Update(task, config, params, rows, mesh=sharding.data_mesh(jax.devices()[:1]))
+    run.program, facts = compiled(run.program, *run.arguments)
+    return run.start, facts
 
 
 def train(dtype: str, *, large: bool = False) -> Item:

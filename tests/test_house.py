@@ -252,9 +252,19 @@ def run_blocks(page: str) -> dict[str, object]:
 
 
 @pytest.mark.slow
-def test_the_example_of_the_readme_finds_what_is_true(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_ten_lines_of_the_readme_find_what_is_true(capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = blocks(ROOT / "README.md")
+    assert len(block.splitlines()) <= 10
+    q = run_blocks("README.md")["q"]
+    assert q.status == "leaks"  # type: ignore[attr-defined]
+    assert q.lower < 1 / 100 < q.upper  # type: ignore[attr-defined]
+    assert "95%" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_estimators_one_by_one_find_what_is_true(capsys: pytest.CaptureFixture[str]) -> None:
     # Keys are fixed; with other keys an interval of this level would miss the truth in one run of twenty.
-    names = run_blocks("README.md")
+    names = run_blocks("docs/own_model.md")
     for name in ("e1", "e2"):
         estimate = names[name].estimate  # type: ignore[attr-defined]
         assert estimate.reliable

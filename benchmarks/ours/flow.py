@@ -14,13 +14,13 @@ import numpy as np
 from benchmarks import flops
 from benchmarks.job import Job, first_call
 from benchmarks.shapes import FLOW_BATCH, FLOW_IMAGES, images
+from benchmarks.update import Update
 from diffusion_privacy.flows import objective
 from diffusion_privacy.flows.cinn import PRESETS, FlowConfig
 from diffusion_privacy.flows.objective import FlowModel, flow_model
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism
 from diffusion_privacy.mechanisms.release import noised
 from diffusion_privacy.tasks import FlowTask
-from diffusion_privacy.training import sharding, state, steps
 from diffusion_privacy.training.state import TrainConfig
 from diffusion_privacy.types import PyTree
 
@@ -54,37 +54,21 @@ def _flops(model: FlowModel) -> float:
     return flops.count(model.bijection.forward, layout, record, cond)
 
 
-def train_step(config: FlowConfig, batch: int, micro: int) -> tuple[Callable[[], Any], int]:
-    """(one update that keeps its state and waits for its end, number of parameters)."""
+def train_step(config: FlowConfig, batch: int, micro: int) -> Update:
+    """One update."""
     model = flow_model(config, "label", "affine", 256)
     training = TrainConfig(
         steps=1_000_000, batch_size=batch, learning_rate=1e-6, micro_batches=micro, convolutions="eigen"
     )
-    mesh = sharding.data_mesh()
-    task, params = FlowTask(model), random_params(model)
-    layout = jax.eval_shape(state.make_optimizer(training).init, params)
-    moments = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), layout)
-    start = state.TrainState(np.zeros((), np.int32), params, params, moments)
-    totals = dict.fromkeys(("loss", "grad_norm", "bits_per_dim"), np.zeros((), np.float32))
     image, label = images(batch)
     rows = {"image": image, "label": label, "position": np.arange(batch, dtype=np.int32)}
-    fixed = sharding.put_batch((rows, np.ones(batch, np.float32), np.zeros(batch, np.int32)), mesh)
-    key = sharding.put_replicated(np.asarray(jax.random.key_data(jax.random.key(0))), mesh)
-    moving = [sharding.put_replicated(start, mesh), sharding.put_replicated(totals, mesh)]
-    step = steps.make_step(task, training, mesh)
-
-    def run() -> None:
-        moving[0], moving[1], signals = step(*moving, key, *fixed)
-        if np.asarray(signals)[1]:
-            raise FloatingPointError("the loss or the gradient is not finite")
-
-    return run, sum(p.size for p in jax.tree.leaves(params))
+    return Update(FlowTask(model), training, random_params(model), rows, ("bits_per_dim",))
 
 
 def _train(batch: int) -> Job:
-    run, count = train_step(MNIST, batch, max(1, batch // (32 * jax.device_count())))
+    run = train_step(MNIST, batch, max(1, batch // (32 * jax.device_count())))
     compile_s = first_call(run)
-    facts = {"parameters": count, "batch": batch, "first_call_s": compile_s, "devices": jax.device_count()}
+    facts = {"parameters": run.parameters, "batch": batch, "first_call_s": compile_s, "devices": jax.device_count()}
     return Job(run, batch, 3 * batch * _flops(_model()), facts)
 
 

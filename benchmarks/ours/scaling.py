@@ -52,7 +52,7 @@ def compilation() -> dict[str, Any]:
         found = []
         for _ in range(3):
             jax.clear_caches()
-            run, _ = train_step(config, 32, 1)
+            run = train_step(config, 32, 1)
             first = first_call(run)
             found.append(first - _seconds(run, 2))
         seconds[depth] = statistics.median(found)

@@ -12,12 +12,13 @@ from jax.tree_util import Partial
 
 from benchmarks import flops, pairs, shapes
 from benchmarks.job import Job, first_call
+from benchmarks.update import Update
 from diffusion_privacy.anonymity import tprime
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.samplers import Sampler, sample
 from diffusion_privacy.diffusion.sde import DDPM
 from diffusion_privacy.tasks import ScoreTask
-from diffusion_privacy.training import sharding, state, steps
+from diffusion_privacy.training import sharding
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED
 from diffusion_privacy.training.state import TrainConfig
 from diffusion_privacy.types import Array
@@ -55,25 +56,11 @@ def _forward() -> Job:
 
 
 def _train() -> Job:
-    batch, mesh = shapes.UNET_BATCH, sharding.data_mesh()
-    task = ScoreTask(_PAIR.network(), _SDE, batch)
+    batch = shapes.UNET_BATCH
     config = TrainConfig(steps=1_000_000, batch_size=batch, learning_rate=1e-6)
     params = pairs.random_params(_PAIR.network(), _PAIR.shape)
-    layout = jax.eval_shape(state.make_optimizer(config).init, params)
-    moments = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), layout)
-    start = state.TrainState(np.zeros((), np.int32), params, params, moments)
-    totals = {"loss": np.zeros((), np.float32), "grad_norm": np.zeros((), np.float32)}
     rows = {"image": shapes.images(batch, _PAIR.shape)[0], "position": np.arange(batch, dtype=np.int32)}
-    fixed = sharding.put_batch((rows, np.ones(batch, np.float32), np.zeros(batch, np.int32)), mesh)
-    key = sharding.put_replicated(np.asarray(jax.random.key_data(jax.random.key(0))), mesh)
-    moving = [sharding.put_replicated(start, mesh), sharding.put_replicated(totals, mesh)]
-    step = steps.make_step(task, config, mesh)
-
-    def run() -> None:
-        moving[0], moving[1], signals = step(*moving, key, *fixed)
-        if np.asarray(signals)[1]:
-            raise FloatingPointError("the loss or the gradient is not finite")
-
+    run = Update(ScoreTask(_PAIR.network(), _SDE, batch), config, params, rows)
     return Job(run, batch, 3 * batch * forward_flops(), _facts(run))
 
 

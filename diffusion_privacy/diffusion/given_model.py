@@ -51,6 +51,35 @@ def _call(denoiser: Denoiser, x: Array, t: Array, label: Array | None) -> Array:
     return denoiser(x, t)
 
 
+def empirical_score(images: np.ndarray, sde: SDE) -> ScoreFn:
+    """The score of a model that has memorised these images and nothing else, in closed form.
+
+    The minimiser of denoising score matching on ``images``: the score of (1/n) Σ_i N(α_t x_i, σ_t² I) (Dombrowski &
+    Kainz, arXiv 2306.01363, section 2). A sampler with it gives each image back with probability 1/n, up to the
+    sampler's own error: what an audit ought to find.
+
+    Args:
+      images: ``[n, ...]``, finite.
+      sde: the forward process.
+
+    Returns:
+      ``score(x[B, ...], t[B])``, a `jax.tree_util.Partial` that holds the images; a call costs B·n distances.
+    """
+    return jax.tree_util.Partial(_Empirical(sde), jnp.asarray(images, jnp.float32).reshape(len(images), -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Empirical:
+    sde: SDE
+
+    def __call__(self, images: Array, x: Array, t: Array) -> Array:
+        alpha, sigma = self.sde.alpha(t)[:, None], self.sde.sigma(t)[:, None]
+        flat = x.reshape(len(x), -1)
+        gap = flat[:, None] - alpha[:, :, None] * images
+        weight = jax.nn.softmax(-jnp.sum(gap**2, axis=2) / (2 * sigma**2))
+        return ((alpha * (weight @ images) - flat) / sigma**2).reshape(x.shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Host:
     fn: Callable[[np.ndarray, np.ndarray], np.ndarray]
