@@ -19,7 +19,7 @@ from benchmarks.device_kernels import kernel_times
 from benchmarks.update import Update
 from diffusion_privacy.diffusion.samplers import Sampler, sample
 from diffusion_privacy.diffusion.sde import DDPM
-from diffusion_privacy.flows.subnets import conv_plain
+from diffusion_privacy.flows import convolutions
 from diffusion_privacy.tasks import ScoreTask
 from diffusion_privacy.training import sharding
 from diffusion_privacy.training.state import TrainConfig
@@ -169,8 +169,8 @@ def sampling(sizes: Sizes) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_CONV = jax.jit(conv_plain)
-_CONV_BACK = jax.jit(lambda x, kernel, y: jax.vjp(conv_plain, x, kernel)[1](y))
+_CONV = jax.jit(convolutions.plain)
+_CONV_BACK = jax.jit(lambda x, kernel, y: jax.vjp(convolutions.plain, x, kernel)[1](y))
 
 
 def convolutions(sizes: Sizes) -> dict[str, Any]:

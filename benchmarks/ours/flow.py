@@ -66,7 +66,7 @@ def train_step(config: FlowConfig, batch: int, micro: int) -> Update:
 
 
 def _train(batch: int) -> Job:
-    run = train_step(MNIST, batch, max(1, batch // (32 * jax.device_count())))
+    run = train_step(MNIST, batch, max(1, batch // (8 * jax.device_count())))
     compile_s = first_call(run)
     facts = {"parameters": run.parameters, "batch": batch, "first_call_s": compile_s, "devices": jax.device_count()}
     return Job(run, batch, 3 * batch * _flops(_model()), facts)

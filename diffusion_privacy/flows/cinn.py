@@ -143,11 +143,13 @@ def _stage(config: FlowConfig, i: int, shape: Shape) -> Chain:
 
 
 def _conv_net(config: FlowConfig) -> Subnet:
-    # On a CPU the gradient that autodiff writes is slow, and slower still inside a loop.
+    # On a CPU thin convolutions and the gradients that autodiff writes are slow, slower still inside a loop.
     cpu = jax.default_backend() == "cpu"
     if config.conv_net == "glow":
         return GlowNet(config.conv_width, config.conv_precision, matrix_products=cpu)
-    return ConvNet(config.conv_width, explicit_gradient=cpu)
+    # Of narrow networks the products take longer to compile than they save.
+    by_cpu = "products" if config.conv_width > 32 else "explicit"
+    return ConvNet(config.conv_width, convolutions=by_cpu if cpu else "plain")
 
 
 def _tail(config: FlowConfig, shape: Shape, layers: list[Bijection]) -> Chain:

@@ -10,16 +10,19 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.flows.bijection import Bijection, size
 from diffusion_privacy.flows.cinn import FlowConfig, build
 from diffusion_privacy.flows.preprocess import Preprocess
+from diffusion_privacy.training import sharding
+from diffusion_privacy.training.platform import compiler_options
 from diffusion_privacy.training.rng import per_record
 from diffusion_privacy.types import Array, PyTree
 
@@ -163,7 +166,6 @@ def decode_batch(model: FlowModel, params: PyTree, z: Array, cond: Array | None)
     return model.preprocess.quantise(model.preprocess.inverse(y))
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _encode(
     model: FlowModel, params: PyTree, key: Array, x: Array, cond: Array | None, positions: Array
 ) -> tuple[Array, Array]:
@@ -171,15 +173,23 @@ def _encode(
     return terms.z, terms.logp
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _decode(model: FlowModel, params: PyTree, z: Array, cond: Array | None) -> tuple[Array]:
     return (decode_batch(model, params, z, cond),)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _sample(model: FlowModel, params: PyTree, key: Array, cond: Array | None, positions: Array) -> tuple[Array]:
     z = jax.vmap(lambda k: jax.random.normal(k, (model.dims,)))(per_record(key, positions))
     return (decode_batch(model, params, z, cond),)
+
+
+@functools.cache
+def _program(fn: Callable[..., tuple[Array, ...]], model: FlowModel, whole: int, rows: int, mesh: Mesh) -> Any:
+    """``fn(model, ...)`` over the mesh: the first ``whole`` arguments on every device, then ``rows`` split ones."""
+    specs = (*(sharding.REPLICATED,) * whole, *(sharding.SHARDED,) * rows)
+    options = compiler_options("eigen" if len(model.bijection.shape) == 3 else "default")
+    return sharding.data_parallel(
+        functools.partial(fn, model), mesh, in_specs=specs, out_specs=sharding.SHARDED, compiler_options=options
+    )
 
 
 def encode(
@@ -191,7 +201,7 @@ def encode(
     The dequantisation noise is no part of a privacy guarantee.
     """
     positions = np.arange(len(images), dtype=np.int32)
-    z, logp = _chunked(functools.partial(_encode, model, params, key), batch_size, images, cond, positions)
+    z, logp = _chunked(_encode, model, (params, key), batch_size, images, cond, positions)
     return z, logp
 
 
@@ -202,7 +212,7 @@ def decode(model: FlowModel, params: PyTree, z: np.ndarray, cond: np.ndarray | N
     Latents should look like draws of N(0, I): far outside (release noise that was not matched to the prior) a trained
     affine flow amplifies rounding until float32 no longer inverts it, and images saturate.
     """
-    return _chunked(functools.partial(_decode, model, params), batch_size, z, cond)[0]
+    return _chunked(_decode, model, (params,), batch_size, z, cond)[0]
 
 
 def sample(
@@ -210,24 +220,32 @@ def sample(
 ) -> np.ndarray:
     """``num`` images with z ~ N(0, I), one for each row of ``cond[num, K]``: the ε_z = 0 control of a release."""
     positions = np.arange(num, dtype=np.int32)
-    return _chunked(functools.partial(_sample, model, params, key), batch_size, cond, positions)[0]
+    return _chunked(_sample, model, (params, key), batch_size, cond, positions)[0]
 
 
 def _chunked(
-    fn: Callable[..., tuple[Array, ...]], batch_size: int, *arrays: np.ndarray | None
+    fn: Callable[..., tuple[Array, ...]],
+    model: FlowModel,
+    whole: tuple[Any, ...],
+    batch_size: int,
+    *arrays: np.ndarray | None,
 ) -> tuple[np.ndarray, ...]:
-    """``fn`` over slices of the first axis; the last one is padded with its first row: one program serves all."""
+    """``fn`` over slices of the first axis, split over this process's devices; padding makes one program serve all."""
     n = next(len(a) for a in arrays if a is not None)
     if n == 0 or any(a is not None and len(a) != n for a in arrays):
         raise ValueError(
             f"expected arrays of one positive length, got {[None if a is None else len(a) for a in arrays]}"
         )
+    mesh = sharding.data_mesh(jax.local_devices())
     # What a CPU core keeps in its cache is through in half the time.
-    batch_size = min(batch_size or (32 if jax.default_backend() == "cpu" else 256), n)
+    batch_size = min(batch_size or (32 if jax.default_backend() == "cpu" else 256) * mesh.size, n)
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    program = _program(fn, model, len(whole), len(arrays), mesh)
+    held = [jax.device_put(w, NamedSharding(mesh, sharding.REPLICATED)) for w in whole]
     parts = []
     for start in range(0, n, batch_size):
         chunk = [None if a is None else a[start : start + batch_size] for a in arrays]
         real = min(batch_size, n - start)
         padded = [None if a is None else np.concatenate([a, a[:1].repeat(batch_size - real, 0)]) for a in chunk]
-        parts.append([np.asarray(out)[:real] for out in fn(*padded)])
+        parts.append([np.asarray(out)[:real] for out in program(*held, *padded)])
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_privacy.flows import products
+from diffusion_privacy.flows import convolutions, products
 from diffusion_privacy.flows.bijection import Shape
 from diffusion_privacy.types import Array, PyTree
 
@@ -74,28 +74,49 @@ class ConvNet:
       width: channels of each hidden layer.
       hidden: number of hidden layers, >= 1.
       kernel: odd side of the square kernels.
-      explicit_gradient: use `conv_explicit`, which a CPU needs inside `lax.scan`. No forward-mode derivative then.
+      convolutions: ``plain``, ``explicit``, or ``products``, which needs 3x3 kernels: see `convolutions`. The latter
+        two are for a CPU and have no forward-mode derivative.
     """
 
     width: int = 128
     hidden: int = 2
     kernel: int = 3
-    explicit_gradient: bool = False
+    convolutions: str = "plain"
+
+    def __post_init__(self) -> None:
+        if self.convolutions not in ("plain", "explicit", "products"):
+            raise ValueError(f"convolutions must be plain, explicit or products, got {self.convolutions!r}")
+        if self.convolutions == "products" and self.kernel != 3:
+            raise ValueError(f"products are for kernels of side 3, got {self.kernel}")
 
     def init(self, key: Array, shape: Shape, cond_dim: int, outputs: int) -> PyTree:
         sizes = [shape[-1] + cond_dim, *[self.width] * self.hidden, outputs]
         return _layers(key, "conv", [(self.kernel, self.kernel)] * (self.hidden + 1), sizes)
 
     def apply(self, params: PyTree, x: Array, cond: Array | None) -> Array:
-        conv = conv_explicit if self.explicit_gradient else conv_plain
-        lead = x.shape[:-3]
-        h = with_condition(x, cond, 2)
-        h = h.reshape(-1, *h.shape[-3:])
-        for i in range(self.hidden + 1):
-            layer = params[f"conv_{i}"]
-            h = conv(h, layer["kernel"]) + layer["bias"]
-            h = jax.nn.relu(h) if i < self.hidden else h
+        layers = [params[f"conv_{i}"] for i in range(self.hidden + 1)]
+        lead, h = x.shape[:-3], x.reshape(-1, *x.shape[-3:])
+        if cond is not None:
+            cond = jnp.broadcast_to(cond, (*lead, cond.shape[-1])).reshape(-1, cond.shape[-1])
+        h = self._by_products(layers, h, cond) if self.convolutions == "products" else self._plain(layers, h, cond)
         return h.reshape(*lead, *h.shape[1:])
+
+    def _plain(self, layers: list[PyTree], h: Array, cond: Array | None) -> Array:
+        conv = convolutions.explicit if self.convolutions == "explicit" else convolutions.plain
+        h = with_condition(h, cond, 2)
+        for layer in layers[:-1]:
+            h = jax.nn.relu(conv(h, layer["kernel"]) + layer["bias"])
+        return conv(h, layers[-1]["kernel"]) + layers[-1]["bias"]
+
+    def _by_products(self, layers: list[PyTree], h: Array, cond: Array | None) -> Array:
+        first, channels = layers[0]["kernel"], h.shape[-1]
+        raw = convolutions.by_size(h, first[:, :, :channels])
+        if cond is not None:
+            raw = raw + convolutions.constant(cond, first[:, :, channels:], *h.shape[1:3])
+        for before, layer in itertools.pairwise(layers):
+            h = jax.nn.relu(raw + convolutions.spread(before["bias"], raw.shape))
+            raw = convolutions.by_size(h, layer["kernel"])
+        return raw + convolutions.spread(layers[-1]["bias"], raw.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +156,7 @@ class GlowNet:
         rounded = jnp.dtype(jnp.bfloat16) if self.precision == "bfloat16" else h.dtype
 
         def conv(h: Array, kernel: Array) -> Array:
-            return conv_plain(h.astype(rounded), kernel.astype(rounded)).astype(kernel.dtype)
+            return convolutions.plain(h.astype(rounded), kernel.astype(rounded)).astype(kernel.dtype)
 
         h = jax.nn.relu(conv(h, layers[0]["kernel"]) + bias[:, None, None])
         h = jax.nn.relu(conv(h, layers[1]["kernel"]) + layers[1]["bias"])
@@ -163,41 +184,3 @@ def _layers(key: Array, name: str, windows: Sequence[Shape], sizes: list[int]) -
     kernels = [math.sqrt(2 / math.prod(s[:-1])) * draw.reshape(s) for s, draw in zip(shapes[:-1], draws, strict=True)]
     kernels.append(jnp.zeros(shapes[-1]))
     return {f"{name}_{i}": {"kernel": k, "bias": jnp.zeros(k.shape[-1])} for i, k in enumerate(kernels)}
-
-
-_NHWC = ("NHWC", "HWIO", "NHWC")
-
-
-def conv_plain(x: Array, kernel: Array) -> Array:
-    """``x[B, h, w, c], kernel[k, k, c, o] -> [B, h, w, o]``, stride 1, zero padding."""
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
-
-
-@jax.custom_vjp
-def conv_explicit(x: Array, kernel: Array) -> Array:
-    """`conv_plain` for odd kernels, with a backward pass that stays fast inside `lax.scan` on a CPU.
-
-    The weight gradient that autodiff emits swaps batch and feature by dimension labels. Inside a while loop XLA's CPU
-    backend does not turn those into a canonical convolution and runs a naive loop, about 30 times slower. Here both
-    gradients are convolutions in canonical layout. Works under `vmap`; reverse mode only.
-    """
-    return conv_plain(x, kernel)
-
-
-def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return conv_plain(x, kernel), (x, kernel)
-
-
-def _conv_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    # dx: correlation with a kernel becomes correlation with its mirror image, input and output exchanged.
-    dx = conv_plain(g, jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
-    # dw[i, j, c, o] = Σ_{b,h,w} x[b, h+i−r, w+j−r, c] g[b, h, w, o]: c plays the batch, b the feature, g the kernel.
-    r = kernel.shape[0] // 2
-    dw = jax.lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), [(r, r), (r, r)], dimension_numbers=_NHWC
-    )
-    return dx, dw.transpose(1, 2, 0, 3)
-
-
-conv_explicit.defvjp(_conv_forward, _conv_backward)

@@ -138,7 +138,7 @@ def test_spline_gradient_is_finite_far_outside():
 def test_scan_is_the_unrolled_stack_gradients_included():
     # One parameter tree serves both forms; the scanned one has the explicit convolution gradient, as on a CPU.
     def loss(params, scan):
-        layer = coupling("glow", IMAGE, ConvNet(4, explicit_gradient=scan), K, 1.5, Spline())
+        layer = coupling("glow", IMAGE, ConvNet(4, convolutions="explicit" if scan else "plain"), K, 1.5, Spline())
         stack = Stack(layer, 3, 11, scan)
         z, logdet = stack.forward(params, x, cond)
         back, _ = stack.inverse(params, z, cond)

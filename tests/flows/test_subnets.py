@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flow_table import fast_jit
 
-from diffusion_privacy.flows import products
-from diffusion_privacy.flows.subnets import ConvNet, DenseNet, GlowNet, conv_explicit, conv_plain
+from diffusion_privacy.flows import convolutions, products
+from diffusion_privacy.flows.subnets import ConvNet, DenseNet, GlowNet
 
 X = jax.random.normal(jax.random.key(0), (3, 5, 4, 2))
 
@@ -21,8 +21,8 @@ def gradients(conv, x, kernel):
 @pytest.mark.parametrize("side", [1, 3, 5])
 def test_explicit_gradient_is_the_plain_one(side):
     kernel = jax.random.normal(jax.random.key(1), (side, side, 2, 7))
-    np.testing.assert_allclose(conv_explicit(X, kernel), conv_plain(X, kernel), atol=1e-5)
-    for a, b in zip(gradients(conv_explicit, X, kernel), gradients(conv_plain, X, kernel), strict=True):
+    np.testing.assert_allclose(convolutions.explicit(X, kernel), convolutions.plain(X, kernel), atol=1e-5)
+    for a, b in zip(gradients(convolutions.explicit, X, kernel), gradients(convolutions.plain, X, kernel), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
@@ -30,10 +30,11 @@ def test_explicit_gradient_per_example():
     # DP-SGD's form: one gradient a record.
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 4))
     per_example = [
-        jax.vmap(lambda x, conv=conv: gradients(conv, x[None], kernel)[1])(X) for conv in (conv_explicit, conv_plain)
+        jax.vmap(lambda x, conv=conv: gradients(conv, x[None], kernel)[1])(X)
+        for conv in (convolutions.explicit, convolutions.plain)
     ]
     np.testing.assert_allclose(per_example[0], per_example[1], atol=1e-4)
-    np.testing.assert_allclose(per_example[0].sum(0), gradients(conv_plain, X, kernel)[1], atol=1e-3)
+    np.testing.assert_allclose(per_example[0].sum(0), gradients(convolutions.plain, X, kernel)[1], atol=1e-3)
 
 
 def test_vmapped_records_become_one_batched_convolution():
@@ -43,6 +44,48 @@ def test_vmapped_records_become_one_batched_convolution():
     assert text.count("conv_general_dilated[") == 3
     assert "feature_group_count=1" in text
     assert "feature_group_count=3" not in text
+
+
+BY_SIZE = [(convolutions.from_thin, 3, 40), (convolutions.to_thin, 40, 3), (convolutions.wide, 5, 6)]
+
+
+@pytest.mark.parametrize(("conv", "inputs", "outputs"), BY_SIZE)
+@pytest.mark.parametrize("shape", [(2, 4, 6), (9, 3, 5), (1, 1, 2)])
+def test_convolutions_of_a_cpu_are_the_plain_one_with_its_gradients(conv, inputs, outputs, shape):
+    # Odd sides, a batch of more than one part with a filled one, and sides without an inner pixel.
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(0), (*shape, inputs), float)
+        kernel = jax.random.normal(jax.random.key(1), (3, 3, inputs, outputs), float)
+        np.testing.assert_allclose(conv(x, kernel), convolutions.plain(x, kernel), atol=1e-12)
+        for a, b in zip(gradients(conv, x, kernel), gradients(convolutions.plain, x, kernel), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-11)
+        one = jax.vmap(lambda x: gradients(conv, x[None], kernel)[1])(x)
+        np.testing.assert_allclose(one.sum(0), gradients(convolutions.plain, x, kernel)[1], atol=1e-11)
+
+
+def test_float32_loses_little_by_tiles():
+    x = jax.random.normal(jax.random.key(0), (4, 14, 14, 128))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 128, 128))
+    with jax.enable_x64(True):
+        exact = np.asarray(convolutions.plain(x.astype(float), kernel.astype(float)))
+    assert np.max(np.abs(convolutions.wide(x, kernel) - exact)) < 1e-5 * np.std(exact)
+
+
+@pytest.mark.parametrize("cond_dim", [0, 2])
+@pytest.mark.parametrize("grid", [(5, 4), (1, 2)])
+def test_conv_net_by_products_is_the_plain_one(grid, cond_dim):
+    plain, fast = ConvNet(40), ConvNet(40, convolutions="products")
+    params = jax.tree.map(lambda p: p + 0.1, plain.init(jax.random.key(0), (*grid, 2), cond_dim, 3))
+    x = jax.random.normal(jax.random.key(2), (3, *grid, 2))
+    cond = jax.random.normal(jax.random.key(3), (3, cond_dim)) if cond_dim else None
+    np.testing.assert_allclose(fast.apply(params, x, cond), plain.apply(params, x, cond), rtol=1e-5, atol=1e-4)
+
+    def loss(net, params):
+        return jnp.mean(jnp.sin(net.apply(params, x, cond) / 30))
+
+    ours, theirs = (fast_jit(jax.grad(lambda p, n=n: loss(n, p)))(params) for n in (fast, plain))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 PRODUCTS = [(3, products.conv_from_thin), (3, products.conv_to_thin), (1, products.conv_point)]
@@ -57,8 +100,8 @@ def test_matrix_products_are_the_plain_convolution_with_its_gradients(side, conv
     with jax.enable_x64(True):
         x, kernel = X.astype(float), jax.random.normal(jax.random.key(1), (side, side, 2, 7))
         ours = batch_first(conv, "float32")
-        np.testing.assert_allclose(ours(x, kernel), conv_plain(x, kernel), atol=1e-12)
-        for a, b in zip(gradients(ours, x, kernel), gradients(conv_plain, x, kernel), strict=True):
+        np.testing.assert_allclose(ours(x, kernel), convolutions.plain(x, kernel), atol=1e-12)
+        for a, b in zip(gradients(ours, x, kernel), gradients(convolutions.plain, x, kernel), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-11)
 
 
@@ -67,9 +110,9 @@ def test_bfloat16_rounds_operands_and_not_sums(side, conv):
     # With operands that bfloat16 holds, nothing is lost, in sums of some thousand terms either.
     x = jnp.round(8 * X) / 8
     kernel = jnp.round(8 * jax.random.normal(jax.random.key(1), (side, side, 2, 7))) / 8
-    np.testing.assert_allclose(batch_first(conv, "bfloat16")(x, kernel), conv_plain(x, kernel), atol=1e-5)
+    np.testing.assert_allclose(batch_first(conv, "bfloat16")(x, kernel), convolutions.plain(x, kernel), atol=1e-5)
     g = jax.grad(lambda k: jnp.sum(batch_first(conv, "bfloat16")(x, k)))(kernel)
-    np.testing.assert_allclose(g, jax.grad(lambda k: jnp.sum(conv_plain(x, k)))(kernel), atol=1e-4)
+    np.testing.assert_allclose(g, jax.grad(lambda k: jnp.sum(convolutions.plain(x, k)))(kernel), atol=1e-4)
 
 
 def test_glow_net_by_products_is_the_plain_one():

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.flows.subnets import conv_explicit, conv_plain
+from diffusion_privacy.flows import convolutions
 from diffusion_privacy.training.platform import CONVOLUTIONS, compiler_options
 from diffusion_privacy.training.state import TrainConfig
 
 
-@pytest.mark.parametrize("conv", [conv_plain, conv_explicit])
+@pytest.mark.parametrize("conv", [convolutions.plain, convolutions.explicit])
 def test_libraries_agree_on_a_convolution_and_its_gradients(conv):
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 5))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 5, 4))

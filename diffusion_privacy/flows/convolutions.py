@@ -1,0 +1,177 @@
+"""3x3 convolutions of image flows as a CPU is fast at them, and the plain form for everything else.
+
+All are ``x[B, h, w, c], kernel[k, k, c, o] -> [B, h, w, o]`` with stride 1 and zero padding. XLA's CPU backend reaches
+a core's speed between wide layers only, has slow gradients for thin ones, and naive ones inside a loop.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_privacy.flows import winograd
+from diffusion_privacy.types import Array
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+_THIN = 32
+"""Up to so many channels a change of tiles costs more than it saves."""
+
+
+def plain(x: Array, kernel: Array) -> Array:
+    """The convolution as XLA has it."""
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
+
+
+@jax.custom_vjp
+def explicit(x: Array, kernel: Array) -> Array:
+    """`plain` for odd kernels, with a backward pass that stays fast inside `lax.scan` on a CPU.
+
+    Both gradients are convolutions in canonical layout, see `kernel_gradient`. Works under `vmap`; reverse mode only.
+    """
+    return plain(x, kernel)
+
+
+def _explicit_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return plain(x, kernel), (x, kernel)
+
+
+def _explicit_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    return plain(g, mirror(kernel)), kernel_gradient(x, g, kernel.shape[0])
+
+
+explicit.defvjp(_explicit_forward, _explicit_backward)
+
+
+def by_size(x: Array, kernel: Array) -> Array:
+    """`wide`, `from_thin` or `to_thin`, whichever these channels are for; 3x3."""
+    inputs, outputs = kernel.shape[2:]
+    if min(inputs, outputs) > _THIN:
+        return wide(x, kernel)
+    return from_thin(x, kernel) if inputs <= outputs else to_thin(x, kernel)
+
+
+@jax.custom_vjp
+def wide(x: Array, kernel: Array) -> Array:
+    """A 3x3 convolution from many channels to many, see `winograd`. Reverse mode only."""
+    return winograd.by_tiles(x, winograd.changed_kernel(kernel), 0)
+
+
+def _wide_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array, list[Array]]]:
+    changed = winograd.changed_kernel(kernel)
+    return winograd.by_tiles(x, changed, 0), (x, kernel, changed)
+
+
+def _wide_backward(saved: tuple[Array, Array, list[Array]], g: Array) -> tuple[Array, Array]:
+    x, kernel, changed = saved
+    # The kernel's own gradient is left to a plain convolution: as products over positions it is no faster.
+    return winograd.by_tiles(g, winograd.mirrored(changed), 1), kernel_gradient(x, g, kernel.shape[0])
+
+
+wide.defvjp(_wide_forward, _wide_backward)
+
+
+@jax.custom_vjp
+def from_thin(x: Array, kernel: Array) -> Array:
+    """A convolution from few channels: gathers windows, then one product. Reverse mode only."""
+    return _windows_product(_windows(x), kernel, x.shape)
+
+
+def _from_thin_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return from_thin(x, kernel), (x, kernel)
+
+
+def _from_thin_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    return to_thin(g, mirror(kernel)), _dot(_windows(x).T, g.reshape(-1, g.shape[-1]), 0).reshape(kernel.shape)
+
+
+from_thin.defvjp(_from_thin_forward, _from_thin_backward)
+
+
+@jax.custom_vjp
+def to_thin(x: Array, kernel: Array) -> Array:
+    """A convolution to few channels: one product, then the sum over taps, each read at its shift. Reverse mode only."""
+    b, h, w, c = x.shape
+    taps = _dot(x.reshape(-1, c), kernel.transpose(2, 0, 1, 3).reshape(c, -1), 0).reshape(b, h, w, 9, -1)
+    padded = jnp.pad(taps, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
+    parts = [padded[:, i : i + h, j : j + w, 3 * i + j] for i in range(3) for j in range(3)]
+    return sum(parts[1:], start=parts[0])
+
+
+def _to_thin_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return to_thin(x, kernel), (x, kernel)
+
+
+def _to_thin_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    c, o = kernel.shape[2:]
+    windows = _windows(g)
+    taps = _dot(x.reshape(-1, c).T, windows, 0).reshape(c, 3, 3, o)[:, ::-1, ::-1]
+    return _windows_product(windows, mirror(kernel), g.shape), taps.transpose(1, 2, 0, 3)
+
+
+to_thin.defvjp(_to_thin_forward, _to_thin_backward)
+
+
+def mirror(kernel: Array) -> Array:
+    """``[k, k, c, o] -> [k, k, o, c]``, of the transposed convolution: turned around, input and output exchanged."""
+    return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+
+
+def kernel_gradient(x: Array, g: Array, side: int) -> Array:
+    """``Σ x[b, h+i−r, w+j−r, c] g[b, h, w, o]`` over b, h and w: ``[side, side, c, o]``, as a canonical convolution.
+
+    c plays the batch, b the feature, g the kernel. What autodiff emits swaps batch and feature by dimension labels;
+    inside a while loop XLA's CPU backend does not make those canonical and runs a naive loop, about 30 times slower.
+    """
+    r = side // 2
+    out = jax.lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), [(r, r), (r, r)], dimension_numbers=_NHWC
+    )
+    return out.transpose(1, 2, 0, 3)
+
+
+def _windows(x: Array) -> Array:
+    """``[B, h, w, c] -> [B·h·w, 9·c]``."""
+    h, w, c = x.shape[1:]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    return jnp.concatenate(shifted, axis=-1).reshape(-1, 9 * c)
+
+
+def _windows_product(windows: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
+    return _dot(windows, kernel.reshape(windows.shape[-1], -1), 0).reshape(*shape[:3], -1)
+
+
+def constant(values: Array, kernel: Array, h: int, w: int) -> Array:
+    """The convolution of images that are ``values[B, K]`` at every pixel, ``kernel[3, 3, K, o] -> [B, h, w, o]``.
+
+    Pixels differ by the taps that fall inside, and so only at the border: nothing is summed over K at each of them.
+    """
+    taps = jnp.einsum("bk,ijko->ijbo", values, kernel, precision="highest")
+    return jnp.einsum("yi,xj,ijbo->byxo", _inside(h), _inside(w), taps, precision="highest")
+
+
+def spread(values: Array, shape: tuple[int, ...]) -> Array:
+    """``values[c]`` at every position of ``shape = (..., c)``, as a product with ones.
+
+    The value is that of a broadcast, the gradient a product with ones instead of a sum over the leading axes, for which
+    XLA's CPU backend walks through memory column by column (4 of 18 ms of a subnet's gradient, each).
+    """
+    ones = jnp.ones((math.prod(shape[:-1]), 1), values.dtype)
+    return _dot(ones, values[None], 0).reshape(shape)
+
+
+def _inside(length: int) -> np.ndarray:
+    """``[length, 3]``, 1 where a tap falls inside."""
+    at = np.arange(length)[:, None] + np.arange(-1, 2)
+    return ((at >= 0) & (at < length)).astype(np.float32)
+
+
+def _dot(a: Array, b: Array, axis: int) -> Array:
+    """The sum over a's last axis and b's ``axis``."""
+    return jax.lax.dot_general(a, b, (((1,), (axis,)), ((), ())), precision="highest")
