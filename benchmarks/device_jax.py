@@ -19,9 +19,8 @@ from benchmarks.device_kernels import kernel_times
 from benchmarks.update import Update
 from diffusion_privacy.diffusion.samplers import Sampler, sample
 from diffusion_privacy.diffusion.sde import DDPM
-from diffusion_privacy.flows import convolutions
 from diffusion_privacy.tasks import ScoreTask
-from diffusion_privacy.training import sharding
+from diffusion_privacy.training import convolutions, sharding
 from diffusion_privacy.training.state import TrainConfig
 from diffusion_privacy.types import Array
 

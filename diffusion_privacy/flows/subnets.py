@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_privacy.flows import convolutions, products
+from diffusion_privacy.flows import cpu_convolutions, products
 from diffusion_privacy.flows.bijection import Shape
+from diffusion_privacy.training import convolutions
 from diffusion_privacy.types import Array, PyTree
 
 
@@ -74,8 +75,8 @@ class ConvNet:
       width: channels of each hidden layer.
       hidden: number of hidden layers, >= 1.
       kernel: odd side of the square kernels.
-      convolutions: ``plain``, ``explicit``, or ``products``, which needs 3x3 kernels: see `convolutions`. The latter
-        two are for a CPU and have no forward-mode derivative.
+      convolutions: ``plain``, ``explicit`` (`training.convolutions`), or ``products`` (`cpu_convolutions`), which needs
+        3x3 kernels. The latter two are for a CPU and have no forward-mode derivative.
     """
 
     width: int = 128
@@ -110,13 +111,13 @@ class ConvNet:
 
     def _by_products(self, layers: list[PyTree], h: Array, cond: Array | None) -> Array:
         first, channels = layers[0]["kernel"], h.shape[-1]
-        raw = convolutions.by_size(h, first[:, :, :channels])
+        raw = cpu_convolutions.by_size(h, first[:, :, :channels])
         if cond is not None:
-            raw = raw + convolutions.constant(cond, first[:, :, channels:], *h.shape[1:3])
+            raw = raw + cpu_convolutions.constant(cond, first[:, :, channels:], *h.shape[1:3])
         for before, layer in itertools.pairwise(layers):
-            h = jax.nn.relu(raw + convolutions.spread(before["bias"], raw.shape))
-            raw = convolutions.by_size(h, layer["kernel"])
-        return raw + convolutions.spread(layers[-1]["bias"], raw.shape)
+            h = jax.nn.relu(raw + cpu_convolutions.spread(before["bias"], raw.shape))
+            raw = cpu_convolutions.by_size(h, layer["kernel"])
+        return raw + cpu_convolutions.spread(layers[-1]["bias"], raw.shape)
 
 
 @dataclasses.dataclass(frozen=True)

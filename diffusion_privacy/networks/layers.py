@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_privacy.training import convolutions
 from diffusion_privacy.types import Array
 
 
@@ -31,7 +32,15 @@ def dense(features: int, dtype: Any, name: str, *, zero: bool = False) -> nn.Den
 def conv(features: int, dtype: Any, name: str, *, size: int = 3, stride: int = 1, zero: bool = False) -> nn.Conv:
     """Square convolution that keeps H and W (divides them by ``stride``, rounded up); ``zero`` starts it at 0."""
     init = nn.initializers.zeros if zero else lecun_normal
-    return nn.Conv(features, (size, size), (stride, stride), dtype=dtype, kernel_init=init, name=name)
+    return nn.Conv(
+        features,
+        (size, size),
+        (stride, stride),
+        dtype=dtype,
+        kernel_init=init,
+        conv_general_dilated=convolutions.for_flax,
+        name=name,
+    )
 
 
 def group_count(channels: int) -> int:

@@ -6,6 +6,7 @@ splits the state, its part of the parameters).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from diffusion_privacy.training import platform, sharding
+from diffusion_privacy.training import convolutions, platform, sharding
 from diffusion_privacy.training import state as states
 from diffusion_privacy.training.partition import Partition
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED
@@ -156,7 +157,8 @@ def _sum_gradients(
         return jnp.sum(jnp.where(mask > 0, values.astype(jnp.float32) * mask, 0.0)) / count
 
     def share(params: PyTree, batch: PyTree, mask: Array) -> tuple[Array, dict[str, Array]]:
-        losses, metrics = task.loss(parts.gather(params), batch, key)
+        with convolutions.in_loop() if pieces > 1 else contextlib.nullcontext():
+            losses, metrics = task.loss(parts.gather(params), batch, key)
         return mean(losses, mask), {name: mean(value, mask) for name, value in metrics.items()}
 
     gradient = jax.value_and_grad(share, has_aux=True)

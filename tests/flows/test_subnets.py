@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flow_table import fast_jit
 
-from diffusion_privacy.flows import convolutions, products
+from diffusion_privacy.flows import cpu_convolutions, products
 from diffusion_privacy.flows.subnets import ConvNet, DenseNet, GlowNet
+from diffusion_privacy.training import convolutions
 
 X = jax.random.normal(jax.random.key(0), (3, 5, 4, 2))
 
@@ -46,7 +47,7 @@ def test_vmapped_records_become_one_batched_convolution():
     assert "feature_group_count=3" not in text
 
 
-BY_SIZE = [(convolutions.from_thin, 3, 40), (convolutions.to_thin, 40, 3), (convolutions.wide, 5, 6)]
+BY_SIZE = [(cpu_convolutions.from_thin, 3, 40), (cpu_convolutions.to_thin, 40, 3), (cpu_convolutions.wide, 5, 6)]
 
 
 @pytest.mark.parametrize(("conv", "inputs", "outputs"), BY_SIZE)
@@ -68,7 +69,7 @@ def test_float32_loses_little_by_tiles():
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 128, 128))
     with jax.enable_x64(True):
         exact = np.asarray(convolutions.plain(x.astype(float), kernel.astype(float)))
-    assert np.max(np.abs(convolutions.wide(x, kernel) - exact)) < 1e-5 * np.std(exact)
+    assert np.max(np.abs(cpu_convolutions.wide(x, kernel) - exact)) < 1e-5 * np.std(exact)
 
 
 @pytest.mark.parametrize("cond_dim", [0, 2])

@@ -1,4 +1,4 @@
-"""3x3 convolutions of image flows as a CPU is fast at them, and the plain form for everything else.
+"""3x3 convolutions of image flows as a CPU is fast at them; the plain form is `training.convolutions.plain`.
 
 All are ``x[B, h, w, c], kernel[k, k, c, o] -> [B, h, w, o]`` with stride 1 and zero padding. XLA's CPU backend reaches
 a core's speed between wide layers only, has slow gradients for thin ones, and naive ones inside a loop.
@@ -13,37 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy.flows import winograd
+from diffusion_privacy.training.convolutions import kernel_gradient, mirror
 from diffusion_privacy.types import Array
 
-_NHWC = ("NHWC", "HWIO", "NHWC")
 _THIN = 32
 """Up to so many channels a change of tiles costs more than it saves."""
-
-
-def plain(x: Array, kernel: Array) -> Array:
-    """The convolution as XLA has it."""
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
-
-
-@jax.custom_vjp
-def explicit(x: Array, kernel: Array) -> Array:
-    """`plain` for odd kernels, with a backward pass that stays fast inside `lax.scan` on a CPU.
-
-    Both gradients are convolutions in canonical layout, see `kernel_gradient`. Works under `vmap`; reverse mode only.
-    """
-    return plain(x, kernel)
-
-
-def _explicit_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return plain(x, kernel), (x, kernel)
-
-
-def _explicit_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    return plain(g, mirror(kernel)), kernel_gradient(x, g, kernel.shape[0])
-
-
-explicit.defvjp(_explicit_forward, _explicit_backward)
 
 
 def by_size(x: Array, kernel: Array) -> Array:
@@ -115,24 +89,6 @@ def _to_thin_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Arra
 
 
 to_thin.defvjp(_to_thin_forward, _to_thin_backward)
-
-
-def mirror(kernel: Array) -> Array:
-    """``[k, k, c, o] -> [k, k, o, c]``, of the transposed convolution: turned around, input and output exchanged."""
-    return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-
-
-def kernel_gradient(x: Array, g: Array, side: int) -> Array:
-    """``Σ x[b, h+i−r, w+j−r, c] g[b, h, w, o]`` over b, h and w: ``[side, side, c, o]``, as a canonical convolution.
-
-    c plays the batch, b the feature, g the kernel. What autodiff emits swaps batch and feature by dimension labels;
-    inside a while loop XLA's CPU backend does not make those canonical and runs a naive loop, about 30 times slower.
-    """
-    r = side // 2
-    out = jax.lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), [(r, r), (r, r)], dimension_numbers=_NHWC
-    )
-    return out.transpose(1, 2, 0, 3)
 
 
 def _windows(x: Array) -> Array:
