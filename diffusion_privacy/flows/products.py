@@ -5,7 +5,8 @@ there, and their gradients less. As products of matrices [channels, positions·b
 rounded to bfloat16 a CPU with matrix units is three times faster again. All arrays have the batch LAST, x[c, h, w, B]:
 then a shifted image is a copy of long runs, and both gradients are products in the two orders that are fast.
 
-Each function computes `training.convolutions.plain` with stride 1, with sums in float32; ``precision`` names the type to which operands are rounded. Reverse mode only.
+Each function computes `training.convolutions.plain` with stride 1, with sums in float32; ``precision`` names the type
+to which operands are rounded. Reverse mode only.
 """
 
 from __future__ import annotations

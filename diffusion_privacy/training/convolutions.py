@@ -2,8 +2,8 @@
 
 The weight gradient that autodiff writes swaps batch and feature by dimension labels. Inside a while loop
 (`jax.lax.scan`, `jax.lax.map`) XLA's CPU backend does not make those canonical and runs a naive loop, 30 to 50 times
-slower. `explicit` writes both gradients as convolutions in canonical layout. It has no forward-mode derivative, which likelihoods need, so
-networks use it only while a loss is traced `in_loop`.
+slower. `explicit` writes both gradients as convolutions in canonical layout. It has no forward-mode derivative, which
+likelihoods need, so networks use it only while a loss is traced `in_loop`.
 """
 
 from __future__ import annotations
