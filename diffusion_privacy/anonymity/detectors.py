@@ -219,7 +219,9 @@ def _verdict(fpr: Rate, tpr: Rate, name: str, parts: Mapping[str, tuple[float, f
     if fpr.hits == fpr.n:
         raise InputError(f"{name}: fires on all {fpr.n} negatives; expected a detector that tells them from the record")
     if tpr.hits == 0:
-        raise InputError(f"{name}: fires on none of {tpr.n} regenerated positives; expected at least one")
+        alone = ", ".join(f"{part} alone on {100 * of_positives:.0f} %" for part, (_, of_positives) in parts.items())
+        which = f", got {alone}" if len(parts) > 1 else ""
+        raise InputError(f"{name}: fires on none of {tpr.n} regenerated positives; expected at least one{which}")
     reasons = [
         f"{part} alone lets {100 * of_negatives:.0f} % of the negatives pass: the pair rests on its partner"
         for part, (of_negatives, _) in parts.items()

@@ -79,9 +79,10 @@ def _found(ways: Mapping[str, Any], names: Sequence[str]) -> str:
 def _worth(release: Mapping[str, Any], names: Sequence[str]) -> str:
     """Half a sentence where the public records alone teach a classifier more than anything that may go; else empty."""
     own = [y["utility"]["accuracy"] for y in release["yardsticks"] if y["name"] == "public"]
-    best = max((release["ways_to_share"][name]["utility"]["accuracy"] for name in names), key=lambda a: a["upper"])
-    if not own or own[0]["lower"] <= best["upper"]:
+    ways = [release["ways_to_share"][name]["utility"]["accuracy"] for name in names]
+    if not own or own[0]["lower"] <= max(a["upper"] for a in ways):
         return ""
+    best = max(ways, key=lambda a: a["value"])
     return (
         f"to a classifier the public records alone are worth more than any of these: {with_interval(own[0])} right "
         f"answers, against {with_interval(best)} at best"

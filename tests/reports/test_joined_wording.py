@@ -178,6 +178,11 @@ def test_where_public_records_are_worth_more_the_answer_says_so() -> None:
     [public] = [y for y in release["yardsticks"] if y["name"] == "public"]
     public["utility"]["accuracy"].update({"value": 0.97, "lower": 0.96, "upper": 0.98})
     assert "the public records alone are worth more" in joined_wording.answer(release)
+    # The best is the one that is right most often, not the one of which least is known.
+    for name, (value, lower, upper) in {"dp_model": (0.5, 0.1, 0.95), "copy": (0.9, 0.89, 0.91)}.items():
+        release["ways_to_share"][name]["utility"]["accuracy"] |= {"value": value, "lower": lower, "upper": upper}
+    said = joined_wording.answer(release).replace("\N{NO-BREAK SPACE}", " ")
+    assert "against 90.0 % (89.0 to 91.0) at best" in said
     # Where the intervals meet, nothing is said.
     public["utility"]["accuracy"].update({"value": 0.5, "lower": 0.3, "upper": 0.7})
     assert "public records alone" not in joined_wording.answer(release)
