@@ -138,7 +138,10 @@ def task(study: Study, image_channels: int) -> AutoencoderTask:
     """The task of every autoencoder of the study, which has one; InputError on an unknown field of the network."""
     chosen = study.score.autoencoder
     assert chosen is not None
-    network = build("autoencoder", **{**chosen.network, "image_channels": image_channels})
+    try:
+        network = build("autoencoder", **{**chosen.network, "image_channels": image_channels})
+    except InputError as error:
+        raise InputError(f"config.score.autoencoder.{error}") from error
     return AutoencoderTask(network, chosen.std, chosen.kl_weight)
 
 

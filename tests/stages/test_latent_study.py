@@ -92,6 +92,8 @@ def test_a_study_without_an_autoencoder_has_the_settings_it_always_had():
     [
         ({"halvings": 4}, r"config\.score\.autoencoder\.network: .* divisible by 16 \(2\^halvings\), got .*8, 8, 1\)"),
         ({"blocks": 0}, r"config\.score\.autoencoder\.network: autoencoder\.blocks: expected 1 or more, got 0"),
+        ({"dtype": "float16"}, r"config\.score\.autoencoder\.network\.dtype must be .*, got 'float16'"),
+        ({"depth": 2}, r"config\.score\.autoencoder\.network\.depth is not a field of 'autoencoder'; .*"),
         ({"halvings": 2}, r"config\.score\.network, for latents of shape \(2, 2, 4\): a U-Net of 3 levels .*"),
     ],
 )
