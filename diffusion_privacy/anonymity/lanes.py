@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED, data_mesh, data_parallel, replicate, to_host
-from diffusion_privacy.types import Array, PyTree, ScoreFn
+from diffusion_privacy.types import Array, PyTree
 
 _LOG = logging.getLogger(__name__)
 _SPEAK_EVERY = 10.0
@@ -73,20 +73,24 @@ def run(
     width = devices * min(chunk, -(-count // devices))
     program = _program(fn, static, mesh)
     operands = replicate(operands, mesh)
-    rounds = []
+    whole: PyTree = None
     began = spoke = time.monotonic()
     for start in range(0, count, width):
         # Padding repeats the last lane, so that it is as short or long as its neighbours.
         rows = np.minimum(np.arange(start, start + width), count - 1)
         out = program(operands, {name: np.asarray(z)[rows] for name, z in lanes.items()})
-        rounds.append(to_host(out))
+        part = to_host(out)
+        # Filled in place: a list of rounds and their concatenation would hold every result twice.
+        whole = jax.tree.map(lambda z: np.empty((count, *z.shape[1:]), z.dtype), part) if whole is None else whole
         done, now = min(start + width, count), time.monotonic()
+        for into, rows_of in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
+            into[start:done] = rows_of[: done - start]
         if now - spoke > _SPEAK_EVERY and done < count:
             spoke = now
             rate = done / (now - began)
             name = fn.__name__.strip("_")
-            _LOG.info("%s: %d/%d lanes, %.0f lanes/s, ETA %.0f s", name, done, count, rate, (count - done) / rate)
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *rounds)
+            _LOG.info("%s: %d/%d lanes, %.3g lanes/s, ETA %.0f s", name, done, count, rate, (count - done) / rate)
+    return whole
 
 
 def operand(fn: Callable[..., Any]) -> jax.tree_util.Partial:
@@ -108,29 +112,40 @@ def checked_margin(detect: Callable[..., Array], x: Array, record: Array) -> Arr
     return jnp.where(finite, detect(x, record), jnp.nan)
 
 
-def chunk_for_budget(score_fn: ScoreFn, shape: tuple[int, ...], budget_bytes: float, ceiling: int = 1024) -> int:
+def chunk_for_budget(
+    score_fn: Callable[..., PyTree], shape: tuple[int, ...], budget_bytes: float, ceiling: int = 1024
+) -> int:
     """Largest power of two of lanes, at most ``ceiling``, whose score evaluation stays within ``budget_bytes``.
 
-    The compiler's own account of temporaries at two batch sizes gives bytes per lane; the network is not run.
-
     Args:
-      score_fn: the score.
+      score_fn: the score, or anything else of ``x[B, ...]`` and ``t[B]``. Given as a `jax.tree_util.Partial`, equal
+        ones with parameters of the same shapes are looked at once.
       shape: of one record.
       budget_bytes: memory for temporaries on one device.
       ceiling: upper limit; larger chunks gain nothing on a CPU.
     """
+    # By layout alone: parameters that are compiled in as constants take the compiler minutes and their memory twice.
+    layout = jax.tree.map(lambda z: jax.ShapeDtypeStruct(jnp.shape(z), jnp.result_type(z)), operand(score_fn))
+    leaves, structure = jax.tree.flatten(layout)
+    look = _bytes_per_lane if isinstance(score_fn, jax.tree_util.Partial) else _bytes_per_lane.__wrapped__
+    fit = int(2 ** np.floor(np.log2(max(budget_bytes / look(structure, tuple(leaves), shape), 1.0))))
+    return int(np.clip(fit, 1, ceiling))
+
+
+@functools.lru_cache(maxsize=16)
+def _bytes_per_lane(structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], shape: tuple[int, ...]) -> float:
+    """The compiler's own account of temporaries at two batch sizes; nothing is run."""
 
     def temporaries(rows: int) -> int:
-        x = jax.ShapeDtypeStruct((rows, *shape), jnp.float32)
-        compiled = jax.jit(score_fn).lower(x, jax.ShapeDtypeStruct((rows,), jnp.float32)).compile()
+        x, t = jax.ShapeDtypeStruct((rows, *shape), jnp.float32), jax.ShapeDtypeStruct((rows,), jnp.float32)
+        fn = jax.tree.unflatten(structure, leaves)
+        compiled = jax.jit(lambda score, x, t: score(x, t)).lower(fn, x, t).compile()
         analysis = compiled.memory_analysis()
         if analysis is None:
             raise RuntimeError("this backend does not report memory: give the number of lanes per chunk instead")
         return analysis.temp_size_in_bytes + analysis.output_size_in_bytes + analysis.argument_size_in_bytes
 
-    per_lane = max((temporaries(16) - temporaries(8)) / 8, 4.0 * float(np.prod(shape)))
-    fit = int(2 ** np.floor(np.log2(max(budget_bytes / per_lane, 1.0))))
-    return int(np.clip(fit, 1, ceiling))
+    return max((temporaries(16) - temporaries(8)) / 8, 4.0 * float(np.prod(shape)))
 
 
 def lane_keys(key: Array, *indices: Array) -> Array:

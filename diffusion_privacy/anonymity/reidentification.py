@@ -12,6 +12,7 @@ batch. They depend on the step alone, so that a result does not depend on how th
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,13 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.training.rng import per_record
 from diffusion_privacy.types import Array, Detector, PyTree
 
-POOL = 4096
-"""Most records of a pool: it is compiled in."""
+POOL, POOL_VALUES = 4096, 2**26
+"""Most records of a pool, and most numbers of them all: it is compiled in, and 4,096 images of 512 pixels are 4 GB."""
+
+
+def pool_size(shape: tuple[int, ...]) -> int:
+    """Most records of this shape that a pool holds, 2 or more."""
+    return max(2, min(POOL, POOL_VALUES // math.prod(shape)))
 
 
 def info_nce(one: Array, two: Array, negatives: Array, allowed: Array, temperature: float) -> Array:

@@ -10,6 +10,8 @@ import numpy as np
 
 from diffusion_privacy.errors import InputError
 
+_VALUES = 2**26
+"""Most numbers of a block: half a gigabyte in float64, a handful of times. 1,024 images of 256 pixels are as many."""
 _SPARE = 8
 """Candidates beyond k. One that is lost to rounding is as far away as those kept, to a relative 1e-12 of ‖x‖²."""
 
@@ -69,7 +71,7 @@ def nearest(
       queries, table: ``[Q, T, D]`` and ``[N, T, D]`` as `rows` or `tiles` give them.
       k: number of neighbours.
       exclude_self: ``queries`` is ``table``; a row is not its own neighbour (its duplicates are).
-      chunk: rows of either side held against each other at once.
+      chunk: rows of either side held against each other at once; fewer of long rows.
 
     Returns:
       ``(squared distances float64 [Q, k], row numbers int64 [Q, k])``, nearest first, the lower number first in a tie.
@@ -82,6 +84,7 @@ def nearest(
     available = len(table) - int(exclude_self)
     if not 1 <= k <= available or chunk < 1:
         raise InputError(f"nearest: expected k between 1 and {available} and chunk >= 1, got {k} and {chunk}")
+    chunk = max(1, min(chunk, _VALUES // (table.shape[1] * table.shape[2])))
     # Around the mean: the products' rounding errors grow with the length of the rows.
     centre = table.mean(axis=0, dtype=np.float64)
     distance, index = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)

@@ -151,7 +151,8 @@ class Records:
         """The same people with other images, e.g. after a mechanism or with a fingerprint planted.
 
         Args:
-          images: floating ``[N, H', W', C']`` in [-1, 1]; kept as float32.
+          images: floating ``[N, H', W', C']`` in [-1, 1]; kept as float32, and not copied if they are: they may be
+            tens of gigabytes.
 
         Raises:
           InputError: another number of images, not floating, or out of range.
@@ -159,7 +160,7 @@ class Records:
         given = np.asarray(images)
         if given.dtype.kind != "f" or given.shape[:1] != (len(self),):
             raise InputError(f"{self.name}: images are {_describe(given)}; expected {len(self)} floating-point images")
-        return dataclasses.replace(self, image=given.astype(np.float32))
+        return dataclasses.replace(self, image=given.astype(np.float32, copy=False))
 
     @functools.cached_property
     def digest(self) -> str:

@@ -24,7 +24,7 @@ from diffusion_privacy.reports.arrays import Listed, ModelArrays, Regenerated, s
 from diffusion_privacy.settings import Study
 from diffusion_privacy.stages import audit_baselines, audit_estimators, audit_screen, spaces
 from diffusion_privacy.stages import study as common
-from diffusion_privacy.stages.sample import chunk_size
+from diffusion_privacy.stages.memory import chunk_size, detector_at_once
 from diffusion_privacy.stages.spaces import Space
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng, sharding
@@ -38,7 +38,10 @@ _SHOWN_DRAWS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What does not change between the models of a study; the calibrated detector of all audited records among it."""
+    """What does not change between the models of a study; the calibrated detector of all audited records among it.
+
+    ``at_once``: images that the detector looks at at a time on one device.
+    """
 
     study: Study
     workdir: Workdir
@@ -46,6 +49,7 @@ class Setup:
     chain: Chain
     detect: PyTree
     calibrations: list[PairCalibration]
+    at_once: int = 256
 
     @property
     def level(self) -> float:
@@ -59,8 +63,7 @@ class Setup:
 def set_up(study: Study, workdir: Workdir, roles: common.Roles) -> Setup:
     """Calibrates the detector of all audited records on what the reference draws."""
     chain = common.make_chain(study, common.make_sde(study))
-    detect, calibrations = _calibrate(study, workdir, roles, chain)
-    return Setup(study, workdir, roles, chain, detect, calibrations)
+    return Setup(study, workdir, roles, chain, *_calibrate(study, workdir, roles, chain))
 
 
 def _positives(
@@ -74,7 +77,7 @@ def _positives(
     """
     level = max(1, int(np.searchsorted(chain.times, study.detector.positive_time)))
     records = space.encode(roles.marked.image)
-    chunk = chunk_size(study, space.measured(score), records.shape[1:])
+    chunk = chunk_size(study, space.measured(score, margin), records.shape[1:])
     drawn, _ = tprime.regenerated_images(
         chain,
         score,
@@ -92,19 +95,20 @@ def _positives(
 
 def _calibrate(
     study: Study, workdir: Workdir, roles: common.Roles, chain: Chain
-) -> tuple[PyTree, list[PairCalibration]]:
-    """One pair a record, the same for every model of the study."""
+) -> tuple[PyTree, list[PairCalibration], int]:
+    """One pair a record, the same for every model of the study, and how many images it looks at at a time."""
     scores, params, floors = common.pair_scores(study, workdir, roles)
     margin = bank.PairMargin(scores)
     count, config = len(roles.marked), study.detector
     drawn = workdir.read_arrays(workdir.root / "samples" / f"{common.REFERENCE}.npz")["images"]
-    negatives = bank.evaluate(scores, params, drawn)
+    at_once = detector_at_once(study, scores, params, drawn.shape[1:])
+    negatives = bank.evaluate(scores, params, drawn, chunk=at_once)
     blank = {"thresholds": jnp.zeros((count, 2)), "scales": jnp.ones((count, 2))}
     uncalibrated = jax.tree_util.Partial(margin, {**params, **blank})
     reference = common.load_score(study, workdir, common.REFERENCE)
     space = spaces.load(study, workdir, common.REFERENCE)
     positives = _positives(study, chain, reference, space, uncalibrated, roles)
-    f, identity = bank.evaluate(scores, params, positives.reshape(-1, *positives.shape[2:]))
+    f, identity = bank.evaluate(scores, params, positives.reshape(-1, *positives.shape[2:]), chunk=at_once)
     f, identity = f.reshape(count, -1), identity.reshape(count, -1, count)
     found = []
     for r in range(count):
@@ -132,7 +136,7 @@ def _calibrate(
         "thresholds": jnp.asarray([c.thresholds for c in found], jnp.float32),
         "scales": jnp.asarray([c.scales for c in found], jnp.float32),
     }
-    return jax.tree_util.Partial(margin, {**params, **table}), found
+    return jax.tree_util.Partial(margin, {**params, **table}), found, at_once
 
 
 def _curves(setup: Setup, score: ScoreFn, detect: PyTree, records: np.ndarray, name: str, chunk: int) -> list[HCurve]:
@@ -297,12 +301,12 @@ def audit_model(setup: Setup, name: str) -> None:
     score = common.load_score(study, setup.workdir, name)
     space = spaces.load(study, setup.workdir, name)
     images, detect = space.encode(setup.roles.marked.image), space.detector(setup.detect)
-    chunk = chunk_size(study, space.measured(score), images.shape[1:])
+    chunk = chunk_size(study, space.measured(score, setup.detect), images.shape[1:])
     curves = _curves(setup, score, detect, images, name, chunk)
     _LOG.info("audit %s: h(t) drawn at %d levels for %d records", name, len(curves[0].levels), len(curves))
     drawn = setup.workdir.read_arrays(setup.workdir.root / "samples" / f"{name}.npz")
     samples = drawn["images"]
-    margins = montecarlo.margins(setup.detect, samples, len(images))
+    margins = montecarlo.margins(setup.detect, samples, len(images), chunk=setup.at_once)
     e2 = subspace.estimate(
         chain,
         score,
@@ -344,7 +348,7 @@ def audit_model(setup: Setup, name: str) -> None:
         "expected_if_memorised": len(samples) / n_train,
         "detector": detector_entry(calibrations, study),
         "records": records,
-        "baselines": audit_baselines.rows(study, setup.workdir, setup.roles, score, space, drawn, name),
+        "baselines": audit_baselines.rows(study, setup.workdir, setup.roles, score, space, drawn, name, setup.at_once),
         "screening": screened,
     }
     setup.workdir.write_json(setup.workdir.path("audit", f"{name}.json"), entry)

@@ -22,11 +22,10 @@ from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.types import Array, PyTree, ScoreFn
 
 _LOG = logging.getLogger(__name__)
-_ROWS = 512
 
 
-def trunk_features(trunk: ConvTrunk, params: PyTree) -> Callable[[np.ndarray], np.ndarray]:
-    """``x[N, H, W, C] -> [N, F]`` of a classifier's last layer but one, a few hundred rows at a time."""
+def trunk_features(trunk: ConvTrunk, params: PyTree, at_once: int) -> Callable[[np.ndarray], np.ndarray]:
+    """``x[N, H, W, C] -> [N, F]`` of a classifier's last layer but one, ``at_once`` rows at a time."""
 
     @jax.jit
     def some(x: Array) -> Array:
@@ -34,7 +33,7 @@ def trunk_features(trunk: ConvTrunk, params: PyTree) -> Callable[[np.ndarray], n
 
     def features(x: np.ndarray) -> np.ndarray:
         # The last block repeats its last row, so that one compiled program serves sets of any length.
-        rows = [np.minimum(np.arange(start, start + _ROWS), len(x) - 1) for start in range(0, len(x), _ROWS)]
+        rows = [np.minimum(np.arange(start, start + at_once), len(x) - 1) for start in range(0, len(x), at_once)]
         return np.concatenate([np.asarray(some(x[r])) for r in rows])[: len(x)]
 
     return features
@@ -59,6 +58,7 @@ def rows(
     space: Space,
     drawn: Mapping[str, np.ndarray],
     name: str,
+    at_once: int,
 ) -> list[entries.Baseline]:
     """What ``audit.baselines`` asks for, as entries of release.json; empty when it asks for nothing.
 
@@ -70,6 +70,7 @@ def rows(
       score, space: the model and where it works.
       drawn: its draws, ``images [G, H, W, C]`` and in latent space ``latents [G, ...]``.
       name: of the model.
+      at_once: images that the detector's networks look at at a time.
     """
     chosen = study.audit.baselines
     if not chosen:
@@ -84,7 +85,7 @@ def rows(
         members=roles.train[name].image,
         non_members=held_out,
         samples=drawn["images"],
-        features=trunk_features(trunk, {"params": params["params"]["trunk"]}),
+        features=trunk_features(trunk, {"params": params["params"]["trunk"]}, at_once),
         canaries=None if roles.canaries is None else roles.canaries.image,
         included=roles.included,
         delta=study.score.training.privacy.delta,

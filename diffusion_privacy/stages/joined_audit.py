@@ -220,7 +220,7 @@ def audit_model(settings: Joined, workdir: Workdir, sets: Sets, setup: audit_sta
     score = common.load_score(settings, workdir, name, private.num_classes)
     images = workdir.read_arrays(workdir.root / "samples" / f"{name}.npz")["images"]
     count, shares = len(setup.roles.marked), common.class_shares(private)
-    margins = montecarlo.margins(setup.detect, images, count)
+    margins = montecarlo.margins(setup.detect, images, count, chunk=setup.at_once)
     chunk = joined_train.chunk_size(settings, score, private.image.shape[1:])
     records = []
     for number in range(count):
@@ -267,7 +267,7 @@ def as_published(images: np.ndarray) -> np.ndarray:
 def detections(setup: audit_stage.Setup, copies: np.ndarray) -> np.ndarray:
     """Images of each copy in which the detector names each marked record, int ``[M, R]``."""
     flat = copies.reshape(-1, *copies.shape[2:])
-    margins = montecarlo.margins(setup.detect, flat, len(setup.roles.marked))
+    margins = montecarlo.margins(setup.detect, flat, len(setup.roles.marked), chunk=setup.at_once)
     return (margins > 0).reshape(copies.shape[0], copies.shape[1], -1).sum(axis=1)
 
 

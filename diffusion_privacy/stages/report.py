@@ -23,19 +23,23 @@ _QUESTION = (
 def _clause(name: str, model: Mapping[str, Any]) -> str:
     record = next(r for r in model["records"] if r["role"] == "private")
     found = record["verdict"]
-    limits = f"{wording.percent(found['level'])} interval {wording.rate(found['lower'], 'down')} to "
-    limits += f"{wording.rate(found['upper'], 'up')}"
+    lower, upper = wording.rate(found["lower"], "down"), wording.rate(found["upper"], "up")
+    bound, sure = wording.rate(found["bound"]), wording.percent(found["level"])
     known = f"the {name} model ({wording.count(model['n_train'])} training records)"
     if found["status"] == "leaks":
-        return f"{known} gives the private record back in {wording.rate(found['estimate'])} of 10,000 images ({limits})"
-    upper = wording.rate(found["upper"], "up")
-    bound, sure = wording.rate(found["bound"]), wording.percent(found["level"])
+        return (
+            f"{known} gives the private record back in {wording.rate(found['estimate'])} of 10,000 images "
+            f"({sure} interval {lower} to {upper})"
+        )
     if found["status"] == "no leak above bound":
         return (
             f"{known} gives it back in at most {upper} of 10,000 images with {sure} confidence, "
             f"below the {bound} that a memoriser of its records would show"
         )
-    return f"for {known} nothing could be certified: between {limits.split('interval ')[1]} of 10,000 images show it"
+    return (
+        f"for {known} nothing could be certified: between {lower} and {upper} of 10,000 images show it, "
+        f"with {sure} confidence"
+    )
 
 
 def answer(models: Mapping[str, Any]) -> str:

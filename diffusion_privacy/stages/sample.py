@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from diffusion_privacy.anonymity import lanes, montecarlo
+from diffusion_privacy.anonymity import montecarlo
 from diffusion_privacy.data import pictures
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.settings import Study
 from diffusion_privacy.stages import spaces
 from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages.memory import chunk_size
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
 from diffusion_privacy.types import ScoreFn
@@ -23,26 +24,20 @@ _LOG = logging.getLogger(__name__)
 _ROUND = 2048
 
 
-def chunk_size(study: Study, score: ScoreFn, shape: tuple[int, ...]) -> int:
-    """Lanes a device handles at a time: as configured, or as many as the memory budget allows."""
-    if study.audit.chunk:
-        return study.audit.chunk
-    return lanes.chunk_for_budget(score, shape, study.audit.memory_gb * 2**30, ceiling=256)
-
-
 def draw(
     study: Study, chain: Chain, score: ScoreFn, shape: tuple[int, ...], count: int, name: str, chunk: int
 ) -> np.ndarray:
     """``count`` samples in rounds of one compiled program, with progress."""
     key = rng.stream(study.seed, f"sample.{name}")
     parts: list[np.ndarray] = []
-    start, size = time.monotonic(), _ROUND
-    for first in range(0, count, size):
-        # Every round is full, so that one program serves all rounds and models; the last one is cut.
+    start, width = time.monotonic(), min(count, chunk * jax.device_count())
+    for first in range(0, count, _ROUND):
+        # A last round of less than a chunk would need a program of its own: it draws a chunk, and is cut.
+        size = min(_ROUND, max(count - first, width))
         parts.append(montecarlo.sample(chain, score, shape, size, key, first=first, chunk=chunk)[: count - first])
-        done, seconds = min(first + size, count), time.monotonic() - start
+        done, seconds = min(first + _ROUND, count), time.monotonic() - start
         rate = done / seconds
-        _LOG.info("sample %s: %d/%d, %.0f images/s, %.0f s left", name, done, count, rate, (count - done) / rate)
+        _LOG.info("sample %s: %d/%d, %.3g images/s, %.0f s left", name, done, count, rate, (count - done) / rate)
     return np.concatenate(parts)
 
 

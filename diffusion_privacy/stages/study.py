@@ -22,6 +22,7 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.networks.build import build
 from diffusion_privacy.settings import Named, Sampler, Study
 from diffusion_privacy.stages import reading
+from diffusion_privacy.stages.memory import detector_at_once
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.tasks import Classify, ScoreTask
 from diffusion_privacy.training import rng
@@ -229,7 +230,8 @@ def pair_scores(study: Study, workdir: Workdir, roles: Roles) -> tuple[Scores, P
     params = {**params, "vectors": vectors}
     people = np.concatenate([roles.private.identity, roles.controls.identity])
     others = roles.train["careful"]
-    _, cosines = evaluate(scores, params, others.image)
+    at_once = detector_at_once(study, scores, params, others.image.shape[1:])
+    _, cosines = evaluate(scores, params, others.image, chunk=at_once)
     floors = [conformal_threshold(cosines[others.identity != people[r], r], 0.01) for r in range(len(people))]
     return scores, params, np.array(floors)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from diffusion_privacy.settings import Study
 from diffusion_privacy.stages import audit_estimators, spaces, watching
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.spaces import Space
-from diffusion_privacy.stages.watching import Watch
+from diffusion_privacy.stages.watching import Draw, Watch
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
 from diffusion_privacy.training.state import TrainConfig
@@ -68,20 +69,28 @@ def fit_scores(study: Study, workdir: Workdir, roles: common.Roles, names: Seque
     """Trains the score models ``names``, each on ``roles.train[name]``, and before it its autoencoder if it has one."""
     task = common.score_task(study)
     chain = common.make_chain(study, task.sde)
+    # Before an autoencoder is trained for nothing.
+    shape = spaces.planned_shape(study, roles.private.image.shape[1:])
+    audit_estimators.check(study, chain, shape)
     # One key: a picture shows what became of the same noise.
     key = rng.stream(study.seed, "grid")
     for name in names:
         space = spaces.fit(study, workdir, name, roles.train[name])
-        shape = space.shape(roles.private.image.shape[1:])
-        audit_estimators.check(study, chain, shape)
 
-        def draw(params: PyTree, count: int, space: Space = space, shape: tuple[int, ...] = shape) -> np.ndarray:
+        def draw(params: PyTree, count: int, space: Space = space) -> np.ndarray:
             drawn = montecarlo.sample(chain, task.score(params), shape, count, key, chunk=min(count, 64))
             return space.decode(drawn)
 
-        watch = Watch(study.outputs, study.profile, space.records(roles.held_out), draw)
+        watch = Watch(study.outputs, study.profile, *_pictured(study, space, roles.held_out, draw))
         with workdir.timed(f"train {name}"):
             _fit(task, space.records(roles.train[name]), study.score.training, study, workdir, name, watch)
+
+
+def _pictured(study: Study, space: Space, held_out: Records, draw: Draw) -> tuple[Any, Draw | None]:
+    """What a picture during training needs; nothing is encoded where there are no pictures."""
+    if not study.outputs.grid_every:
+        return None, None
+    return space.records(held_out.take(np.arange(min(len(held_out), watching.HELD_OUT)))), draw
 
 
 def fit_detector(study: Study, workdir: Workdir, roles: common.Roles) -> None:
@@ -103,7 +112,7 @@ def _identity_task(study: Study, roles: common.Roles, clean: Records) -> Task:
     most = study.detector.most_fingerprints
     if study.detector.identity == "embedding":
         # The records come in the order in which the seed dealt them: the first are as good as any.
-        pool = clean.take(np.arange(min(len(clean), reidentification.POOL)))
+        pool = clean.take(np.arange(min(len(clean), reidentification.pool_size(clean.image.shape[1:]))))
         return EmbeddingTask(network.init, network, mark, pool.image, pool.identity, change, most)
     audited = np.concatenate([roles.private.image, roles.controls.image])
     people = np.concatenate([roles.private.identity, roles.controls.identity])

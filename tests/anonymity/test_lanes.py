@@ -120,3 +120,17 @@ def test_chunks_fit_the_budget() -> None:
     assert all(size & (size - 1) == 0 for size in sizes)
     # A lane holds at least its input and output: no more than 1e5 / (2 * 64 * 4) fit.
     assert sizes[1] <= 195
+
+
+def test_what_is_measured_for_a_budget_are_layouts_and_equal_ones_once() -> None:
+    """Parameters that are compiled in as constants would cost their memory twice, and a compilation a model."""
+    seen = []
+
+    def score(weights, x, t):
+        seen.append(isinstance(weights, jax.core.Tracer))
+        return jnp.tanh(x @ weights) + t[:, None]
+
+    models = [jax.tree_util.Partial(score, np.full((64, 64), v, np.float32)) for v in (1.0, 2.0)]
+    sizes = [lanes.chunk_for_budget(model, (64,), 1e5) for model in models]
+    assert sizes[0] == sizes[1] > 1
+    assert seen == [True, True]  # 8 and 16 rows, of the first model alone

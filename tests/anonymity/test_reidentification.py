@@ -13,7 +13,14 @@ from diffusion_privacy.anonymity import bank
 from diffusion_privacy.anonymity.detector_tasks import Perturbation
 from diffusion_privacy.anonymity.detectors import calibrate
 from diffusion_privacy.anonymity.fingerprints import Disc
-from diffusion_privacy.anonymity.reidentification import POOL, EmbeddingScores, EmbeddingTask, info_nce, similarity
+from diffusion_privacy.anonymity.reidentification import (
+    POOL,
+    EmbeddingScores,
+    EmbeddingTask,
+    info_nce,
+    pool_size,
+    similarity,
+)
 from diffusion_privacy.errors import InputError
 
 
@@ -150,3 +157,8 @@ def test_it_tells_digits_apart_that_it_never_saw(tmp_path):
     detector = calibrate("embedding", score, np.asarray(marked[1:]), np.asarray(copies[:40]), 0.01)
     assert detector.usable
     assert detector.true_positive_rate.value > 0.5
+
+
+def test_a_pool_of_large_images_is_smaller():
+    """It is compiled in: 4,096 of 512 pixels would be 4 GB in the program."""
+    assert [pool_size((side, side, 1)) for side in (8, 64, 512, 20_000)] == [4096, 4096, 256, 2]

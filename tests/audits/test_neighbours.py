@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from diffusion_privacy.audits import neighbours
 from diffusion_privacy.audits.neighbours import nearest, rows, tiles
 from diffusion_privacy.errors import InputError
 
@@ -29,6 +30,18 @@ def test_it_is_brute_force(chunk):
     np.fill_diagonal(want, np.inf)
     np.testing.assert_array_equal(who, np.argsort(want, axis=1)[:, :39])
     assert np.all(np.diff(own, axis=1) >= 0)
+
+
+def test_long_rows_come_in_smaller_blocks(monkeypatch):
+    """Of 512 pixels a block of 1,024 rows would take 2 GB, several times over."""
+    rng, blocks = np.random.default_rng(2), []
+    table, whole = rows(rng.normal(size=(40, 12)), "x"), neighbours.squared_block
+    wanted = nearest(table, table, 3, exclude_self=True)
+    monkeypatch.setattr(neighbours, "_VALUES", 7 * 12)
+    monkeypatch.setattr(neighbours, "squared_block", lambda a, b: blocks.append(max(len(a), len(b))) or whole(a, b))
+    for found, want in zip(nearest(table, table, 3, exclude_self=True), wanted, strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-12)
+    assert max(blocks) == 7
 
 
 def test_memory_does_not_grow_with_queries_times_rows():
