@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -16,10 +15,9 @@ from benchmarks import flops
 from benchmarks.job import Job, first_call
 from benchmarks.shapes import FLOW_BATCH, FLOW_IMAGES, images
 from benchmarks.update import Update
-from diffusion_privacy.flows import objective
+from diffusion_privacy.flows import cinn, objective
 from diffusion_privacy.flows.cinn import PRESETS, FlowConfig
 from diffusion_privacy.flows.objective import FlowModel, flow_model
-from diffusion_privacy.flows.subnets import ConvNet
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism
 from diffusion_privacy.mechanisms.release import noised
 from diffusion_privacy.tasks import FlowTask
@@ -49,22 +47,11 @@ def _model(config: FlowConfig = MNIST) -> FlowModel:
     return flow_model(config, "label", "affine", 256)
 
 
-def _plainly(part: Any) -> Any:
-    """A bijection with its convolutions in their plain form."""
-    if isinstance(part, ConvNet):
-        return dataclasses.replace(part, convolutions="plain")
-    if isinstance(part, tuple):
-        return tuple(_plainly(p) for p in part)
-    if dataclasses.is_dataclass(part) and not isinstance(part, type):
-        return dataclasses.replace(part, **{f.name: _plainly(getattr(part, f.name)) for f in dataclasses.fields(part)})
-    return part
-
-
 def _flops(model: FlowModel) -> float:
     """Of one record, forward; the inverse costs the same. Those of plain convolutions, whatever form they have here."""
     layout = jax.eval_shape(model.init, jax.random.key(0))
     record, cond = jnp.zeros((1, *model.bijection.shape)), jnp.zeros((1, model.cond_dim))
-    return flops.count(_plainly(model.bijection).forward, layout, record, cond)
+    return flops.count(cinn.plain_form(model.bijection).forward, layout, record, cond)
 
 
 def train_step(config: FlowConfig, batch: int, micro: int) -> Update:

@@ -9,6 +9,7 @@ flatten and ``dense_depth`` x [dense coupling, permutation]. Vector flows: permu
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -125,6 +126,24 @@ def build(config: FlowConfig) -> Chain:
     if config.class_latents:
         return Chain((*flow.layers, ClassGaussian(flow.out_shape, config.cond_dim)))
     return flow
+
+
+def plain_form(part: Any) -> Any:
+    """A bijection, or any part of one, with the convolutions that it has on an accelerator; the function is the same.
+
+    For counting operations: what a CPU does instead is the business of the platform and not the network's.
+    """
+    if isinstance(part, ConvNet):
+        return dataclasses.replace(part, convolutions="plain")
+    if isinstance(part, GlowNet):
+        return dataclasses.replace(part, matrix_products=False)
+    if isinstance(part, tuple):
+        return tuple(plain_form(p) for p in part)
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        return dataclasses.replace(
+            part, **{f.name: plain_form(getattr(part, f.name)) for f in dataclasses.fields(part)}
+        )
+    return part
 
 
 def _stage(config: FlowConfig, i: int, shape: Shape) -> Chain:

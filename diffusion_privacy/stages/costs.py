@@ -146,7 +146,7 @@ def decoder(name: str, latent: tuple[int, ...], **fields: Any) -> Network:
 
 def flow(name: str, config: FlowConfig) -> Network:
     """A conditional flow; its inverse costs what its forward pass costs."""
-    model = cinn.build(dataclasses.replace(config, scan=False))
+    model = cinn.plain_form(cinn.build(dataclasses.replace(config, scan=False)))
     params = jax.eval_shape(model.init, jax.random.key(0))
 
     def forward(params: PyTree, x: jax.Array, cond: jax.Array) -> Any:
