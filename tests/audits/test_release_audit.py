@@ -87,7 +87,9 @@ def test_batch_statistics_are_rejected():
 
 
 def test_too_little_noise_in_a_release_is_rejected():
-    weak = jax.jit(jax.vmap(GaussianMechanism(RADIUS, RELEASE_SIGMA / 3)))
+    # The noise is fresh: with a quarter of it the limit was 3.2 in the middle and 2.7 at the least of 60 runs, for a
+    # claim of 2; with a third one run in thirty missed it.
+    weak = jax.jit(jax.vmap(GaussianMechanism(RADIUS, RELEASE_SIGMA / 4)))
     found = audited(lambda z: weak(noise.fresh_keys(len(z)), z))
     assert "leak" in found.faults
     assert "no noise" in audited(lambda z: np.clip(z, -RADIUS, RADIUS)).faults
