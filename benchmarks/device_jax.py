@@ -20,7 +20,8 @@ from benchmarks.update import Update
 from diffusion_privacy.diffusion.samplers import Sampler, sample
 from diffusion_privacy.diffusion.sde import DDPM
 from diffusion_privacy.tasks import ScoreTask
-from diffusion_privacy.training import convolutions, sharding
+from diffusion_privacy.training import sharding
+from diffusion_privacy.training.convolutions import plain
 from diffusion_privacy.training.state import TrainConfig
 from diffusion_privacy.types import Array
 
@@ -168,8 +169,8 @@ def sampling(sizes: Sizes) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_CONV = jax.jit(convolutions.plain)
-_CONV_BACK = jax.jit(lambda x, kernel, y: jax.vjp(convolutions.plain, x, kernel)[1](y))
+_CONV = jax.jit(plain)
+_CONV_BACK = jax.jit(lambda x, kernel, y: jax.vjp(plain, x, kernel)[1](y))
 
 
 def convolutions(sizes: Sizes) -> dict[str, Any]:

@@ -195,7 +195,9 @@ def _program(fn: Callable[..., tuple[Array, ...]], model: FlowModel, whole: int,
 def encode(
     model: FlowModel, params: PyTree, images: np.ndarray, cond: np.ndarray | None, key: Array, batch_size: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All of ``images[N, *shape], cond[N, K]`` to ``(z[N, D], logp[N])``, by ``batch_size`` (0: what suits the device).
+    """All of ``images[N, *shape], cond[N, K]`` to ``(z[N, D], logp[N])``, by ``batch_size`` over this process's devices.
+
+    A ``batch_size`` of 0 takes what suits them.
 
     Record i is dequantised with ``fold_in(key, i)``: the flow was fitted to noisy images and sees noisy images here.
     The dequantisation noise is no part of a privacy guarantee.

@@ -130,8 +130,8 @@ def limits(release: Mapping[str, Any]) -> list[str]:
         "An audit is no guarantee. It can find that a record comes back or that a promise is false; that it finds "
         "nothing proves nothing about other attacks, other records or other marks.",
         f"It looked for {count(looked_for)} private record{'s' if looked_for > 1 else ''} with a planted fingerprint, "
-        f"by one kind of fingerprint and one detector. The detector errs: false alarms {alarms}, returns seen {seen}. "
-        "A real feature may be learnt faster or slower.",
+        f"by one kind of fingerprint and one detector. The detector errs: false alarms {alarms}, returns seen {seen}."
+        f"{wording.returns([release['detector']])} A real feature may be learnt faster or slower.",
         "Intervals of q hold for each record by itself. Where several records were looked at, the largest is quoted, "
         "and it is less certain than its level says.",
         "q counts images. Who is given a model holds its weights too: of attacks on those only ε speaks.",

@@ -157,13 +157,29 @@ def standard_limits(release: Mapping[str, Any]) -> list[str]:
         "It speaks of this fingerprint. A record could be recognised by something that the detector does not look at.",
         "Score-subspace integration looks at images that can be reached by adding noise to the record. No such local "
         "method rules out that the model draws the record from elsewhere; only the direct samples bound that.",
-        f"The detector errs. {errors}. Fewer false alarms and more returns seen are better.",
+        f"The detector errs. {errors}. Fewer false alarms and more returns seen are better."
+        f"{returns(model['detector'] for _, model in models)}",
         f"It holds for the sampler as it was run ({samplers}). Another sampler, or another number of steps, is another "
         "question.",
         "“No leak above bound” is a limit, not a zero: the true rate may be anything up to the upper limit.",
         "It says nothing on attacks that use the model’s weights rather than its images, and it gives no "
         "differential-privacy guarantee.",
     ]
+
+
+def returns(detectors: Iterable[Mapping[str, Any]]) -> str:
+    """What the shares of returns seen were measured on, and what that leaves open; `schema.Detector` of each model.
+
+    Empty where no detector says it (``positive_time`` is not a required field).
+    """
+    times = sorted({detector["positive_time"] for detector in detectors if "positive_time" in detector})
+    if not times:
+        return ""
+    shown = " and ".join(f"{t:g}" for t in times)
+    return (
+        f" Returns are the record with noise up to t = {shown} (of 1), drawn back; a record that comes back less "
+        "clearly than those may go unseen."
+    )
 
 
 def all_limits(release: Mapping[str, Any]) -> list[str]:

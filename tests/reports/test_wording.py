@@ -99,3 +99,13 @@ def test_own_limits_follow_the_standard_ones_once() -> None:
     standard = wording.standard_limits(release)
     release["limits"] = [standard[0], "Mine."]
     assert wording.all_limits(release) == [*standard, "Mine."]
+
+
+def test_the_page_says_on_which_returns_the_detector_was_measured() -> None:
+    release = make_release()
+    assert "Returns are" not in " ".join(wording.standard_limits(release))
+    for name, model in release["models"].items():
+        model["detector"]["positive_time"] = 0.02 if name == "careful" else 0.04
+    found = " ".join(wording.standard_limits(release))
+    assert "noise up to t = 0.02 and 0.04 (of 1)" in found
+    assert "may go unseen" in found
