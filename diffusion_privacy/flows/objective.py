@@ -195,7 +195,7 @@ def _program(fn: Callable[..., tuple[Array, ...]], model: FlowModel, whole: int,
 def encode(
     model: FlowModel, params: PyTree, images: np.ndarray, cond: np.ndarray | None, key: Array, batch_size: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All of ``images[N, *shape], cond[N, K]`` to ``(z[N, D], logp[N])``, by ``batch_size`` over this process's devices.
+    """All of ``images[N, *shape], cond[N, K]`` to ``(z[N, D], logp[N])``, by ``batch_size`` over local devices.
 
     A ``batch_size`` of 0 takes what suits them.
 
