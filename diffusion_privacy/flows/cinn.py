@@ -18,6 +18,7 @@ from diffusion_privacy.flows.actnorm import ActNorm, ClassGaussian
 from diffusion_privacy.flows.bijection import Bijection, Shape
 from diffusion_privacy.flows.chain import Chain, Flatten, Split, Stack
 from diffusion_privacy.flows.coupling import COUPLINGS, coupling
+from diffusion_privacy.flows.mixture import LogisticMixture
 from diffusion_privacy.flows.mixing import PARAMETERISATIONS, Mixing, Permutation
 from diffusion_privacy.flows.products import PRECISIONS
 from diffusion_privacy.flows.spline import Spline
@@ -65,11 +66,13 @@ class FlowConfig:
     conv_net: str = "paper"
     conv_precision: str = "float32"
     conv_width: int = 128
+    conv_last: int = 3
     dense_width: int = 128
     coupling: str = "glow"
     clamp: float = 1.5
     spline_bins: int = 8
     spline_bound: float = 4.0
+    mixture_components: int = 4
     squeeze: str = "checkerboard"
     splits: tuple[bool, ...] = ()
     mixing: str = NO_MIXING
@@ -165,7 +168,7 @@ def _conv_net(config: FlowConfig) -> Subnet:
     # On a CPU thin convolutions and the gradients that autodiff writes are slow, slower still inside a loop.
     cpu = jax.default_backend() == "cpu"
     if config.conv_net == "glow":
-        return GlowNet(config.conv_width, config.conv_precision, matrix_products=cpu)
+        return GlowNet(config.conv_width, config.conv_precision, matrix_products=cpu, last=config.conv_last)
     # Of narrow networks the products take longer to compile than they save.
     by_cpu = "products" if config.conv_width > 32 else "explicit"
     return ConvNet(config.conv_width, convolutions=by_cpu if cpu else "plain")
@@ -182,7 +185,8 @@ def _tail(config: FlowConfig, shape: Shape, layers: list[Bijection]) -> Chain:
 
 def _couplings(config: FlowConfig, shape: Shape, subnet: Subnet, depth: int, seed: int) -> Stack:
     spline = Spline(config.spline_bins, config.spline_bound, config.clamp)
-    layer: Bijection = coupling(config.coupling, shape, subnet, config.cond_dim, config.clamp, spline)
+    mixture = LogisticMixture(config.mixture_components, config.clamp)
+    layer: Bijection = coupling(config.coupling, shape, subnet, config.cond_dim, config.clamp, spline, mixture)
     before: list[Bijection] = [ActNorm(shape)] if config.actnorm else []
     mixed = config.mixing != NO_MIXING and (config.dense_mixing or len(shape) == 3)
     after: list[Bijection] = [Mixing(shape, config.mixing)] if mixed else []

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_privacy.flows.bijection import Shape, batch_shape, constant_logdet, sum_record
+from diffusion_privacy.flows.mixture import LogisticMixture
 from diffusion_privacy.flows.spline import Spline, soft_clamp
 from diffusion_privacy.flows.subnets import Subnet
 from diffusion_privacy.types import Array, PyTree
@@ -75,22 +76,37 @@ class Affine:
         return constant_logdet(s, shape) if self.volume_preserving else sum_record(s, shape)
 
 
-@dataclasses.dataclass(frozen=True)
-class SplineMap:
-    """`Spline` for every element of a half; neighbouring numbers of ``raw`` belong to one element."""
+class Curve(Protocol):
+    """A monotone map of one number with ``num_parameters`` others on the last axis: `Spline`, `LogisticMixture`."""
 
-    spline: Spline
+    @property
+    def num_parameters(self) -> int: ...
+
+    def forward(self, params: Array, x: Array) -> tuple[Array, Array]:
+        """``params[..., P], x[...] -> (y[...], log dy/dx [...])``."""
+        ...
+
+    def inverse(self, params: Array, y: Array) -> tuple[Array, Array]:
+        """``params[..., P], y[...] -> (x[...], log dx/dy [...])``."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class CurveMap:
+    """A `Curve` for every element of a half; neighbouring numbers of ``raw`` belong to one element."""
+
+    curve: Curve
 
     @property
     def num_parameters(self) -> int:
-        return self.spline.num_parameters
+        return self.curve.num_parameters
 
     def forward(self, raw: Array, x: Array, shape: Shape) -> tuple[Array, Array]:
-        y, slope = self.spline.forward(raw.reshape(*x.shape, self.num_parameters), x)
+        y, slope = self.curve.forward(raw.reshape(*x.shape, self.num_parameters), x)
         return y, sum_record(slope, shape)
 
     def inverse(self, raw: Array, y: Array, shape: Shape) -> tuple[Array, Array]:
-        x, slope = self.spline.inverse(raw.reshape(*y.shape, self.num_parameters), y)
+        x, slope = self.curve.inverse(raw.reshape(*y.shape, self.num_parameters), y)
         return x, sum_record(slope, shape)
 
 
@@ -171,16 +187,25 @@ class Coupling:
         return jnp.broadcast_to(cond, (*lead, self.cond_dim))
 
 
-def coupling(kind: str, shape: Shape, subnet: Subnet, cond_dim: int, clamp: float, spline: Spline) -> Coupling:
-    """A coupling by name, one of `COUPLINGS`; ``clamp`` serves the affine kinds, ``spline`` the other one.
+def coupling(
+    kind: str,
+    shape: Shape,
+    subnet: Subnet,
+    cond_dim: int,
+    clamp: float,
+    spline: Spline,
+    mixture: LogisticMixture = LogisticMixture(),
+) -> Coupling:
+    """A coupling by name, one of `COUPLINGS`; ``clamp`` serves the affine kinds, ``spline`` and ``mixture`` theirs.
 
     Raises:
       ValueError: unknown kind.
     """
     if kind not in COUPLINGS:
         raise ValueError(f"coupling must be one of {COUPLINGS}, got {kind!r}")
-    half_map: HalfMap = SplineMap(spline) if kind == "spline" else Affine(clamp, volume_preserving=kind == "gin")
+    curves: dict[str, HalfMap] = {"spline": CurveMap(spline), "mixture": CurveMap(mixture)}
+    half_map = curves.get(kind, Affine(clamp, volume_preserving=kind == "gin"))
     return Coupling(shape, subnet, cond_dim, half_map, separate=kind == "rnvp")
 
 
-COUPLINGS = ("glow", "rnvp", "gin", "spline")
+COUPLINGS = ("glow", "rnvp", "gin", "spline", "mixture")
