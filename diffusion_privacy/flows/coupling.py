@@ -76,38 +76,50 @@ class Affine:
         return constant_logdet(s, shape) if self.volume_preserving else sum_record(s, shape)
 
 
-class Curve(Protocol):
-    """A monotone map of one number with ``num_parameters`` others on the last axis: `Spline`, `LogisticMixture`."""
-
-    @property
-    def num_parameters(self) -> int: ...
-
-    def forward(self, params: Array, x: Array) -> tuple[Array, Array]:
-        """``params[..., P], x[...] -> (y[...], log dy/dx [...])``."""
-        ...
-
-    def inverse(self, params: Array, y: Array) -> tuple[Array, Array]:
-        """``params[..., P], y[...] -> (x[...], log dx/dy [...])``."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
-class CurveMap:
-    """A `Curve` for every element of a half; neighbouring numbers of ``raw`` belong to one element."""
+class SplineMap:
+    """`Spline` for every element of a half; neighbouring numbers of ``raw`` belong to one element."""
 
-    curve: Curve
+    spline: Spline
 
     @property
     def num_parameters(self) -> int:
-        return self.curve.num_parameters
+        return self.spline.num_parameters
 
     def forward(self, raw: Array, x: Array, shape: Shape) -> tuple[Array, Array]:
-        y, slope = self.curve.forward(raw.reshape(*x.shape, self.num_parameters), x)
+        y, slope = self.spline.forward(raw.reshape(*x.shape, self.num_parameters), x)
         return y, sum_record(slope, shape)
 
     def inverse(self, raw: Array, y: Array, shape: Shape) -> tuple[Array, Array]:
-        x, slope = self.curve.inverse(raw.reshape(*y.shape, self.num_parameters), y)
+        x, slope = self.spline.inverse(raw.reshape(*y.shape, self.num_parameters), y)
         return x, sum_record(slope, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureMap:
+    """`LogisticMixture` for every element of a half; ``raw`` holds the first parameter of all channels, the second, ….
+
+    The last axis goes first while the curve is computed: so each parameter is one piece of memory, and the batch is where
+    `subnets.GlowNet` has it on a CPU.
+    """
+
+    mixture: LogisticMixture
+
+    @property
+    def num_parameters(self) -> int:
+        return self.mixture.num_parameters
+
+    def forward(self, raw: Array, x: Array, shape: Shape) -> tuple[Array, Array]:
+        y, slope = self.mixture.forward(self._parameters(raw), jnp.swapaxes(x, 0, -1))
+        return jnp.swapaxes(y, 0, -1), sum_record(jnp.swapaxes(slope, 0, -1), shape)
+
+    def inverse(self, raw: Array, y: Array, shape: Shape) -> tuple[Array, Array]:
+        x, slope = self.mixture.inverse(self._parameters(raw), jnp.swapaxes(y, 0, -1))
+        return jnp.swapaxes(x, 0, -1), sum_record(jnp.swapaxes(slope, 0, -1), shape)
+
+    def _parameters(self, raw: Array) -> list[Array]:
+        # `split`, because its gradient is a concatenation, where that of indexing is a sum of padded arrays.
+        return jnp.split(jnp.swapaxes(raw, 0, -1), self.num_parameters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +215,7 @@ def coupling(
     """
     if kind not in COUPLINGS:
         raise ValueError(f"coupling must be one of {COUPLINGS}, got {kind!r}")
-    curves: dict[str, HalfMap] = {"spline": CurveMap(spline), "mixture": CurveMap(mixture)}
+    curves: dict[str, HalfMap] = {"spline": SplineMap(spline), "mixture": MixtureMap(mixture)}
     half_map = curves.get(kind, Affine(clamp, volume_preserving=kind == "gin"))
     return Coupling(shape, subnet, cond_dim, half_map, separate=kind == "rnvp")
 
