@@ -30,7 +30,9 @@ class ActNorm:
         return {"bias": jnp.zeros(self.shape[-1]), "log_scale": jnp.zeros(self.shape[-1])}
 
     def forward(self, params: PyTree, x: Array, cond: Array | None) -> tuple[Array, Array]:
-        bias, scale = (cpu_convolutions.spread(v, x.shape) for v in (params["bias"], jnp.exp(params["log_scale"])))
+        bias, scale = (
+            cpu_convolutions.along_channels(v, x.shape) for v in (params["bias"], jnp.exp(params["log_scale"]))
+        )
         return (x + bias) * scale, self._logdet(params, x)
 
     def inverse(self, params: PyTree, y: Array, cond: Array | None) -> tuple[Array, Array]:

@@ -2,8 +2,8 @@
 
     y1 = T(x1; g1(x2, c)),  y2 = T(x2; g2(y1, c)),  logdet = Σ log T'
 
-T is affine (GLOW, RNVP), affine with volume kept (GIN) or a spline; g1 and g2 are subnets. Because g1 and g2 end in
-zeros, every coupling starts as the identity.
+T is affine (GLOW, RNVP), affine with volume kept (GIN), a spline, or the distribution function of a mixture; g1 and g2
+are subnets. They end in zeros, so that every coupling starts as the identity, with a mixture close to it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class HalfMap(Protocol):
     """A monotone map of every element of a half, with `num_parameters` unconstrained numbers for each element.
 
     The numbers come as ``raw[..., *grid, P·c]`` for a half ``x[..., *grid, c]`` of record shape ``(*grid, c)``. Zeros
-    give the identity.
+    give the identity, or something close to it (`mixture.LogisticMixture`).
     """
 
     @property
@@ -99,8 +99,8 @@ class SplineMap:
 class MixtureMap:
     """`LogisticMixture` for every element of a half; ``raw`` holds the first parameter of all channels, the second, ….
 
-    The last axis goes first while the curve is computed: so each parameter is one piece of memory, and the batch is where
-    `subnets.GlowNet` has it on a CPU.
+    The first and the last axis change places while the curve is computed: each parameter then is one piece of memory,
+    and the batch is where `subnets.GlowNet` has it on a CPU.
     """
 
     mixture: LogisticMixture
@@ -199,6 +199,9 @@ class Coupling:
         return jnp.broadcast_to(cond, (*lead, self.cond_dim))
 
 
+_MIXTURE = LogisticMixture()
+
+
 def coupling(
     kind: str,
     shape: Shape,
@@ -206,7 +209,7 @@ def coupling(
     cond_dim: int,
     clamp: float,
     spline: Spline,
-    mixture: LogisticMixture = LogisticMixture(),
+    mixture: LogisticMixture = _MIXTURE,
 ) -> Coupling:
     """A coupling by name, one of `COUPLINGS`; ``clamp`` serves the affine kinds, ``spline`` and ``mixture`` theirs.
 
