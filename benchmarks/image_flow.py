@@ -6,8 +6,8 @@
 
 Bits per dimension with uniform dequantisation, normal 95 % interval over images, from one draw of its noise an image as
 is usual; with ``--noises K`` also from the mean of the density over K draws (Burda et al., arXiv 1509.00519), which
-bounds the code length from above too, and closer, on the first thousand test images. A draw agrees with its class when a
-convolutional classifier of real images says so; the classifier is trained here, on the shares of the study that the
+bounds the code length from above too, and closer, on the first thousand test images. A draw agrees with its class when
+a convolutional classifier of real images says so; the classifier is trained here, on the shares of the study that the
 flow never saw, and is scored on the same test images. Draws are at temperature 1, the flow itself; ``--temperature``
 adds others, marked as such. Exact 95 % intervals. ``draws.png`` in the workdir shows the first ten of every class.
 """
