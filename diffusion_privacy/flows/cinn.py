@@ -19,6 +19,7 @@ from diffusion_privacy.flows.bijection import Bijection, Shape
 from diffusion_privacy.flows.chain import Chain, Flatten, Split, Stack
 from diffusion_privacy.flows.coupling import COUPLINGS, coupling
 from diffusion_privacy.flows.mixing import PARAMETERISATIONS, Mixing, Permutation
+from diffusion_privacy.flows.mixture import LogisticMixture
 from diffusion_privacy.flows.products import PRECISIONS
 from diffusion_privacy.flows.spline import Spline
 from diffusion_privacy.flows.squeeze import PATTERNS, Squeeze
@@ -41,10 +42,12 @@ class FlowConfig:
       conv_net: ``paper``: `subnets.ConvNet`, three 3x3 convolutions, the condition beside the input; ``glow``:
         `subnets.GlowNet`, 3x3, 1x1 and 3x3, several times cheaper.
       conv_precision: of the convolutions of ``glow``, see `subnets.GlowNet`; ``bfloat16`` is for training alone.
+      conv_last: side of the last kernel of ``glow``, 3 or 1: a mixture or a spline asks for many numbers a pixel.
       conv_width, dense_width: hidden width of the two kinds of subnets, each with two hidden layers.
       coupling: kind of every coupling, one of `coupling.COUPLINGS`.
-      clamp: a of the soft clamp, in affine couplings and splines.
+      clamp: bound of the log-scales, in couplings of every kind.
       spline_bins, spline_bound: see `spline.Spline`.
+      mixture_components: see `mixture.LogisticMixture`.
       squeeze: ``checkerboard`` or ``haar``.
       splits: for each stage but the last, whether half of the channels leave after it. Empty: nowhere.
       mixing: ``permutation`` (fixed, none learned), ``lu`` or ``orthogonal``: a learned mixing beside the permutation.
@@ -65,11 +68,13 @@ class FlowConfig:
     conv_net: str = "paper"
     conv_precision: str = "float32"
     conv_width: int = 128
+    conv_last: int = 3
     dense_width: int = 128
     coupling: str = "glow"
     clamp: float = 1.5
     spline_bins: int = 8
     spline_bound: float = 4.0
+    mixture_components: int = 4
     squeeze: str = "checkerboard"
     splits: tuple[bool, ...] = ()
     mixing: str = NO_MIXING
@@ -102,6 +107,9 @@ class FlowConfig:
                 "splits must have one entry for each depth but the last",
                 self.splits,
             )
+        _need(self.conv_last in (1, 3), "conv_last must be 1 or 3", self.conv_last)
+        _need(self.conv_net == "glow" or self.conv_last == 3, "conv_last = 1 needs conv_net = 'glow'", self.conv_net)
+        _need(self.mixture_components >= 2, "mixture_components must be at least 2", self.mixture_components)
         _need(self.clamp > 0, "clamp must be positive", self.clamp)
         _need(self.cond_dim >= 1 or not self.class_latents, "class_latents need cond_dim >= 1", self.cond_dim)
         _need(self.spline_bins >= 2 and self.spline_bound > 0, "spline needs bins >= 2 and bound > 0", self.spline_bins)
@@ -165,7 +173,7 @@ def _conv_net(config: FlowConfig) -> Subnet:
     # On a CPU thin convolutions and the gradients that autodiff writes are slow, slower still inside a loop.
     cpu = jax.default_backend() == "cpu"
     if config.conv_net == "glow":
-        return GlowNet(config.conv_width, config.conv_precision, matrix_products=cpu)
+        return GlowNet(config.conv_width, config.conv_precision, matrix_products=cpu, last=config.conv_last)
     # Of narrow networks the products take longer to compile than they save.
     by_cpu = "products" if config.conv_width > 32 else "explicit"
     return ConvNet(config.conv_width, convolutions=by_cpu if cpu else "plain")
@@ -182,7 +190,8 @@ def _tail(config: FlowConfig, shape: Shape, layers: list[Bijection]) -> Chain:
 
 def _couplings(config: FlowConfig, shape: Shape, subnet: Subnet, depth: int, seed: int) -> Stack:
     spline = Spline(config.spline_bins, config.spline_bound, config.clamp)
-    layer: Bijection = coupling(config.coupling, shape, subnet, config.cond_dim, config.clamp, spline)
+    mixture = LogisticMixture(config.mixture_components, config.clamp)
+    layer: Bijection = coupling(config.coupling, shape, subnet, config.cond_dim, config.clamp, spline, mixture)
     before: list[Bijection] = [ActNorm(shape)] if config.actnorm else []
     mixed = config.mixing != NO_MIXING and (config.dense_mixing or len(shape) == 3)
     after: list[Bijection] = [Mixing(shape, config.mixing)] if mixed else []

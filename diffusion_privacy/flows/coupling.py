@@ -2,8 +2,8 @@
 
     y1 = T(x1; g1(x2, c)),  y2 = T(x2; g2(y1, c)),  logdet = Σ log T'
 
-T is affine (GLOW, RNVP), affine with volume kept (GIN) or a spline; g1 and g2 are subnets. Because g1 and g2 end in
-zeros, every coupling starts as the identity.
+T is affine (GLOW, RNVP), affine with volume kept (GIN), a spline, or the distribution function of a mixture; g1 and g2
+are subnets. They end in zeros, so that every coupling starts as the identity, with a mixture close to it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_privacy.flows.bijection import Shape, batch_shape, constant_logdet, sum_record
+from diffusion_privacy.flows.mixture import LogisticMixture
 from diffusion_privacy.flows.spline import Spline, soft_clamp
 from diffusion_privacy.flows.subnets import Subnet
 from diffusion_privacy.types import Array, PyTree
@@ -24,7 +25,7 @@ class HalfMap(Protocol):
     """A monotone map of every element of a half, with `num_parameters` unconstrained numbers for each element.
 
     The numbers come as ``raw[..., *grid, P·c]`` for a half ``x[..., *grid, c]`` of record shape ``(*grid, c)``. Zeros
-    give the identity.
+    give the identity, or something close to it (`mixture.LogisticMixture`).
     """
 
     @property
@@ -92,6 +93,33 @@ class SplineMap:
     def inverse(self, raw: Array, y: Array, shape: Shape) -> tuple[Array, Array]:
         x, slope = self.spline.inverse(raw.reshape(*y.shape, self.num_parameters), y)
         return x, sum_record(slope, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureMap:
+    """`LogisticMixture` for every element of a half; ``raw`` holds the first parameter of all channels, the second, ….
+
+    The first and the last axis change places while the curve is computed: each parameter then is one piece of memory,
+    and the batch is where `subnets.GlowNet` has it on a CPU.
+    """
+
+    mixture: LogisticMixture
+
+    @property
+    def num_parameters(self) -> int:
+        return self.mixture.num_parameters
+
+    def forward(self, raw: Array, x: Array, shape: Shape) -> tuple[Array, Array]:
+        y, slope = self.mixture.forward(self._parameters(raw), jnp.swapaxes(x, 0, -1))
+        return jnp.swapaxes(y, 0, -1), sum_record(jnp.swapaxes(slope, 0, -1), shape)
+
+    def inverse(self, raw: Array, y: Array, shape: Shape) -> tuple[Array, Array]:
+        x, slope = self.mixture.inverse(self._parameters(raw), jnp.swapaxes(y, 0, -1))
+        return jnp.swapaxes(x, 0, -1), sum_record(jnp.swapaxes(slope, 0, -1), shape)
+
+    def _parameters(self, raw: Array) -> list[Array]:
+        # `split`, because its gradient is a concatenation, where that of indexing is a sum of padded arrays.
+        return jnp.split(jnp.swapaxes(raw, 0, -1), self.num_parameters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,16 +199,28 @@ class Coupling:
         return jnp.broadcast_to(cond, (*lead, self.cond_dim))
 
 
-def coupling(kind: str, shape: Shape, subnet: Subnet, cond_dim: int, clamp: float, spline: Spline) -> Coupling:
-    """A coupling by name, one of `COUPLINGS`; ``clamp`` serves the affine kinds, ``spline`` the other one.
+_MIXTURE = LogisticMixture()
+
+
+def coupling(
+    kind: str,
+    shape: Shape,
+    subnet: Subnet,
+    cond_dim: int,
+    clamp: float,
+    spline: Spline,
+    mixture: LogisticMixture = _MIXTURE,
+) -> Coupling:
+    """A coupling by name, one of `COUPLINGS`; ``clamp`` serves the affine kinds, ``spline`` and ``mixture`` theirs.
 
     Raises:
       ValueError: unknown kind.
     """
     if kind not in COUPLINGS:
         raise ValueError(f"coupling must be one of {COUPLINGS}, got {kind!r}")
-    half_map: HalfMap = SplineMap(spline) if kind == "spline" else Affine(clamp, volume_preserving=kind == "gin")
+    curves: dict[str, HalfMap] = {"spline": SplineMap(spline), "mixture": MixtureMap(mixture)}
+    half_map = curves.get(kind, Affine(clamp, volume_preserving=kind == "gin"))
     return Coupling(shape, subnet, cond_dim, half_map, separate=kind == "rnvp")
 
 
-COUPLINGS = ("glow", "rnvp", "gin", "spline")
+COUPLINGS = ("glow", "rnvp", "gin", "spline", "mixture")

@@ -122,6 +122,11 @@ def spread(values: Array, shape: tuple[int, ...]) -> Array:
     return _dot(ones, values[None], 0).reshape(shape)
 
 
+def along_channels(values: Array, shape: tuple[int, ...]) -> Array:
+    """``values[c]`` at every position of ``shape = (..., c)``: `spread` on a CPU, a broadcast elsewhere."""
+    return spread(values, shape) if jax.default_backend() == "cpu" else jnp.broadcast_to(values, shape)
+
+
 def _inside(length: int) -> np.ndarray:
     """``[length, 3]``, 1 where a tap falls inside."""
     at = np.arange(length)[:, None] + np.arange(-1, 2)

@@ -10,10 +10,46 @@ import jax.numpy as jnp
 
 from diffusion_privacy.types import Array
 
+# atan(x)/x as a polynomial of x² on [0, 1], from its interpolant in Chebyshev's points; at most 1.2e-7 off in float32.
+_ARCTAN = (
+    0.9999999997911724,
+    -0.3333330413679881,
+    0.19998665224382633,
+    -0.14265077777599164,
+    0.10954623009907605,
+    -0.08405573346688691,
+    0.0579185835591233,
+    -0.031072557652616673,
+    0.010826334729903053,
+    -0.0017675269161835563,
+)
+
 
 def soft_clamp(raw: Array, clamp: float) -> Array:
     """``a·(2/π)·atan(raw)``: smooth, odd, within (−a, a), 0 at 0 (Ardizzone et al., arXiv 1907.02392)."""
-    return clamp * (2 / math.pi) * jnp.arctan(raw)
+    return clamp * (2 / math.pi) * arctan(raw)
+
+
+@jax.custom_jvp
+def arctan(x: Array) -> Array:
+    """atan(x) to 2e-7 of itself in float32, and `jnp.arctan` in other types.
+
+    XLA calls a library for each number, which takes a CPU 11 ns where the polynomial takes half of one: for a spline,
+    more than half of its time.
+    """
+    if x.dtype != jnp.float32:
+        return jnp.arctan(x)
+    size = jnp.abs(x)
+    inside = size <= 1
+    v = jnp.where(inside, x, -1 / jnp.where(inside, 1.0, x))
+    value = v * jnp.polyval(jnp.asarray(_ARCTAN[::-1], x.dtype), v * v)
+    return jnp.where(inside, value, value + jnp.copysign(jnp.float32(math.pi / 2), x))
+
+
+@arctan.defjvp
+def _arctan_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    return arctan(x), tangent / (1 + x * x)
 
 
 @dataclasses.dataclass(frozen=True)

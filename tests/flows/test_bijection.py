@@ -24,6 +24,8 @@ from diffusion_privacy.flows.subnets import DenseNet
 SLOW = (
     "cinn",
     "cinn-glow-net",
+    "cinn-mixture",
+    "mixture-conv",
     "cinn-spline-orthogonal",
     "spline-conv",
     "rnvp-conv",
