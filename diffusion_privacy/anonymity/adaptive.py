@@ -40,6 +40,7 @@ _LEAST_GROWTH = 0.125
 _PATIENCE = 4
 _LEAST_BUDGET = 64
 _MOST = 10**8
+_LEAST_CHUNK = 8
 
 Censored = Literal["below", "above", "both"]
 
@@ -306,6 +307,18 @@ def _packed(
     return {name: np.pad(z, (0, spare)).astype(np.int32) for name, z in rows.items()}
 
 
+def _fitting(rule: Rule, records: int, levels: int, devices: int, chunk: int) -> int:
+    """``chunk``, or as many lanes a device as the first round has, if they are fewer: empty lanes cost like others.
+
+    The program is compiled once, so that its size cannot follow the later rounds, whose pairs are fewer and take more
+    draws each.
+    """
+    error, budget = rule.error_each(records, levels), rule.budget(records, levels)
+    fewest = sequential.draws_to_decide(0, 0, rule.gamma, rule.ceiling, error, budget)
+    first = records * min(int(z) for z in fewest)
+    return min(chunk, max(_LEAST_CHUNK, math.ceil(first / devices)))
+
+
 def intervals_of(
     chain: Chain,
     score_fn: ScoreFn,
@@ -333,7 +346,8 @@ def intervals_of(
       rule: see `Rule`.
       levels: distinct, in 1 … J; default all.
       uids: ``[R]`` stable numbers of the records (default 0 … R−1).
-      chunk: lanes a device takes at a time; the program is compiled for it once and always runs full. See `lanes.run`.
+      chunk: lanes a device takes at a time, at most: a few records are given fewer. The program is compiled once and
+        always runs full. See `lanes.run`.
       mesh: default every device.
 
     Raises:
@@ -347,6 +361,7 @@ def intervals_of(
         raise InputError("adaptive records: expected at least one, got none")
     uids = np.arange(len(records)) if uids is None else np.asarray(uids)
     mesh = data_mesh() if mesh is None else mesh
+    chunk = _fitting(rule, len(records), len(levels), mesh.devices.size, chunk)
     operands = {
         "key": key,
         "score": lanes.operand(score_fn),
