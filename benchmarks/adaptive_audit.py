@@ -15,7 +15,7 @@ beside screening (a quarter goes on), bisection and successive halving. Its fina
 half as many paths again, so that the widths (of log q, nats) come out alike.
 
 Counted are score evaluations of the reverse chains (a draw from level k costs k) and of screening; a count does not
-depend on the machine.
+depend on the machine. Timed, beside diffusers: `python -m benchmarks --only audit_one audit_64`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ network all the same.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
 from typing import Any
 
 import jax
@@ -30,8 +32,8 @@ WEIGHT = 1e-30
 PATHS = 512
 FINALISTS = 8
 TARGETS = (2.0, 0.9, 0.3)
-"""Of `subspace.design`. No h reaches 2: one component is guided down to the lowest level. With the default, paths of this
-memoriser have weights with a heavier tail, and one record in four takes several times as many of them."""
+"""Of `subspace.design`. No h reaches 2: one component is guided down to the lowest level. With the default, weights
+have a heavier tail for this memoriser, and one record in four takes several times as many paths."""
 _REPLICAS = 32
 _KEY = 0
 
@@ -149,3 +151,36 @@ def truth(setting: Setting) -> Truth:
     low, high = grid_brackets(hits, setting.draws, setting.gamma, setting.gamma_upper, setting.error)
     lower, upper = intervals.clopper_pearson(curve.hits, np.full(len(levels), count), 1 - 2e-4)
     return Truth(lower, upper, int(np.median(high - low)))
+
+
+def components(records: int, seed: int) -> dict[str, dict[str, float]]:
+    """E2 of as many atoms, levels chosen from bisection, with the default targets and with `TARGETS`: counts."""
+    setting = Setting(records=records, leaked=records)
+    run, atoms, detect = chain(setting), score(setting, None), detector(setting)
+    images, key = setting.points()[0][:records], jax.random.key(seed)
+    rule = Rule(setting.gamma, setting.gamma_upper, setting.error, width=3, simultaneous=False)
+    seen = adaptive.intervals_of(run, atoms, detect, images, key, rule, chunk=64)
+    found = {}
+    for name, targets in (("default", subspace.TARGETS), ("with level 1", TARGETS)):
+        mixtures = [subspace.design(seen.by_level(r), targets=targets) for r in range(records)]
+        results = subspace.estimate(run, atoms, detect, images, mixtures, key, draws=PATHS)
+        limits = np.array([(r.estimate.lower, r.estimate.upper) for r in results])
+        found[name] = {
+            "paths": float(np.mean([r.estimate.n for r in results])),
+            "reliable": sum(r.estimate.reliable for r in results),
+            "median_log_width": float(np.median(np.log(limits[:, 1] / limits[:, 0]))),
+            "covered": int(np.sum((limits[:, 0] <= 1 / setting.atoms) & (limits[:, 1] >= 1 / setting.atoms))),
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Paths that E2 takes until reliable, by its components")
+    parser.add_argument("--records", type=int, default=32, help="atoms of the 1,080")
+    parser.add_argument("--seed", type=int, default=21)
+    asked = parser.parse_args()
+    print(json.dumps({**vars(asked), **components(asked.records, asked.seed)}))
+
+
+if __name__ == "__main__":
+    main()
