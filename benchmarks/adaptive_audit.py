@@ -15,7 +15,7 @@ beside screening (a quarter goes on), bisection and successive halving. Its fina
 half as many paths again, so that the widths (of log q, nats) come out alike.
 
 Counted are score evaluations of the reverse chains (a draw from level k costs k) and of screening; a count does not
-depend on the machine.
+depend on the machine. Timed, beside diffusers: `python -m benchmarks --only audit_one audit_64`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from diffusion_privacy.anonymity import adaptive, halving, intervals, lanes, screening, subspace, tprime
+from benchmarks.audit_setting import grid_brackets, orbit
+from diffusion_privacy.anonymity import adaptive, halving, lanes, screening, subspace, tprime
 from diffusion_privacy.anonymity.adaptive import Rule
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import VP
@@ -42,15 +43,6 @@ ERROR = 0.05
 THRESHOLDS = ((0.5, 0.5), (0.3, 0.6), (0.1, 0.5), (0.02, 0.5))
 DIM = 16
 CHUNK = 1024
-
-
-def orbit(count: int, seed: int, dim: int = DIM) -> np.ndarray:
-    """``[count, dim]`` points, the orbit of a random one under a cyclic group that rotates planes; ``dim`` is even."""
-    rng = np.random.default_rng(seed)
-    turns = rng.integers(1, count, dim // 2)
-    turns[0] = 1
-    angle = 2 * np.pi * np.outer(np.arange(count), turns) / count + rng.uniform(0, 2 * np.pi, dim // 2)
-    return (np.sqrt(2) * np.stack([np.cos(angle), np.sin(angle)], axis=-1)).reshape(count, dim).astype(np.float32)
 
 
 def atom_score(atoms: Array, x: Array, t: Array) -> Array:
@@ -83,20 +75,10 @@ class Case:
 
 def make_case(count: int, stride: int, seed: int) -> Case:
     """``count`` records, every ``stride``-th an atom of the model."""
-    points = orbit(count, seed)
+    points = orbit(count, seed, DIM)
     held = np.arange(count) % stride == 0
     score, detect = Partial(atom_score, jnp.asarray(points[held])), Partial(nearest, jnp.asarray(points))
     return Case(points, held, Chain(VP(), STEPS), score, detect, jax.random.key(seed))
-
-
-def grid_brackets(hits: np.ndarray, gamma: float, upper: float) -> tuple[np.ndarray, np.ndarray]:
-    """(highest level with lower limit > γ or 0, lowest above it with upper limit <= γ' or STEPS + 1), each ``[R]``."""
-    level = 1 - ERROR / STEPS
-    above = intervals.lower_limit(hits, GRID_DRAWS, level) > gamma
-    below = intervals.upper_limit(hits, GRID_DRAWS, level) <= upper
-    levels = np.arange(1, STEPS + 1)
-    low = np.max(np.where(above, levels, 0), axis=1)
-    return low, np.min(np.where(below & (levels > low[:, None]), levels, STEPS + 1), axis=1)
 
 
 def t_prime(case: Case, hits: np.ndarray) -> list[dict[str, Any]]:
@@ -105,7 +87,7 @@ def t_prime(case: Case, hits: np.ndarray) -> list[dict[str, Any]]:
     paper = int(levels.sum()) * GRID_DRAWS
     rows = []
     for gamma, upper in THRESHOLDS:
-        low, high = grid_brackets(hits, gamma, upper)
+        low, high = grid_brackets(hits, GRID_DRAWS, gamma, upper, ERROR)
         for name, group in (("atoms", case.held), ("held out", ~case.held)):
             number = np.flatnonzero(group)
             wide = int(np.median((high - low)[number]))

@@ -69,6 +69,13 @@ def _likelihood(job: str, what: str, goal: float) -> Case:
     )  # fmt: skip
 
 
+def _audit(job: str, what: str, goal: float) -> Case:
+    return Case(
+        f"audit_{job}", what, "audits", goal, "benchmarks.ours.audit", "benchmarks.peers.audit", job,
+        "paper's grid, diffusers", ("torch", "diffusers"),
+    )  # fmt: skip
+
+
 def _noise(job: str, what: str, package: str) -> Case:
     return Case(
         f"noise_{job}", what, "values", None, "benchmarks.ours.noise", "benchmarks.peers.noise", job, package,
@@ -88,6 +95,10 @@ CASES: tuple[Case, ...] = (
     _unet("sweep", "the h(t) sweep, 5 levels of a 20-step sampler, 32 draws", "evaluations", 2.2),
     _likelihood("tolerance", "ODE likelihood, both adaptive with the same tolerance", 3.3),
     _likelihood("error", "ODE likelihood, both within 1e-3 bits/dim of their own tight solution", 9.0),
+    _audit("one", "t' and q of a record; theirs from 1 % of its calls, taken as proportional", 15.0),
+    _audit("64", "t' of 64 records, q of the 4 that leak; theirs from 1 % of its calls, as proportional", 40.0),
+    _audit("one_t", "t' of a record alone, the whole grid run", 15.0),
+    _audit("64_t", "t' of 64 records alone; theirs from 1 % of its calls, as proportional", 40.0),
     _noise("opendp", "Gaussian noise; ours float32, theirs exact and safe: NOT like for like", "opendp"),
     _noise("opendp_exact", "discrete Gaussian noise, exact on both sides", "opendp"),
     _noise("diffprivlib", "Gaussian noise; ours float32, theirs value by value: NOT like for like", "diffprivlib"),

@@ -108,6 +108,7 @@ LIKELIHOOD = dataclasses.replace(
     channel_mult=(1, 2),
     blocks_per_level=1,
 )
+AUDIT = dataclasses.replace(LIKELIHOOD, name="8x8x1", shape=(8, 8, 1))
 
 
 def random_params(net: UNet, shape: tuple[int, int, int], seed: int = 0) -> PyTree:

@@ -17,6 +17,7 @@ TOLERANCE = 1e-5
 WANTED_ERROR = 1e-3
 NOISE_ROWS = 1024
 NOISE_DIM = 784
+AUDIT_BATCHES = (160, 320, 512)
 
 
 def images(count: int, shape: tuple[int, int, int] = (28, 28, 1)) -> tuple[np.ndarray, np.ndarray]:

@@ -40,6 +40,9 @@ _LEAST_GROWTH = 0.125
 _PATIENCE = 4
 _LEAST_BUDGET = 64
 _MOST = 10**8
+# A core takes a row at a time about as fast as many together; elsewhere 64 rows take as long as two.
+_LEAST_CHUNK = {"cpu": 2}
+_LEAST_ELSEWHERE = 64
 
 Censored = Literal["below", "above", "both"]
 
@@ -306,6 +309,19 @@ def _packed(
     return {name: np.pad(z, (0, spare)).astype(np.int32) for name, z in rows.items()}
 
 
+def _fitting(rule: Rule, records: int, levels: int, mesh: Mesh, chunk: int) -> int:
+    """``chunk``, or as many lanes a device as the first round has, if they are fewer: empty lanes cost like others.
+
+    The program is compiled once, so that its size cannot follow the later rounds, whose pairs are fewer and take more
+    draws each.
+    """
+    error, budget = rule.error_each(records, levels), rule.budget(records, levels)
+    fewest = sequential.draws_to_decide(0, 0, rule.gamma, rule.ceiling, error, budget)
+    first = records * min(int(z) for z in fewest)
+    least = _LEAST_CHUNK.get(mesh.devices.flat[0].platform, _LEAST_ELSEWHERE)
+    return min(chunk, max(least, math.ceil(first / mesh.devices.size)))
+
+
 def intervals_of(
     chain: Chain,
     score_fn: ScoreFn,
@@ -333,7 +349,8 @@ def intervals_of(
       rule: see `Rule`.
       levels: distinct, in 1 … J; default all.
       uids: ``[R]`` stable numbers of the records (default 0 … R−1).
-      chunk: lanes a device takes at a time; the program is compiled for it once and always runs full. See `lanes.run`.
+      chunk: lanes a device takes at a time, at most: a few records are given fewer. The program is compiled once and
+        always runs full. See `lanes.run`.
       mesh: default every device.
 
     Raises:
@@ -347,6 +364,7 @@ def intervals_of(
         raise InputError("adaptive records: expected at least one, got none")
     uids = np.arange(len(records)) if uids is None else np.asarray(uids)
     mesh = data_mesh() if mesh is None else mesh
+    chunk = _fitting(rule, len(records), len(levels), mesh, chunk)
     operands = {
         "key": key,
         "score": lanes.operand(score_fn),

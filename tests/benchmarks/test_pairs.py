@@ -11,7 +11,9 @@ from benchmarks import pairs
 from diffusion_privacy.interop import diffusers_unet, unet2d_config
 
 
-@pytest.mark.parametrize("pair", [pairs.PAPER, pairs.TINY, pairs.SMALL, pairs.LIKELIHOOD], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "pair", [pairs.PAPER, pairs.TINY, pairs.SMALL, pairs.LIKELIHOOD, pairs.AUDIT], ids=lambda p: p.name
+)
 def test_both_sides_have_the_stated_number_of_parameters(pair):
     layout = jax.eval_shape(pair.network().init, jax.random.key(0), jnp.zeros((1, *pair.shape)), jnp.ones(1))
     theirs = unet2d_config.weight_count(unet2d_config.UNet2DConfig(**pair.diffusers_fields()))
