@@ -65,7 +65,7 @@ def _unet(job: str, what: str, unit: str, goal: float) -> Case:
 def _likelihood(job: str, what: str, goal: float) -> Case:
     return Case(
         f"likelihood_{job}", what, "images", goal, "benchmarks.ours.likelihood", "benchmarks.peers.likelihood", job,
-        "scipy RK45", ("torch", "diffusers"),
+        "scipy", ("torch", "diffusers"),
     )  # fmt: skip
 
 

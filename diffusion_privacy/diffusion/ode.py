@@ -63,6 +63,43 @@ class ProbabilityFlow:
         newton = t + (self.log_snr(t) - log_snr) * jnp.square(self.sde.sigma(t) / g)
         return jnp.clip(newton, self.sde.t_min, 1.0)
 
+    def clock(self, start: Array, end: Array, places: Array) -> tuple[Array, Array]:
+        """λ where a fraction of the way from ``start[B]`` to ``end[B]`` is gone, half measured in λ and half in t.
+
+        What a network does with its input changes over a span of λ; what it does with its time, over a span of t, which
+        at the noisy end is much of λ. Equal steps of the mean of both shares resolve either.
+
+        Args:
+          start, end: values of λ.
+          places: fractions u, ``[N]`` in [0, 1].
+
+        Returns:
+          (λ, dλ/du), each ``[N, B]``.
+        """
+        count, batch = places.shape[0], start.shape[0]
+        first, last = self.time(start), self.time(end)
+        # Where there is no way to go, anything with the signs of a way; its length below is 0.
+        way, span = jnp.where(end == start, -1.0, end - start), jnp.where(end == start, 1.0, last - first)
+
+        def time(log_snr: Array) -> Array:
+            return self.time(log_snr.reshape(-1)).reshape(count, batch)
+
+        def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends
+            middle = (low + high) / 2
+            gone = (middle - start) / way / 2 + (time(middle) - first) / span / 2
+            early = gone < places[:, None]
+            return jnp.where(early, middle, low), jnp.where(early, high, middle)
+
+        shape = (count, batch)
+        ends = (jnp.broadcast_to(start, shape), jnp.broadcast_to(end, shape))
+        low, high = jax.lax.fori_loop(0, jnp.finfo(start.dtype).nmant + 5, halve, ends)
+        log_snr = (low + high) / 2
+        t = time(log_snr).reshape(-1)
+        g = self.sde.coefficients(t[:, None], t)[1]
+        slowness = jnp.square(self.sde.sigma(t) / g).reshape(shape)
+        return log_snr, 2 * (end - start) / (1 - way / span * slowness)
+
     def field(self, score_fn: ScoreFn) -> Callable[[Array, Array], Array]:
         """``(λ[B], z[B, ...]) -> dz/dλ [B, ...]``, one network call."""
 
