@@ -15,7 +15,8 @@ import numpy as np
 from diffusion_privacy.types import Array
 
 _STEPS = 100  # of the inverse at most; halving alone is down to rounding by then
-_FAR = 40.0
+# In scales. The square of e^-16 times a small weight is far from the least float32, which derivatives of a quotient need.
+_FAR = 16.0
 
 
 class _Mixture(NamedTuple):

@@ -72,6 +72,14 @@ def test_the_slope_never_falls_below_its_floor_and_the_inverse_follows_between_f
     np.testing.assert_allclose(MIXTURE.inverse(params, y)[0], x, atol=2e-4)
 
 
+@pytest.mark.parametrize("x", [20.0, 39.0, 45.0, 90.0])
+def test_gradients_are_finite_where_the_nearest_component_is_light_and_far(x):
+    # 1 − F would be .01·exp(−39) here, and its square no float32: training ended with it once.
+    params = numbers([0.01, 0.495, 0.495], [0.0, -20.0, -20.0], np.zeros(3))
+    gradient = jax.jit(jax.grad(lambda p, v: sum(MIXTURE.forward(p, v)), (0, 1)))(params, jnp.float32(x))
+    assert all(bool(jnp.isfinite(g)) for g in jax.tree.leaves(gradient))
+
+
 def draws(scale, count=20_000):
     """Random numbers of many mixtures, and points."""
     rng = np.random.default_rng(0)
