@@ -15,7 +15,7 @@ import numpy as np
 from diffusion_privacy.types import Array
 
 _STEPS = 100  # of the inverse at most; halving alone is down to rounding by then
-# In scales. The square of e^-16 times a small weight is far from the least float32, which derivatives of a quotient need.
+# In scales. Derivatives of a quotient square it: e^-32 times a small weight is a float32 still, e^-80 is not.
 _FAR = 16.0
 
 
