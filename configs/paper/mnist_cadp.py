@@ -19,7 +19,6 @@ def get_config() -> ConfigDict:
     """The settings, see `diffusion_privacy.settings_cadp.Cadp`."""
     config = mnist_cadp.get_config()
     with config.unlocked():
-        config.split = {"public": 0.5, "private": 0.3, "test": 0.2}
         config.flow.params = {
             "depths": (4, 4),
             "conv_net": "paper",
@@ -31,14 +30,7 @@ def get_config() -> ConfigDict:
         }
         config.flow.training_precision = "float32"
         config.flow.training.update(
-            {
-                "steps": 84_000,
-                "batch_size": 512,
-                "micro_batches": 1,
-                "learning_rate": 5e-4,
-                "warmup_steps": 100,
-                "weight_decay": 0.0,
-            }
+            {"steps": 84_000, "batch_size": 512, "micro_batches": 1, "learning_rate": 5e-4, "weight_decay": 0.0}
         )
         config.release.epsilons = (0.5, 1.0, 2.0, 4.0, 8.0)
         config.attack.records = 0
