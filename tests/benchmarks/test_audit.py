@@ -84,7 +84,8 @@ def test_the_network_changes_nothing_and_is_computed() -> None:
     network = with_it.args[1]
     alone = jax.jit(network)(x, t)
     assert float(jnp.std(alone)) > 0.1
-    np.testing.assert_array_equal(jax.jit(with_it)(x, t), jax.jit(without)(x, t))
+    # Two programs, whose sums the compiler may order differently; the network itself is of the order of 1.
+    np.testing.assert_allclose(jax.jit(with_it)(x, t), jax.jit(without)(x, t), rtol=5e-5)
     assert cost(with_it) > cost(without) + 0.95 * cost(network)
 
 
