@@ -29,7 +29,7 @@ class _Mixture(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LogisticMixture:
-    """y = exp(a)·(logit F(x) + φ·x) + b, F(x) = Σ_k π_k·σ((x − μ_k)/s_k) (Ho et al., arXiv 1902.00275, eq. 9 to 11).
+    """y = exp(a)·(logit F(x) + φ·x) + b, F(x) = Σ_k π_k·σ((x − μ_k)/s_k) (Flow++, Ho et al., arXiv 1902.00275).
 
     One such map takes a law with several modes to one with a single mode, where an affine map shifts and scales it. The
     term φ·x is ours: between modes that lie far apart logit F is as flat as you like, and then float32 cannot be
