@@ -35,7 +35,7 @@ from diffusion_privacy.anonymity import adaptive, halving, lanes, screening, sub
 from diffusion_privacy.anonymity.adaptive import Rule
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import VP
-from diffusion_privacy.types import Array
+from diffusion_privacy.types import SDE, Array
 
 STEPS = 100
 GRID_DRAWS = 16
@@ -45,17 +45,21 @@ DIM = 16
 CHUNK = 1024
 
 
-def atom_score(atoms: Array, x: Array, t: Array) -> Array:
-    """Score of the empirical measure of ``atoms[n, d]``, smoothed by a standard deviation of .01, under `VP`."""
-    alpha, sigma = VP().alpha(t)[:, None], VP().sigma(t)[:, None]
+_VP = VP()
+
+
+def atom_score(atoms: Array, x: Array, t: Array, sde: SDE = _VP) -> Array:
+    """Score at ``x[B, ...]`` of the empirical measure of ``atoms[n, d]``, smoothed by a standard deviation of .01."""
+    flat = x.reshape(len(x), -1)
+    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
     var = sigma**2 + (0.01 * alpha) ** 2
-    square = alpha**2 * jnp.sum(atoms**2, axis=1) - 2 * alpha * x @ atoms.T
-    return (alpha * (jax.nn.softmax(-square / (2 * var), axis=1) @ atoms) - x) / var
+    square = alpha**2 * jnp.sum(atoms**2, axis=1) - 2 * alpha * flat @ atoms.T
+    return ((alpha * (jax.nn.softmax(-square / (2 * var), axis=1) @ atoms) - flat) / var).reshape(x.shape)
 
 
 def nearest(points: Array, x: Array, record: Array) -> Array:
-    """Margin of "record is the nearest of ``points[n, d]``"."""
-    square = jnp.sum(points**2, axis=1) - 2 * x @ points.T
+    """Margin of "record is the nearest of ``points[n, d]``" for ``x[B, ...]``."""
+    square = jnp.sum(points**2, axis=1) - 2 * x.reshape(len(x), -1) @ points.T
     own = jnp.take_along_axis(square, record[:, None], axis=1)[:, 0]
     others = jnp.where(jnp.arange(points.shape[0]) == record[:, None], jnp.inf, square)
     return jnp.min(others, axis=1) - own

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from benchmarks.adaptive_audit import atom_score, nearest
 from benchmarks.audit_setting import Setting, Statement, Truth, grid_brackets
 from benchmarks.pairs import UNetPair, random_params
 from diffusion_privacy.anonymity import adaptive, halving, intervals, lanes, screening, subspace, tprime
@@ -43,15 +44,6 @@ def chain(setting: Setting) -> Chain:
     return Chain(DDPM(setting.train_steps), setting.steps)
 
 
-def _atom_score(atoms: Array, x: Array, t: Array, sde: DDPM) -> Array:
-    """Score of the empirical measure of ``atoms[n, d]``, smoothed by a standard deviation of .01."""
-    flat = x.reshape(len(x), -1)
-    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
-    var = sigma**2 + (0.01 * alpha) ** 2
-    square = alpha**2 * jnp.sum(atoms**2, axis=1) - 2 * alpha * flat @ atoms.T
-    return ((alpha * (jax.nn.softmax(-square / (2 * var), axis=1) @ atoms) - flat) / var).reshape(x.shape)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Planted:
     """The sum of both scores."""
@@ -59,7 +51,7 @@ class _Planted:
     sde: DDPM
 
     def __call__(self, atoms: Array, network: Partial | None, weight: Array, x: Array, t: Array) -> Array:
-        planted = _atom_score(atoms, x, t, self.sde)
+        planted = atom_score(atoms, x, t, self.sde)
         return planted if network is None else planted + weight * network(x, t)
 
 
@@ -73,18 +65,9 @@ def score(setting: Setting, pair: UNetPair | None) -> Partial:
     return Partial(_Planted(sde), held, network, jnp.float32(WEIGHT))
 
 
-def _nearest(points: Array, x: Array, record: Array) -> Array:
-    """Margin of "record is the nearest of ``points[n, d]``"."""
-    flat = x.reshape(len(x), -1)
-    square = jnp.sum(points**2, axis=1) - 2 * flat @ points.T
-    own = jnp.take_along_axis(square, record[:, None], axis=1)[:, 0]
-    others = jnp.where(jnp.arange(points.shape[0]) == record[:, None], jnp.inf, square)
-    return jnp.min(others, axis=1) - own
-
-
 def detector(setting: Setting) -> Partial:
     """Of all images, audited or not."""
-    return Partial(_nearest, jnp.asarray(setting.points()[0].reshape(-1, int(np.prod(setting.shape)))))
+    return Partial(nearest, jnp.asarray(setting.points()[0].reshape(-1, int(np.prod(setting.shape)))))
 
 
 def _among(rows: Array, detect: Partial, x: Array, record: Array) -> Array:
