@@ -16,6 +16,9 @@ if "jax" in sys.modules:
 # Simulated devices outnumber the cores; with fewer threads than devices a collective can wait for ever.
 os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ["JAX_PLATFORMS"] != "cpu":
+    # As `launch.py` has it: float32 products as such, not in the reduced precision that accelerators would choose.
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=4".strip()

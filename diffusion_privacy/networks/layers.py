@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_privacy.errors import InputError
 from diffusion_privacy.training import convolutions
 from diffusion_privacy.types import Array
 
@@ -51,9 +52,59 @@ def group_count(channels: int) -> int:
     return math.gcd(math.gcd(channels, 32), max(1, channels // 4))
 
 
-def group_norm(x: Array, dtype: Any, name: str, groups: int = 0) -> Array:
-    """GroupNorm of ``x[B, H, W, C]`` in ``groups`` (0: `group_count`); statistics in float32, per image."""
-    return nn.GroupNorm(groups or group_count(x.shape[-1]), dtype=dtype, name=name)(x)
+class GroupNorm(nn.Module):
+    """``x[B, H, W, C]`` with mean 0 and variance 1 in each group of an image, then scaled and shifted by channel.
+
+    Statistics, in float32 at least, and parameters make one factor and one term a channel, so that activations are read
+    once for the sums and once for the result; their gradient too is two sums a channel and one such pass. Values are
+    those of `flax.linen.GroupNorm` to rounding; names and shapes of the parameters are the same.
+
+    Attributes:
+      groups: a divisor of C.
+      dtype: of the result.
+      epsilon: added to the variance.
+    """
+
+    groups: int
+    dtype: Any
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array, factor: Array | None = None, term: Array | None = None) -> Array:
+        """``norm(x) · (1 + factor) + term`` with one of each ``[B, C]`` an image and channel, or without.
+
+        Raises:
+          InputError: C is not a multiple of the groups.
+        """
+        batch, height, width, channels = x.shape
+        if channels % self.groups:
+            raise InputError(f"{channels} channels cannot be normalised in {self.groups} groups")
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        size = channels // self.groups
+
+        def of_group(sums: Array) -> Array:
+            means = jnp.sum(sums.reshape(batch, self.groups, size), axis=2) / (height * width * size)
+            return jnp.repeat(means, size, axis=1)
+
+        flat = wide.reshape(batch, height * width, channels)
+        mean = of_group(jnp.sum(flat, axis=1))
+        variance = jnp.maximum(of_group(jnp.sum(jnp.square(flat), axis=1)) - jnp.square(mean), 0)
+        slope = jax.lax.rsqrt(variance + self.epsilon) * scale
+        offset = bias - mean * slope
+        if factor is not None:
+            slope, offset = slope * (1 + factor), offset * (1 + factor)
+        if term is not None:
+            offset = offset + term
+        return (wide * slope[:, None, None] + offset[:, None, None]).astype(self.dtype)
+
+
+def group_norm(
+    x: Array, dtype: Any, name: str, groups: int = 0, factor: Array | None = None, term: Array | None = None
+) -> Array:
+    """`GroupNorm` in ``groups`` (0: `group_count`)."""
+    return GroupNorm(groups or group_count(x.shape[-1]), dtype, name=name)(x, factor, term)
 
 
 def drop(x: Array, rate: float, keys: Array, salt: int) -> Array:

@@ -48,7 +48,7 @@ class ResBlock(nn.Module):
             shift = dense(self.channels, dtype, "modulation")(emb)
             return group_norm(h + shift[:, None, None], dtype, "norm2", self.groups)
         scale, shift = jnp.split(dense(2 * self.channels, dtype, "modulation")(emb), 2, axis=1)
-        return group_norm(h, dtype, "norm2", self.groups) * (1 + scale[:, None, None]) + shift[:, None, None]
+        return group_norm(h, dtype, "norm2", self.groups, scale, shift)
 
 
 class Attention(nn.Module):

@@ -3,8 +3,6 @@ decided."""
 
 from __future__ import annotations
 
-import math
-
 import jax
 import numpy as np
 import pytest
@@ -139,9 +137,8 @@ def test_a_memoriser_is_bracketed_by_its_curve(memoriser) -> None:
     curve = half.by_level(0)
     assert curve.shape == (25,)
     assert np.count_nonzero(~np.isnan(curve)) == half.intervals[0].looks
-    # Whole chunks on four devices, no larger than five records' first draws: 64 a device would be mostly empty.
-    first = min(sequential.draws_to_decide(0, 0, 0.4, 0.7, half.error_each, 1000))
-    assert half.lanes_run % (4 * max(2, math.ceil(5 * first / 4))) == 0
+    # On four devices chunks of 64 would be mostly empty: chunks follow the first round, and fewer lanes are run.
+    assert half.lanes_run % jax.device_count() == 0
     assert half.lanes_run < 2 * half.draws.sum() + 256
     for bad in ([0, 3], [3, 26], [3, 3], []):
         with pytest.raises(InputError, match="adaptive levels"):
