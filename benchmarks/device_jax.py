@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import flops, pairs
+from benchmarks import pairs
 from benchmarks.device_items import FULL, SMALL, Item, Sizes, run_items, timed
 from benchmarks.device_kernels import kernel_times
 from benchmarks.update import Update
 from diffusion_privacy.diffusion.samplers import Sampler, sample
 from diffusion_privacy.diffusion.sde import DDPM
+from diffusion_privacy.stages import operations
 from diffusion_privacy.tasks import ScoreTask
 from diffusion_privacy.training import sharding
 from diffusion_privacy.training.convolutions import plain
@@ -80,7 +81,7 @@ def forward_flops(sizes: Sizes, dtype: str = "bfloat16") -> float:
     chosen = pair(sizes)
     net = chosen.network(dtype)
     layout = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *chosen.shape)), jnp.ones(1))
-    return flops.count(net.apply, layout, jnp.zeros((1, *chosen.shape)), jnp.ones(1))
+    return operations.count(net.apply, layout, jnp.zeros((1, *chosen.shape)), jnp.ones(1))
 
 
 def _training(sizes: Sizes, dtype: str, batch: int) -> tuple[Callable[[], Any], dict[str, Any]]:

@@ -8,7 +8,7 @@ attention at 4x4: diffusers' `UNet2DModel` as its unconditional example has it. 
 Measured, each item with its compilation apart: the best rate of a product of two 8192x8192 matrices; the training step
 of `training.steps` (forward, backward, clipping, Adam, moving average) and PyTorch's with the same parts; the forward
 pass; DDIM in 50 steps; where the time of our step goes, kernel by kernel. A step's operations are three times those of
-the forward pass, counted from its program (`benchmarks.flops`).
+the forward pass, counted from its program (`stages.operations`).
 
 Each side runs in processes of its own, one after the other, so that memory is not shared. FILE.json is rewritten after
 every item; what fails is recorded there with its traceback and the rest goes on. Items that would begin after ``N``

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import flops
 from benchmarks.job import Job, first_call
 from benchmarks.shapes import FLOW_BATCH, FLOW_IMAGES, images
 from benchmarks.update import Update
@@ -20,6 +19,7 @@ from diffusion_privacy.flows.cinn import PRESETS, FlowConfig
 from diffusion_privacy.flows.objective import FlowModel, flow_model
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism
 from diffusion_privacy.mechanisms.release import noised
+from diffusion_privacy.stages import operations
 from diffusion_privacy.tasks import FlowTask
 from diffusion_privacy.training.state import TrainConfig
 from diffusion_privacy.types import PyTree
@@ -51,7 +51,7 @@ def _flops(model: FlowModel) -> float:
     """Of one record, forward; the inverse costs the same. Those of plain convolutions, whatever form they have here."""
     layout = jax.eval_shape(model.init, jax.random.key(0))
     record, cond = jnp.zeros((1, *model.bijection.shape)), jnp.zeros((1, model.cond_dim))
-    return flops.count(cinn.plain_form(model.bijection).forward, layout, record, cond)
+    return operations.count(cinn.plain_form(model.bijection).forward, layout, record, cond)
 
 
 def train_step(config: FlowConfig, batch: int, micro: int) -> Update:

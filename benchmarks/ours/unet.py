@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from benchmarks import flops, pairs, shapes
+from benchmarks import pairs, shapes
 from benchmarks.job import Job, first_call
 from benchmarks.update import Update
 from diffusion_privacy.anonymity import tprime
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.samplers import Sampler, sample
 from diffusion_privacy.diffusion.sde import DDPM
+from diffusion_privacy.stages import operations
 from diffusion_privacy.tasks import ScoreTask
 from diffusion_privacy.training import sharding
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED
@@ -31,7 +32,7 @@ def forward_flops(pair: pairs.UNetPair = _PAIR) -> float:
     """Of one image."""
     net = pair.network()
     layout = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *pair.shape)), jnp.ones(1))
-    return flops.count(net.apply, layout, jnp.zeros((1, *pair.shape)), jnp.ones(1))
+    return operations.count(net.apply, layout, jnp.zeros((1, *pair.shape)), jnp.ones(1))
 
 
 def _facts(run: Callable[[], Any]) -> dict[str, Any]:

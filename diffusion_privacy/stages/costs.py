@@ -2,9 +2,9 @@
 
     python -m diffusion_privacy.stages.costs
 
-prints them. Operations of one evaluation of a network are XLA's own count of the program as it is traced at full size
-(nothing is run or compiled); everything else is arithmetic. A second of a machine is its peak times a share, a number
-that has to be measured: the tables take one half.
+prints them. Operations of one evaluation of a network are counted from its program as it is traced at full size
+(`operations`; nothing is run or compiled); everything else is arithmetic. A second of a machine is its peak times a
+share, a number that has to be measured: the tables take one half.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from diffusion_privacy.flows import cinn
 from diffusion_privacy.flows.cinn import FlowConfig
 from diffusion_privacy.networks.build import build
+from diffusion_privacy.stages import operations
 from diffusion_privacy.types import PyTree
 
 STATE_BYTES = 16
@@ -78,20 +79,6 @@ class Network:
     precision: str = "bfloat16"
 
 
-def operations(fn: Callable[..., Any], *layouts: PyTree) -> float:
-    """XLA's count of the operations of ``fn`` for arguments of these layouts (`jax.ShapeDtypeStruct`).
-
-    A loop is counted once, whatever its length: give programs without.
-
-    Raises:
-      RuntimeError: this version of jax counts nothing.
-    """
-    counted = jax.jit(fn).lower(*layouts).cost_analysis()
-    if not counted or "flops" not in counted:
-        raise RuntimeError("jax gives no count of operations before compilation: expected a field 'flops'")
-    return float(counted["flops"])
-
-
 def measure(
     name: str, fn: Callable[..., Any], params: PyTree, layouts: Callable[[int], tuple[Any, ...]], precision: str
 ) -> Network:
@@ -113,7 +100,7 @@ def measure(
 
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     # Twice as many records keep their own activations and the same parameters.
-    return Network(name, size, operations(fn, params, *layouts(1)), kept(2) - kept(1), precision)
+    return Network(name, size, operations.count(fn, params, *layouts(1)), kept(2) - kept(1), precision)
 
 
 def _bytes(layout: PyTree) -> float:

@@ -25,23 +25,11 @@ def floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def test_products_and_convolutions_are_counted_in_closed_form() -> None:
-    assert costs.operations(jnp.matmul, floats(30, 50), floats(50, 70)) == pytest.approx(2 * 30 * 50 * 70)
-
-    def convolve(x, w):
-        return jax.lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    assert costs.operations(convolve, floats(2, 10, 9, 5), floats(3, 3, 5, 8)) == pytest.approx(
-        2 * 2 * 8 * 7 * 9 * 5 * 8
-    )
-
-
 def unet_in_closed_form(size: int, c: int, channels: int) -> float:
     """A U-Net of one level and one block a level: stem, down, two in the middle, two up with skips, head."""
 
     def conv(inner: int, outer: int, k: int = 3) -> float:
-        # Windows at the border hold padding, which costs nothing: 3 size − 2 rows and columns instead of 3 size.
-        return 2.0 * (3 * size - 2 if k == 3 else size) ** 2 * inner * outer
+        return 2.0 * (k * size) ** 2 * inner * outer
 
     def block(inner: int) -> float:
         return conv(inner, c) + conv(c, c) + (conv(inner, c, 1) if inner != c else 0)
@@ -51,7 +39,7 @@ def unet_in_closed_form(size: int, c: int, channels: int) -> float:
 
 def test_a_unet_costs_what_its_convolutions_cost() -> None:
     found = costs.unet("small", (16, 16, 3), channels=32, channel_mult=(1,), blocks_per_level=1, dtype="float32")
-    assert found.evaluation == pytest.approx(unet_in_closed_form(16, 32, 3), rel=0.03)
+    assert found.evaluation == pytest.approx(unet_in_closed_form(16, 32, 3), rel=0.01)
     network = build("unet", channels=32, channel_mult=(1,), blocks_per_level=1)
     params = jax.eval_shape(network.init, jax.random.key(0), floats(1, 16, 16, 3), floats(1))
     assert found.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
