@@ -38,7 +38,7 @@ class Sizes:
     group_seconds: float
 
 
-FULL = Sizes(False, 8192, 128, 256, 128, 50, 7, 0.4)
+FULL = Sizes(False, 8192, 128, 512, 128, 50, 7, 0.4)
 SMALL = Sizes(True, 256, 4, 8, 4, 3, 3, 0.01)
 
 
