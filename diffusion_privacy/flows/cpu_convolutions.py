@@ -12,18 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_privacy.flows import winograd
-from diffusion_privacy.training.convolutions import kernel_gradient, mirror
+from diffusion_privacy.training import winograd
+from diffusion_privacy.training.convolutions import THIN, kernel_gradient, mirror
 from diffusion_privacy.types import Array
-
-_THIN = 32
-"""Up to so many channels a change of tiles costs more than it saves."""
 
 
 def by_size(x: Array, kernel: Array) -> Array:
     """`wide`, `from_thin` or `to_thin`, whichever these channels are for; 3x3."""
     inputs, outputs = kernel.shape[2:]
-    if min(inputs, outputs) > _THIN:
+    if min(inputs, outputs) > THIN:
         return wide(x, kernel)
     return from_thin(x, kernel) if inputs <= outputs else to_thin(x, kernel)
 
@@ -31,7 +28,7 @@ def by_size(x: Array, kernel: Array) -> Array:
 @jax.custom_vjp
 def wide(x: Array, kernel: Array) -> Array:
     """A 3x3 convolution from many channels to many, see `winograd`. Reverse mode only."""
-    return winograd.by_tiles(x, winograd.changed_kernel(kernel), 0)
+    return winograd.convolve(x, kernel)
 
 
 def _wide_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array, list[Array]]]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_privacy.mechanisms.calibration import gaussian_multiplier
+from diffusion_privacy.training import convolutions
 from diffusion_privacy.types import Array, PyTree
 
 Loss = Callable[[PyTree, Array, Array], Array]
@@ -42,7 +43,8 @@ def clipped_sum(loss: Loss, params: PyTree, x: Array, y: Array, clip: float, chu
     """
 
     def one(xi: Array, yi: Array, weight: Array) -> PyTree:
-        gradient = jax.grad(loss)(params, xi, yi)
+        with convolutions.for_training():
+            gradient = jax.grad(loss)(params, xi, yi)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)))
         scale = weight * jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
         return jax.tree.map(lambda leaf: leaf * scale, gradient)

@@ -21,6 +21,7 @@ from diffusion_privacy.flows import cinn
 from diffusion_privacy.flows.cinn import FlowConfig
 from diffusion_privacy.networks.build import build
 from diffusion_privacy.stages import operations
+from diffusion_privacy.training import convolutions
 from diffusion_privacy.types import PyTree
 
 STATE_BYTES = 16
@@ -96,7 +97,8 @@ def measure(
         def backward(params: PyTree, *inputs: Any) -> Any:
             return jax.vjp(lambda p: jnp.sum(jax.tree.leaves(fn(p, *inputs))[0].astype(jnp.float32)), params)[1]
 
-        return _bytes(jax.eval_shape(backward, params, *layouts(records)))
+        with convolutions.for_training():
+            return _bytes(jax.eval_shape(backward, params, *layouts(records)))
 
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     # Twice as many records keep their own activations and the same parameters.

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from diffusion_privacy.training import convolutions
+
 
 def count(fn: Callable[..., Any], *args: Any) -> float:
     """Operations of one call of ``fn(*args)``; arguments may be layouts (`jax.ShapeDtypeStruct`).
@@ -21,7 +23,9 @@ def count(fn: Callable[..., Any], *args: Any) -> float:
     Raises:
       ValueError: the program holds a loop whose length is not known before it runs.
     """
-    return _of(jax.make_jaxpr(fn)(*args).jaxpr)
+    # As on an accelerator: what a CPU does instead is the business of the platform and not the network's.
+    with convolutions.for_training():
+        return _of(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 def _of(jaxpr: Any) -> float:

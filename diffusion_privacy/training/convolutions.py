@@ -1,15 +1,17 @@
-"""Convolutions whose gradients stay fast inside a loop of a compiled program on a CPU.
+"""Convolutions as a CPU is fast at them, their gradients included.
 
 The weight gradient that autodiff writes swaps batch and feature by dimension labels. Inside a while loop
 (`jax.lax.scan`, `jax.lax.map`) XLA's CPU backend does not make those canonical and runs a naive loop, 30 to 50 times
 slower. `explicit` writes both gradients as convolutions in canonical layout. It has no forward-mode derivative, which
-likelihoods need, so networks use it only while a loss is traced `in_loop`.
+likelihoods need, so networks use it only while a loss is traced `for_training` in a loop. Evaluations of wide networks
+go by `winograd`'s tiles, which have every derivative but no fast weight gradient: training does without.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import enum
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,20 +19,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_privacy.training import winograd
 from diffusion_privacy.types import Array
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-_IN_LOOP: contextvars.ContextVar[bool] = contextvars.ContextVar("in_loop", default=False)
+THIN = 32
+"""Up to so many channels a change of tiles costs more than it saves, and the compiler's time is what counts."""
+
+
+class _Use(enum.Enum):
+    EVALUATION = enum.auto()
+    TRAINING = enum.auto()
+    TRAINING_IN_LOOP = enum.auto()
+
+
+_USE: contextvars.ContextVar[_Use] = contextvars.ContextVar("use", default=_Use.EVALUATION)
 
 
 @contextlib.contextmanager
-def in_loop() -> Iterator[None]:
-    """What is traced inside has its convolutions in a loop and is differentiated in reverse mode alone."""
-    before = _IN_LOOP.set(True)
+def for_training(*, in_loop: bool = False) -> Iterator[None]:
+    """What is traced inside is differentiated by its weights.
+
+    Args:
+      in_loop: its convolutions stand in a loop, and reverse mode is all that is asked of them.
+    """
+    before = _USE.set(_Use.TRAINING_IN_LOOP if in_loop else _Use.TRAINING)
     try:
         yield
     finally:
-        _IN_LOOP.reset(before)
+        _USE.reset(before)
 
 
 def plain(x: Array, kernel: Array, stride: int = 1) -> Array:
@@ -95,8 +112,13 @@ def kernel_gradient(x: Array, g: Array, side: int, stride: int = 1) -> Array:
 
 
 def for_flax(x: Array, kernel: Array, strides: Sequence[int], padding: Any, **fixed: Any) -> Array:
-    """`jax.lax.conv_general_dilated` for `flax.linen.Conv`, but `explicit` in a CPU's loop."""
+    """`jax.lax.conv_general_dilated` for `flax.linen.Conv`; on a CPU by tiles or `explicit` where that is faster."""
+    use = _USE.get()
     usual = padding == "SAME" and len(set(strides)) == 1 and len(set(kernel.shape[:2])) == 1
-    if _IN_LOOP.get() and usual and jax.default_backend() == "cpu":
-        return explicit(x, kernel, strides[0])
+    if usual and jax.default_backend() == "cpu":
+        if use is _Use.TRAINING_IN_LOOP:
+            return explicit(x, kernel, strides[0])
+        fits = (kernel.shape[0], strides[0], x.dtype) == (3, 1, jnp.float32) and min(kernel.shape[2:]) > THIN
+        if use is _Use.EVALUATION and fits:
+            return winograd.convolve(x, kernel)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **fixed)

@@ -28,7 +28,7 @@ import optax
 from jax.sharding import Mesh
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.training import platform, privacy, rng, sharding
+from diffusion_privacy.training import convolutions, platform, privacy, rng, sharding
 from diffusion_privacy.training import state as states
 from diffusion_privacy.training.privacy import Plan
 from diffusion_privacy.training.secret import Secret
@@ -91,7 +91,8 @@ def record_gradient(
             losses, metrics = jax.vmap(lambda k: task.loss(params, batch, k))(keys)
         return jnp.mean(losses.astype(jnp.float32)), {k: jnp.mean(v) for k, v in {"loss": losses, **metrics}.items()}
 
-    return jax.grad(mean, has_aux=True)(params)
+    with convolutions.for_training():
+        return jax.grad(mean, has_aux=True)(params)
 
 
 def clipped_sum(

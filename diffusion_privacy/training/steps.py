@@ -6,7 +6,6 @@ splits the state, its part of the parameters).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -157,7 +156,7 @@ def _sum_gradients(
         return jnp.sum(jnp.where(mask > 0, values.astype(jnp.float32) * mask, 0.0)) / count
 
     def share(params: PyTree, batch: PyTree, mask: Array) -> tuple[Array, dict[str, Array]]:
-        with convolutions.in_loop() if pieces > 1 else contextlib.nullcontext():
+        with convolutions.for_training(in_loop=pieces > 1):
             losses, metrics = task.loss(parts.gather(params), batch, key)
         return mean(losses, mask), {name: mean(value, mask) for name, value in metrics.items()}
 
