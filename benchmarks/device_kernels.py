@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 
-def kernel_times(run: Callable[[], Any], most: int = 60) -> dict[str, Any]:
+def kernel_times(run: Callable[[], Any], most: int = 250) -> dict[str, Any]:
     """Seconds by kernel of what ``run`` starts, the ``most`` that take longest, and what all take together.
 
     On a GPU the lines of the streams are summed; elsewhere every line of every plane is listed apart.

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.job import Job
-from benchmarks.peers.common import best_layout, tensor
+from benchmarks.peers.common import best_layout, best_piece, tensor
 from benchmarks.shapes import FLOW_BATCH, FLOW_IMAGES, images
 
 
@@ -147,8 +147,7 @@ def _inference(what: str, chunk: int) -> Callable[[torch.memory_format], Callabl
 
 def _infer(what: str) -> Job:
     """By 64 or by all images at once, whichever is faster."""
-    jobs = {chunk: best_layout(_inference(what, chunk), FLOW_IMAGES, chunk=chunk) for chunk in (64, FLOW_IMAGES)}
-    return min(jobs.values(), key=lambda job: min(job.facts["seconds"].values()))
+    return best_piece(functools.partial(_inference, what), (64, FLOW_IMAGES), FLOW_IMAGES)
 
 
 JOBS: dict[str, Callable[[], Job]] = {

@@ -56,8 +56,9 @@ class GroupNorm(nn.Module):
     """``x[B, H, W, C]`` with mean 0 and variance 1 in each group of an image, then scaled and shifted by channel.
 
     Statistics, in float32 at least, and parameters make one factor and one term a channel, so that activations are read
-    once for the sums and once for the result; their gradient too is two sums a channel and one such pass. Values are
-    those of `flax.linen.GroupNorm` to rounding; names and shapes of the parameters are the same.
+    once for the sums and once for the result; their gradient too is two sums a channel and one such pass. Parameters
+    and values are those of `flax.linen.GroupNorm`, to rounding: like its default, this takes the variance as a
+    difference, whose precision falls with (mean/deviation)²; at 100 a value was off by .004.
 
     Attributes:
       groups: a divisor of C.
@@ -79,8 +80,8 @@ class GroupNorm(nn.Module):
         batch, height, width, channels = x.shape
         if channels % self.groups:
             raise InputError(f"{channels} channels cannot be normalised in {self.groups} groups")
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         size = channels // self.groups
 
@@ -94,16 +95,17 @@ class GroupNorm(nn.Module):
         slope = jax.lax.rsqrt(variance + self.epsilon) * scale
         offset = bias - mean * slope
         if factor is not None:
-            slope, offset = slope * (1 + factor), offset * (1 + factor)
+            widened = 1 + factor.astype(wide.dtype)
+            slope, offset = slope * widened, offset * widened
         if term is not None:
-            offset = offset + term
+            offset = offset + term.astype(wide.dtype)
         return (wide * slope[:, None, None] + offset[:, None, None]).astype(self.dtype)
 
 
 def group_norm(
     x: Array, dtype: Any, name: str, groups: int = 0, factor: Array | None = None, term: Array | None = None
 ) -> Array:
-    """`GroupNorm` in ``groups`` (0: `group_count`)."""
+    """`GroupNorm` of ``x[B, H, W, C]`` in ``groups`` (0: `group_count`), with ``factor`` and ``term`` ``[B, C]``."""
     return GroupNorm(groups or group_count(x.shape[-1]), dtype, name=name)(x, factor, term)
 
 

@@ -2,7 +2,8 @@
 
 Counted are products of matrices and convolutions, two operations a multiplication with its addition; everything else is
 small beside them in the networks of this project. A convolution's window is counted whole, its padding included, as the
-libraries compute it. The count needs no device and no compiler, and is the same on every platform.
+libraries compute it. The count needs no device and no compiler; of a score network's evaluation it is the
+same on every platform.
 """
 
 from __future__ import annotations

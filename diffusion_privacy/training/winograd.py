@@ -24,7 +24,10 @@ _MOST_IMAGES = 8
 
 
 def convolve(x: Array, kernel: Array) -> Array:
-    """The convolution of ``x[B, h, w, c]`` with ``kernel[3, 3, c, o]``: ``[B, h, w, o]``. Any derivative works."""
+    """The convolution of ``x[B, h, w, c]`` with ``kernel[3, 3, c, o]``: ``[B, h, w, o]``. Any derivative works.
+
+    Give it whole batches: under `vmap` of one record nothing is taken in parts, and all tiles exist at once.
+    """
     return by_tiles(x, changed_kernel(kernel), 0)
 
 

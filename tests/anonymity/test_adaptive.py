@@ -137,7 +137,6 @@ def test_a_memoriser_is_bracketed_by_its_curve(memoriser) -> None:
     curve = half.by_level(0)
     assert curve.shape == (25,)
     assert np.count_nonzero(~np.isnan(curve)) == half.intervals[0].looks
-    assert half.lanes_run % jax.device_count() == 0
     if jax.default_backend() == "cpu":
         # There a chunk of 64 a device would be mostly empty: chunks follow the first round, and fewer lanes are run.
         assert half.lanes_run < 2 * half.draws.sum() + 256

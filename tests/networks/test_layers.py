@@ -47,10 +47,11 @@ def test_values_and_both_kinds_of_derivatives_are_those_of_flax(groups):
 
 def test_bfloat16_has_its_sums_in_float32():
     x, params, factor, term = inputs((2, 64, 64, 8))
-    low = ours(2, jnp.bfloat16, x.astype(jnp.bfloat16), params, factor, term)
+    x, factor, term = (v.astype(jnp.bfloat16) for v in (x, 0.003 * factor, term))
+    low = ours(2, jnp.bfloat16, x, params, factor, term)
     assert low.dtype == jnp.bfloat16
-    high = ours(2, jnp.float32, x.astype(jnp.bfloat16).astype(jnp.float32), params, factor, term)
-    # Half a unit in the last place of the result, and nothing from 16,384 numbers added up.
+    high = ours(2, jnp.float32, x.astype(jnp.float32), params, factor.astype(jnp.float32), term.astype(jnp.float32))
+    # Half a unit in the last place of the result: nothing from 16,384 numbers added up, nor from 1 + a small factor.
     np.testing.assert_allclose(low.astype(jnp.float32), high, rtol=2**-8)
 
 
@@ -67,3 +68,17 @@ def test_an_image_is_normalised_alone_and_starts_at_mean_0_and_variance_1():
 def test_groups_that_do_not_divide_the_channels_are_refused():
     with pytest.raises(InputError, match="12 channels cannot be normalised in 5 groups"):
         GroupNorm(5, jnp.float32).init(jax.random.key(0), jnp.zeros((1, 2, 2, 12)))
+
+
+def test_parameters_are_float32_whatever_the_default_is():
+    with jax.enable_x64(True):
+        params = GroupNorm(3, jnp.float32).init(jax.random.key(0), jnp.zeros((1, 2, 2, 12), jnp.float64))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_a_mean_of_a_hundred_deviations_costs_no_more_than_flax_loses():
+    x = 100 + jax.random.normal(jax.random.key(0), (2, 16, 16, 8))
+    params = {"scale": jnp.ones(8), "bias": jnp.zeros(8)}
+    with jax.enable_x64(True):
+        exact = np.asarray(ours(2, jnp.float64, x.astype(jnp.float64), params, None, None))
+    assert np.max(np.abs(np.asarray(ours(2, jnp.float32, x, params, None, None)) - exact)) < 0.02

@@ -5,9 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.mechanisms import dp_gradient
 from diffusion_privacy.networks.unet import UNet
-from diffusion_privacy.training import convolutions
+from diffusion_privacy.stages import operations
+from diffusion_privacy.training import convolutions, partition, sharding, steps
+from diffusion_privacy.training import state as states
 from diffusion_privacy.training.platform import CONVOLUTIONS, compiler_options
+from diffusion_privacy.training.private_step import record_gradient
+from diffusion_privacy.training.state import TrainConfig
 
 
 @pytest.mark.parametrize("conv", [convolutions.plain, convolutions.explicit])
@@ -84,3 +90,62 @@ def test_wide_networks_are_evaluated_by_tiles_and_trained_without():
     np.testing.assert_allclose(out, out_plain, atol=1e-5 * np.std(out_plain))
     np.testing.assert_allclose(back, back_plain, atol=1e-5 * np.std(back_plain))
     assert convolutions_in(*small_unet(16)) == plain
+
+
+@ON_A_CPU
+def test_a_function_that_was_evaluated_is_traced_again_for_training():
+    net, params, x, t = small_unet(40)
+    jitted = jax.jit(net.apply)
+    plain = operations.count(lambda *args: net.apply(*args), params, x, t)
+    for fn in (net.apply, jitted):
+        by_tiles = str(jax.make_jaxpr(fn)(params, x, t)).count("conv_general_dilated[")
+        jax.block_until_ready(jitted(params, x, t))
+        assert operations.count(fn, params, x, t) == plain
+        assert str(jax.make_jaxpr(fn)(params, x, t)).count("conv_general_dilated[") == by_tiles == 8
+
+
+class Square:
+    """A task whose loss is a network's mean square."""
+
+    def __init__(self, net, t):
+        self.net, self.t = net, t
+
+    def loss(self, params, batch, key):
+        del key
+        out = self.net.apply(params, batch["image"], jnp.full(len(batch["image"]), self.t))
+        return jnp.mean(out**2, axis=(1, 2, 3)), {}
+
+
+@ON_A_CPU
+def test_gradients_by_weights_have_plain_convolutions():
+    net, params, x, t = small_unet(40)
+    task, key = Square(net, 0.5), jax.random.key(0)
+
+    def loss(params, image, label):
+        del label
+        return task.loss(params, {"image": image[None]}, key)[0][0]
+
+    rows = {"image": x}
+    one = jax.tree.map(lambda a: a[0], rows)
+    with convolutions.for_training():
+        ahead = convolutions_in(net, params, x, t)
+        alone = str(jax.make_jaxpr(jax.grad(loss))(params, x[0], 0)).count("conv_general_dilated[")
+    assert alone > 2 * ahead
+    by_record = str(jax.make_jaxpr(lambda p: record_gradient(task, p, one, key, 1))(params))
+    clipped = str(jax.make_jaxpr(lambda p: dp_gradient.clipped_sum(loss, p, x, jnp.zeros(2), 1.0, 2))(params))
+    assert by_record.count("conv_general_dilated[") == clipped.count("conv_general_dilated[") == alone
+    mesh = sharding.data_mesh(jax.devices()[:1])
+    for pieces in (1, 2):
+        config = TrainConfig(steps=1, batch_size=2, micro_batches=pieces)
+        start = states.TrainState(jnp.zeros((), jnp.int32), params, params, states.make_optimizer(config).init(params))
+        step = steps.make_step(task, config, mesh, partition.of(start, (), mesh))
+        totals = {"loss": jnp.zeros(()), "grad_norm": jnp.zeros(())}
+        batch = (rows, jnp.ones(2), jnp.zeros(2, jnp.int32))
+        program = str(jax.make_jaxpr(step)(start, totals, jax.random.key_data(key), *batch))
+        # By tiles there would be fewer than half of them.
+        assert program.count("conv_general_dilated[") >= alone
+
+
+def test_an_unknown_library_is_named():
+    with pytest.raises(InputError, match=r"training\.convolutions must be one of default, eigen"):
+        TrainConfig(steps=1, batch_size=1, convolutions="fast")
