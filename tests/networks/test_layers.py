@@ -76,9 +76,11 @@ def test_parameters_are_float32_whatever_the_default_is():
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-def test_a_mean_of_a_hundred_deviations_costs_no_more_than_flax_loses():
+def test_a_mean_of_a_hundred_deviations_costs_less_than_flax_loses():
     x = 100 + jax.random.normal(jax.random.key(0), (2, 16, 16, 8))
     params = {"scale": jnp.ones(8), "bias": jnp.zeros(8)}
     with jax.enable_x64(True):
         exact = np.asarray(ours(2, jnp.float64, x.astype(jnp.float64), params, None, None))
-    assert np.max(np.abs(np.asarray(ours(2, jnp.float32, x, params, None, None)) - exact)) < 0.02
+    lost = np.max(np.abs(np.asarray(ours(2, jnp.float32, x, params, None, None)) - exact))
+    flax = nn.GroupNorm(2, dtype=jnp.float32).apply({"params": params}, x)
+    assert lost < min(0.02, float(np.max(np.abs(np.asarray(flax) - exact))))
