@@ -57,9 +57,7 @@ def _flops(model: FlowModel) -> float:
 def train_step(config: FlowConfig, batch: int, micro: int) -> Update:
     """One update."""
     model = flow_model(config, "label", "affine", 256)
-    training = TrainConfig(
-        steps=1_000_000, batch_size=batch, learning_rate=1e-6, micro_batches=micro, convolutions="eigen"
-    )
+    training = TrainConfig(steps=1_000_000, batch_size=batch, learning_rate=1e-6, micro_batches=micro)
     image, label = images(batch)
     rows = {"image": image, "label": label, "position": np.arange(batch, dtype=np.int32)}
     return Update(FlowTask(model), training, random_params(model), rows, ("bits_per_dim",))

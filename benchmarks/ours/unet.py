@@ -73,7 +73,10 @@ def _forward() -> Job:
 def _train() -> Job:
     batch = shapes.UNET_BATCH
     micro = batch // (_PIECE * jax.device_count())
-    config = TrainConfig(steps=1_000_000, batch_size=batch, learning_rate=1e-6, micro_batches=max(1, micro))
+    pieces = max(1, micro)
+    config = TrainConfig(
+        steps=1_000_000, batch_size=batch, learning_rate=1e-6, micro_batches=pieces, convolutions="onednn"
+    )
     params = pairs.random_params(_PAIR.network(), _PAIR.shape)
     rows = {"image": shapes.images(batch, _PAIR.shape)[0], "position": np.arange(batch, dtype=np.int32)}
     run = Update(ScoreTask(_PAIR.network(), _SDE, batch), config, params, rows)

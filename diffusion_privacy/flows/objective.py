@@ -22,7 +22,6 @@ from diffusion_privacy.flows.bijection import Bijection, size
 from diffusion_privacy.flows.cinn import FlowConfig, build
 from diffusion_privacy.flows.preprocess import Preprocess
 from diffusion_privacy.training import sharding
-from diffusion_privacy.training.platform import compiler_options
 from diffusion_privacy.training.rng import per_record
 from diffusion_privacy.types import Array, PyTree
 
@@ -186,10 +185,7 @@ def _sample(model: FlowModel, params: PyTree, key: Array, cond: Array | None, po
 def _program(fn: Callable[..., tuple[Array, ...]], model: FlowModel, whole: int, rows: int, mesh: Mesh) -> Any:
     """``fn(model, ...)`` over the mesh: the first ``whole`` arguments on every device, then ``rows`` split ones."""
     specs = (*(sharding.REPLICATED,) * whole, *(sharding.SHARDED,) * rows)
-    options = compiler_options("eigen" if len(model.bijection.shape) == 3 else "default")
-    return sharding.data_parallel(
-        functools.partial(fn, model), mesh, in_specs=specs, out_specs=sharding.SHARDED, compiler_options=options
-    )
+    return sharding.data_parallel(functools.partial(fn, model), mesh, in_specs=specs, out_specs=sharding.SHARDED)
 
 
 def encode(
@@ -239,8 +235,8 @@ def _chunked(
             f"expected arrays of one positive length, got {[None if a is None else len(a) for a in arrays]}"
         )
     mesh = sharding.data_mesh(jax.local_devices())
-    # What a CPU core keeps in its cache is through in half the time.
-    batch_size = min(batch_size or (32 if jax.default_backend() == "cpu" else 256) * mesh.size, n)
+    # On a CPU more would leave the cache, and less would change the kernels to tiles more often.
+    batch_size = min(batch_size or (64 if jax.default_backend() == "cpu" else 256) * mesh.size, n)
     batch_size = -(-batch_size // mesh.size) * mesh.size
     program = _program(fn, model, len(whole), len(arrays), mesh)
     held = [jax.device_put(w, NamedSharding(mesh, sharding.REPLICATED)) for w in whole]

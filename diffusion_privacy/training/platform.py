@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import jax
 
-CONVOLUTIONS: dict[str, dict[str, str]] = {
-    "default": {},
-    # XLA hands convolutions of float32 on a CPU to one of two libraries. The default one is at its best in wide
-    # networks at their first pass; at the gradients of narrow ones (a flow's subnets) the other is 2 to 4 times faster.
-    "eigen": {"xla_cpu_experimental_ynn_fusion_type": ""},
+# XLA hands convolutions, products and sums on a CPU to libraries, each of which can be turned off. YNNPACK sums along
+# leading axes, of norms and of biases' gradients, up to ten times as fast as XLA's own loops; its convolutions and
+# their gradients are the slowest of all.
+_SUMS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+
+CONVOLUTIONS: dict[str, dict[str, str | bool]] = {
+    # Eigen convolves.
+    "default": _SUMS,
+    # At a core's speed between 64 channels or more, and each call costs more than a small layer takes. On x86 and from
+    # jaxlib 0.11 on; elsewhere the same as the default. jaxlib 0.11 cannot store such a program: it warns where there
+    # is a compilation cache, and the next process compiles again.
+    "onednn": {**_SUMS, "xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_custom_call": True},
+    # XLA's own choice, for all of it.
+    "ynnpack": {},
 }
+"""By the library that convolves."""
 
 
-def compiler_options(convolutions: str) -> dict[str, str] | None:
-    """``compiler_options`` for `jax.jit`: those of `CONVOLUTIONS` on a CPU, None elsewhere or for the default."""
-    options = CONVOLUTIONS[convolutions]
-    return options if options and jax.default_backend() == "cpu" else None
+def compiler_options(convolutions: str = "default") -> dict[str, str | bool] | None:
+    """``compiler_options`` for `jax.jit`: those of `CONVOLUTIONS` on a CPU, None elsewhere."""
+    return (CONVOLUTIONS[convolutions] or None) if jax.default_backend() == "cpu" else None

@@ -28,7 +28,7 @@ import optax
 from jax.sharding import Mesh
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.training import convolutions, platform, privacy, rng, sharding
+from diffusion_privacy.training import convolutions, privacy, rng, sharding
 from diffusion_privacy.training import state as states
 from diffusion_privacy.training.privacy import Plan
 from diffusion_privacy.training.secret import Secret
@@ -209,9 +209,9 @@ def _accumulate(task: Task, config: TrainConfig, mesh: Mesh) -> Any:
         return jax.tree.map(lambda old, new: old + new[None], carry, Carry(*found))
 
     specs = (REPLICATED, REPLICATED, SHARDED, REPLICATED, SHARDED, SHARDED)
-    compiler = platform.compiler_options(config.convolutions)
+    library = config.convolutions
     return sharding.data_parallel(
-        accumulate, mesh, in_specs=specs, out_specs=SHARDED, donate=(2,), compiler_options=compiler
+        accumulate, mesh, in_specs=specs, out_specs=SHARDED, donate=(2,), convolutions=library
     )
 
 

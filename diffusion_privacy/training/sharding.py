@@ -26,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.training import platform
 from diffusion_privacy.types import PyTree
 
 DATA = "data"
@@ -156,7 +157,7 @@ def data_parallel(
     in_specs: PyTree,
     out_specs: PyTree,
     donate: tuple[int, ...] = (),
-    compiler_options: dict[str, str] | None = None,
+    convolutions: str = "default",
 ) -> Callable[..., Any]:
     """Compiles ``fn``, written for one device's rows, over the mesh.
 
@@ -167,11 +168,11 @@ def data_parallel(
       in_specs: one of `REPLICATED`, `SHARDED` for each argument (or a pytree of them).
       out_specs: the same for the outputs.
       donate: positions of arguments whose memory the outputs may take; their arrays are gone after the call.
-      compiler_options: of `platform.compiler_options`.
+      convolutions: which library convolves on a CPU, a name of `platform.CONVOLUTIONS`.
     """
     # check_vma=True would sum gradients of replicated parameters by itself and so mix per-example gradients.
     mapped = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return jax.jit(mapped, donate_argnums=donate, compiler_options=compiler_options)
+    return jax.jit(mapped, donate_argnums=donate, compiler_options=platform.compiler_options(convolutions))
 
 
 def pad_batch(batch: Mapping[str, np.ndarray], multiple: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from diffusion_privacy.training import convolutions, platform, sharding
+from diffusion_privacy.training import convolutions, sharding
 from diffusion_privacy.training import state as states
 from diffusion_privacy.training.partition import Partition
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED
@@ -102,8 +102,8 @@ def make_step(task: Task, config: TrainConfig, mesh: Mesh, parts: Partition) -> 
 
     specs = (parts.specs, REPLICATED, REPLICATED, SHARDED, SHARDED, SHARDED)
     outs = (parts.specs, REPLICATED, REPLICATED)
-    options = platform.compiler_options(config.convolutions)
-    return sharding.data_parallel(step, mesh, in_specs=specs, out_specs=outs, donate=(0, 1), compiler_options=options)
+    library = config.convolutions
+    return sharding.data_parallel(step, mesh, in_specs=specs, out_specs=outs, donate=(0, 1), convolutions=library)
 
 
 class PlainSteps:
