@@ -54,7 +54,7 @@ class TrainConfig:
       micro_batches: each device handles its share in this many pieces, one after the other, to save memory.
       sharding: rules by which the state is split over devices, see `partition`; none keeps it whole on each.
       convolutions: which library convolves on a CPU, a name of `platform.CONVOLUTIONS`; elsewhere nothing changes.
-        ``onednn`` trains networks of 64 channels or more a few percent faster, but what it compiles cannot be kept.
+        ``onednn`` trains networks of 32 channels or more a few percent faster, but what it compiles cannot be kept.
       log_every: steps between rows of metrics (averages over these steps).
       eval_every: steps between calls of ``eval_fn``; 0 for never.
       checkpoint_every: steps between checkpoints; the last step is always saved.
