@@ -159,7 +159,7 @@ def data_parallel(
     donate: tuple[int, ...] = (),
     convolutions: str = "default",
 ) -> Callable[..., Any]:
-    """Compiles ``fn``, written for one device's rows, over the mesh.
+    """Compiles ``fn``, written for one device's rows, over the mesh. Not to be called inside another `jax.jit`.
 
     Args:
       fn: sees the local part of each `SHARDED` argument and the whole of each `REPLICATED` one; sums over devices
