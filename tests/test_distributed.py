@@ -1,7 +1,7 @@
 """Devices and processes must not show in the numbers, and a job that loses a process must end and go on.
 
 One machine plays several: processes of a job on it are real ones, joined by `jax.distributed`, with their own devices.
-Tolerance: trained numbers agree to 2e-5 (parameters are of order 1; sums over devices are made in another order), drawn
+Tolerance: trained numbers agree to 1e-4 (parameters are of order 1; sums over devices are made in another order), drawn
 images and log-weights to 1e-4, counts exactly.
 """
 
@@ -110,8 +110,7 @@ def assert_equal(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) ->
         if name in COUNTS:
             np.testing.assert_array_equal(found[name], value, err_msg=name)
         else:
-            tolerance = 2e-5 if name.startswith(("whole", "split", "private")) else 1e-4
-            np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+            np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_the_numbers_are_worth_comparing(alone) -> None:
