@@ -1,8 +1,9 @@
 """Devices and processes must not show in the numbers, and a job that loses a process must end and go on.
 
 One machine plays several: processes of a job on it are real ones, joined by `jax.distributed`, with their own devices.
-Tolerance: trained numbers agree to 1e-4 (parameters are of order 1; sums over devices are made in another order), drawn
-images and log-weights to 1e-4, counts exactly.
+Tolerance: trained numbers agree to 2e-5, one of a thousand to 1e-4 (parameters are of order 1; sums over rows and
+devices are made in another order, and where a gradient is almost 0 Adam enlarges its rounding), drawn images and
+log-weights to 1e-4, counts exactly.
 """
 
 from __future__ import annotations
@@ -111,6 +112,9 @@ def assert_equal(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) ->
             np.testing.assert_array_equal(found[name], value, err_msg=name)
         else:
             np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+            if name.startswith(("whole", "split", "private")):
+                apart = ~np.isclose(found[name], value, rtol=2e-5, atol=2e-5)
+                assert np.mean(apart) <= 1e-3, f"{name}: {apart.sum()} of {apart.size} beyond 2e-5"
 
 
 def test_the_numbers_are_worth_comparing(alone) -> None:

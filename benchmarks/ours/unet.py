@@ -72,8 +72,7 @@ def _forward() -> Job:
 
 def _train() -> Job:
     batch = shapes.UNET_BATCH
-    micro = batch // (_PIECE * jax.device_count())
-    pieces = max(1, micro)
+    pieces = max(1, batch // (_PIECE * jax.device_count()))
     config = TrainConfig(
         steps=1_000_000, batch_size=batch, learning_rate=1e-6, micro_batches=pieces, convolutions="onednn"
     )

@@ -6,7 +6,6 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from diffusion_privacy.flows import cpu_convolutions
 from diffusion_privacy.flows.bijection import Shape, batch_shape, constant_logdet, size, sum_record
 from diffusion_privacy.types import Array, PyTree
 
@@ -30,10 +29,7 @@ class ActNorm:
         return {"bias": jnp.zeros(self.shape[-1]), "log_scale": jnp.zeros(self.shape[-1])}
 
     def forward(self, params: PyTree, x: Array, cond: Array | None) -> tuple[Array, Array]:
-        bias, scale = (
-            cpu_convolutions.along_channels(v, x.shape) for v in (params["bias"], jnp.exp(params["log_scale"]))
-        )
-        return (x + bias) * scale, self._logdet(params, x)
+        return (x + params["bias"]) * jnp.exp(params["log_scale"]), self._logdet(params, x)
 
     def inverse(self, params: PyTree, y: Array, cond: Array | None) -> tuple[Array, Array]:
         x = y * jnp.exp(-params["log_scale"]) - params["bias"]

@@ -6,8 +6,6 @@ a core's speed between wide layers only, has slow gradients for thin ones, and n
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +55,7 @@ def _from_thin_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arr
 
 def _from_thin_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    return to_thin(g, mirror(kernel)), _dot(_windows(x).T, g.reshape(-1, g.shape[-1]), 0).reshape(kernel.shape)
+    return to_thin(g, mirror(kernel)), winograd.dot(_windows(x).T, g.reshape(-1, g.shape[-1]), 0).reshape(kernel.shape)
 
 
 from_thin.defvjp(_from_thin_forward, _from_thin_backward)
@@ -67,7 +65,7 @@ from_thin.defvjp(_from_thin_forward, _from_thin_backward)
 def to_thin(x: Array, kernel: Array) -> Array:
     """A convolution to few channels: one product, then the sum over taps, each read at its shift. Reverse mode only."""
     b, h, w, c = x.shape
-    taps = _dot(x.reshape(-1, c), kernel.transpose(2, 0, 1, 3).reshape(c, -1), 0).reshape(b, h, w, 9, -1)
+    taps = winograd.dot(x.reshape(-1, c), kernel.transpose(2, 0, 1, 3).reshape(c, -1), 0).reshape(b, h, w, 9, -1)
     padded = jnp.pad(taps, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
     parts = [padded[:, i : i + h, j : j + w, 3 * i + j] for i in range(3) for j in range(3)]
     return sum(parts[1:], start=parts[0])
@@ -81,7 +79,7 @@ def _to_thin_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Arra
     x, kernel = saved
     c, o = kernel.shape[2:]
     windows = _windows(g)
-    taps = _dot(x.reshape(-1, c).T, windows, 0).reshape(c, 3, 3, o)[:, ::-1, ::-1]
+    taps = winograd.dot(x.reshape(-1, c).T, windows, 0).reshape(c, 3, 3, o)[:, ::-1, ::-1]
     return _windows_product(windows, mirror(kernel), g.shape), taps.transpose(1, 2, 0, 3)
 
 
@@ -97,7 +95,7 @@ def _windows(x: Array) -> Array:
 
 
 def _windows_product(windows: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
-    return _dot(windows, kernel.reshape(windows.shape[-1], -1), 0).reshape(*shape[:3], -1)
+    return winograd.dot(windows, kernel.reshape(windows.shape[-1], -1), 0).reshape(*shape[:3], -1)
 
 
 def constant(values: Array, kernel: Array, h: int, w: int) -> Array:
@@ -106,35 +104,15 @@ def constant(values: Array, kernel: Array, h: int, w: int) -> Array:
     Pixels differ by the taps that fall inside, and so only at the border: nothing is summed over K at each of them.
     """
     k, o = kernel.shape[2:]
-    taps = _dot(values, kernel.transpose(2, 0, 1, 3).reshape(k, -1), 0).reshape(-1, 9, o)
-    # One product an image, the gradient's included, needs no change of layout; one for all took 5 times as long.
+    taps = winograd.dot(values, kernel.transpose(2, 0, 1, 3).reshape(k, -1), 0).reshape(-1, 9, o)
+    # One product an image, the gradient's included, needs no change of layout; one for all took 2 to 3 times as long.
     inside = np.einsum("yi,xj->yxij", _inside(h), _inside(w)).reshape(h * w, 9)
     every = jnp.broadcast_to(inside, (len(values), h * w, 9))
     out = jax.lax.dot_general(every, taps, (((2,), (1,)), ((0,), (0,))), precision="highest")
     return out.reshape(-1, h, w, o)
 
 
-def spread(values: Array, shape: tuple[int, ...]) -> Array:
-    """``values[c]`` at every position of ``shape = (..., c)``, as a product with ones.
-
-    The value is that of a broadcast, the gradient a product with ones instead of a sum over the leading axes, for which
-    XLA's CPU backend walks through memory column by column (4.5 of 18 ms of a subnet's gradient, twice).
-    """
-    ones = jnp.ones((math.prod(shape[:-1]), 1), values.dtype)
-    return _dot(ones, values[None], 0).reshape(shape)
-
-
-def along_channels(values: Array, shape: tuple[int, ...]) -> Array:
-    """``values[c]`` at every position of ``shape = (..., c)``: `spread` on a CPU, a broadcast elsewhere."""
-    return spread(values, shape) if jax.default_backend() == "cpu" else jnp.broadcast_to(values, shape)
-
-
 def _inside(length: int) -> np.ndarray:
     """``[length, 3]``, 1 where a tap falls inside."""
     at = np.arange(length)[:, None] + np.arange(-1, 2)
     return ((at >= 0) & (at < length)).astype(np.float32)
-
-
-def _dot(a: Array, b: Array, axis: int) -> Array:
-    """The sum over a's last axis and b's ``axis``."""
-    return jax.lax.dot_general(a, b, (((1,), (axis,)), ((), ())), precision="highest")

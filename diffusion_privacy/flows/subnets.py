@@ -115,9 +115,9 @@ class ConvNet:
         if cond is not None:
             raw = raw + cpu_convolutions.constant(cond, first[:, :, channels:], *h.shape[1:3])
         for before, layer in itertools.pairwise(layers):
-            h = jax.nn.relu(raw + cpu_convolutions.spread(before["bias"], raw.shape))
+            h = jax.nn.relu(raw + before["bias"])
             raw = cpu_convolutions.by_size(h, layer["kernel"])
-        return raw + cpu_convolutions.spread(layers[-1]["bias"], raw.shape)
+        return raw + layers[-1]["bias"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,12 +35,12 @@ def by_tiles(x: Array, changed: list[Array], axis: int) -> Array:
     """The convolution of ``x[B, h, w, ·]`` with a changed kernel, 16 of ``[c, o]``; ``axis`` of them is summed over."""
 
     def part(x: Array) -> Array:
-        return _joined([_dot(v, u, axis) for v, u in zip(_changed(x), changed, strict=True)], *x.shape[:3])
+        return _joined([dot(v, u, axis) for v, u in zip(_changed(x), changed, strict=True)], *x.shape[:3])
 
     return _in_parts(part, x)
 
 
-def _dot(a: Array, b: Array, axis: int) -> Array:
+def dot(a: Array, b: Array, axis: int) -> Array:
     """The sum over a's last axis and b's ``axis``."""
     return jax.lax.dot_general(a, b, (((1,), (axis,)), ((), ())), precision="highest")
 

@@ -44,6 +44,23 @@ def test_libraries_agree_on_convolutions_their_gradients_and_those_of_every_reco
         assert np.max(np.abs(np.asarray(a) - b)) <= 2e-5 * np.sqrt(np.mean(b**2))
 
 
+@ON_A_CPU
+def test_the_default_sums_by_ynnpack_and_does_not_convolve_by_it():
+    def program(fn, *shapes, library):
+        lowered = jax.jit(fn).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
+        return lowered.compile(compiler_options=CONVOLUTIONS[library]).as_text()
+
+    def sums(x):
+        return jnp.sum(x, axis=(0, 1, 2))
+
+    shapes = (8, 16, 16, 64), (3, 3, 64, 64)
+    if "__ynn_fusion" not in program(sums, shapes[0], library="ynnpack"):
+        pytest.skip("this jaxlib has no YNNPACK")
+    assert "__ynn_fusion" in program(convolutions.plain, *shapes, library="ynnpack")
+    assert "__ynn_fusion" in program(sums, shapes[0], library="default")
+    assert "__ynn_fusion" not in program(convolutions.plain, *shapes, library="default")
+
+
 def test_sums_by_the_default_library_are_exact_to_rounding():
     x = np.random.default_rng(0).normal(3.0, 1.0, (16, 32, 32, 24)).astype(np.float32)
     total = jax.jit(lambda x: jnp.sum(x, axis=(0, 1, 2)), compiler_options=compiler_options())(x)
