@@ -185,7 +185,8 @@ def _sample(model: FlowModel, params: PyTree, key: Array, cond: Array | None, po
 def _program(fn: Callable[..., tuple[Array, ...]], model: FlowModel, whole: int, rows: int, mesh: Mesh) -> Any:
     """``fn(model, ...)`` over the mesh: the first ``whole`` arguments on every device, then ``rows`` split ones."""
     specs = (*(sharding.REPLICATED,) * whole, *(sharding.SHARDED,) * rows)
-    return sharding.data_parallel(functools.partial(fn, model), mesh, in_specs=specs, out_specs=sharding.SHARDED)
+    on_device, rows_out = functools.partial(fn, model), sharding.SHARDED
+    return sharding.data_parallel(on_device, mesh, in_specs=specs, out_specs=rows_out, convolutions="default")
 
 
 def encode(

@@ -10,13 +10,13 @@ import jax
 _SUMS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 CONVOLUTIONS: dict[str, dict[str, str | bool]] = {
-    # Eigen convolves.
+    # Eigen convolves: of what trains, and of flows.
     "default": _SUMS,
     # At a core's speed between 32 channels or more, and each call costs more than a small layer takes. On x86 and from
     # jaxlib 0.11 on; elsewhere the same as the default. jaxlib 0.11 cannot store such a program: it warns where there
     # is a compilation cache, and the next process compiles again.
     "onednn": {**_SUMS, "xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_custom_call": True},
-    # XLA's own choice, for all of it.
+    # XLA's own choice, for all of it: of score networks that are evaluated.
     "ynnpack": {},
 }
 """By the library that convolves."""

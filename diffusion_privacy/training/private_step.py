@@ -239,7 +239,8 @@ def _finish(config: TrainConfig, mesh: Mesh) -> Any:
 
     specs = (REPLICATED, REPLICATED, SHARDED, REPLICATED, REPLICATED, SHARDED)
     outs = (REPLICATED, REPLICATED, SHARDED, REPLICATED)
-    return sharding.data_parallel(finish, mesh, in_specs=specs, out_specs=outs, donate=(0, 1, 2))
+    library = config.convolutions
+    return sharding.data_parallel(finish, mesh, in_specs=specs, out_specs=outs, donate=(0, 1, 2), convolutions=library)
 
 
 def require_source(batches: object) -> RecordSource:
