@@ -61,6 +61,21 @@ def test_the_default_sums_by_ynnpack_and_does_not_convolve_by_it():
     assert "__ynn_fusion" not in program(convolutions.plain, *shapes, library="default")
 
 
+@ON_A_CPU
+def test_a_mapped_program_has_xlas_own_choice_and_a_training_step_the_configs():
+    mesh = sharding.data_mesh()
+    x, kernel = jnp.zeros((8 * mesh.size, 16, 16, 64)), jnp.zeros((3, 3, 64, 64))
+
+    def program(**library):
+        specs = (sharding.SHARDED, sharding.REPLICATED)
+        mapped = sharding.data_parallel(convolutions.plain, mesh, in_specs=specs, out_specs=sharding.SHARDED, **library)
+        return mapped.lower(x, kernel).compile().as_text()
+
+    if "__ynn_fusion" not in program():
+        pytest.skip("this jaxlib has no YNNPACK")
+    assert "__ynn_fusion" not in program(convolutions=TrainConfig(steps=1, batch_size=1).convolutions)
+
+
 def test_sums_by_the_default_library_are_exact_to_rounding():
     x = np.random.default_rng(0).normal(3.0, 1.0, (16, 32, 32, 24)).astype(np.float32)
     total = jax.jit(lambda x: jnp.sum(x, axis=(0, 1, 2)), compiler_options=compiler_options())(x)
