@@ -194,12 +194,14 @@ def regenerated_images(
 
 @dataclasses.dataclass(frozen=True)
 class TPrime:
-    """The statistical t'.
+    """The statistical t': a lower limit of the largest time with h > γ, and no upper one.
+
+    A level whose lower limit does not exceed γ may have any h that its draws allow: fewer draws make the value smaller.
 
     Attributes:
-      value: the time, or None when censored.
-      censored: ``"below"`` when no level's lower limit exceeds γ (t' is below the lowest level looked at, or does not
-        exist), ``"above"`` when the highest level looked at still does, else None.
+      value: the time; None where no level passed.
+      censored: ``"below"`` when no level's lower limit exceeds γ (nothing is shown at any of them), ``"above"`` when
+        that of the highest level looked at does, else None.
       gamma: γ.
       level: family-wise confidence level: with this probability no level is named whose h is γ or less.
       comparisons: number of levels corrected for.

@@ -230,15 +230,20 @@ _CLIQUE_SAMPLES = 2000
 
 
 def _clique_note(subject: Subject, across: int) -> str:
-    """Cliques at half the smallest distance between two held-out records: no two people look as alike."""
+    """Cliques at half the smallest distance between two held-out records that differ: no two people look as alike.
+
+    Equal ones are left out: at a limit of 0 only equal draws would count, and a memoriser would have no clique.
+    """
     samples = subject.samples[: min(subject.drawn, _CLIQUE_SAMPLES)]
     cut = neighbours.rows if across == 1 else (lambda x, name: neighbours.tiles(x, across, name))
     parts = cut(subject.non_members, "cliques: held-out records")
     squared, _ = neighbours.nearest(parts, parts, exclude_self=True)
-    limit = 0.5 * math.sqrt(float(squared.min()) / parts.shape[2])
+    apart = squared[squared > 0]
+    limit = 0.5 * math.sqrt(float(apart.min()) / parts.shape[2]) if apart.size else 0.0
     found = extraction.cliques(samples, limit, across=across)
     unsure = f", search given up in {found.undecided} regions" if found.undecided else ""
-    return f"{len(found.groups)} cliques of {found.size} or more near duplicates in {len(samples)} samples{unsure}"
+    near = f"near duplicates in {len(samples)} samples, at most {limit:.2g} apart"
+    return f"{len(found.groups)} cliques of {found.size} or more {near}{unsure}"
 
 
 def _frechet_gap(subject: Subject) -> list[Row]:

@@ -215,7 +215,11 @@ def split_positions(
     if shares.ndim != 1 or not np.all(shares > 0) or abs(shares.sum() - 1) > 1e-9:
         raise InputError(f"fractions is {list(fractions)}; expected positive shares that sum to 1")
     check_seed(seed)
-    _, person, size = np.unique(identity, return_inverse=True, return_counts=True)
+    _, first, person, size = np.unique(identity, return_index=True, return_inverse=True, return_counts=True)
+    # By their first record, not by their number: a number may be a rank among names or values, which one record's
+    # exchange would shift for all others.
+    by_place = np.argsort(first)
+    person, size = np.argsort(by_place)[person], size[by_place]
     order = random_order(len(size), seed, _SPLIT_TAG)
     end = np.cumsum(size[order])
     middle = (end - size[order] / 2) / len(identity)

@@ -47,7 +47,13 @@ def load(
     network = UNet2D(config, schedule.num_train_timesteps)
     rows = None if label is None else jnp.asarray(label, jnp.int32)
     score = objective.score_fn(network, params, schedule.sde, schedule.prediction, rows)
-    return GivenModel(score, schedule.chain(steps), schedule.notes())
+    notes = schedule.notes()
+    if label is not None:
+        notes = (
+            *notes,
+            f"only images of class {label} were drawn: what the model shows of other classes was not looked at",
+        )
+    return GivenModel(score, schedule.chain(steps), notes)
 
 
 def _scheduler_file(folder: Path) -> Path:

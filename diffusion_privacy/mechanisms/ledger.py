@@ -7,7 +7,8 @@ without hashes counts against every record. So a hash must be of the record's SO
 levels, a row's values: `Records.source_hash`, `table.row_hashes`): prepared in another way, resized say, it is still
 the same record. Where the source is not at hand a stage is declared without hashes. For person-level accounting hash
 the person, not the record: two records of one person in two releases are not distinct. A stage that cannot give its
-event makes the total "no guarantee"; leaving it out would be worse.
+event makes the total "no guarantee"; leaving it out would be worse. An entry does not say what its relation holds fixed
+(the class, say): a total of stages with several relations is for neighbours in all of them.
 
 The file stays with the data: a record's hash lets anyone who holds a candidate test for it.
 """
@@ -350,17 +351,20 @@ class Ledger:
         return Entry(obj["stage"], spend, None if obj["records"] is None else tuple(obj["records"]))
 
     def _write(self, entries: Sequence[Entry]) -> None:
-        temporary = self.path.with_name(self.path.name + ".tmp")
+        # A link stays a link: replacing it would fork the ledger, and each half would allow the whole total.
+        target = self.path.resolve()
+        temporary = target.with_name(target.name + ".tmp")
         with temporary.open("w", encoding="utf-8") as file:
             for obj in (self._head(), *(entry.to_json() for entry in entries)):
                 file.write(json.dumps(obj) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        os.replace(temporary, target)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(self.path.name + ".lock").open("w") as lock:
+        target = self.path.resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.with_name(target.name + ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

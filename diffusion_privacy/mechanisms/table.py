@@ -190,7 +190,8 @@ def privatise_table(
     known = [name for name in release.manifest.public if name != CLASS_IS_PUBLIC]
     if len(known) < len(release.manifest.public) and encoder.apart:
         known.append(f"{', '.join(encoder.apart)} of every row")
-    public = (*known, "the schema: columns, categories, ranges, statistics and decimals")
+    schema = "the schema: columns, categories, ranges, statistics and decimals"
+    public = (*known, schema, "which rows of the source are among the records")
     release = dataclasses.replace(release, manifest=dataclasses.replace(release.manifest, public=public))
     decoded = encoder.decode(release.data, digits(release.labels, sizes), f"{table.name}, privatised")
     return PrivatisedTable(decoded, release)

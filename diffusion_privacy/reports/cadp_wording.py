@@ -28,8 +28,11 @@ NAMES = {
 
 
 def epsilon(value: float) -> str:
-    """ε to three digits, whole numbers in full."""
-    return f"{value:.0f}" if value == round(value) else f"{value:.3g}"
+    """ε to three digits, rounded up: a promise is never said to be stronger than it is. Whole numbers in full."""
+    # Without the noise of the last bits, which would turn 1.0000000000000002 into 1.01.
+    value = float(f"{value:.12g}")
+    text = f"{value:.0f}" if value == round(value) else significant(value, 3, "up")
+    return text if "×" in text else f"{float(text.replace(',', '')):g}"
 
 
 def small(p_value: float) -> str:
@@ -113,9 +116,9 @@ def sound(release: Mapping[str, Any]) -> bool:
 
 
 def power(delta: float) -> str:
-    """δ as a power of ten where it is one: ``10⁻⁵``."""
-    text = significant(delta, 1)
-    return text.removeprefix("1×") if "×" in text else f"{delta:g}"
+    """δ to two digits, rounded up: ``10⁻⁵``."""
+    text = significant(float(f"{delta:.12g}"), 2, "up").replace(".0×", "×")
+    return text.removeprefix("1×") if "×" in text else f"{float(text):g}"
 
 
 def relation(release: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
@@ -152,7 +155,7 @@ def promise_and_attack(release: Mapping[str, Any]) -> str:
     promise = f"At ε = {epsilon(chosen['latent_epsilon'] if unprotected(manifest) else manifest['epsilon'])}"
     if unprotected(manifest):
         promise = f"These private copies carry no end-to-end guarantee. {promise} of the latent step"
-    found = "no better than by guessing" if name not in linked(release) else "better than by guessing"
+    found = "not shown to be better than by guessing" if name not in linked(release) else "better than by guessing"
     return (
         f"{promise} an attacker picks the right original for {_percent(link['value'], link['upper'])}\u00a0% of the "
         f"private {words(release).records}, {found} "
@@ -200,7 +203,12 @@ def cards(release: Mapping[str, Any]) -> str:
             "Linkage", "found", "leaks", f"Originals are found more often than by guessing at {', '.join(names)}."
         )
     else:
-        attack = card("Linkage", "at chance", "clean", "No released set was linked to its originals beyond guessing.")
+        attack = card(
+            "Linkage",
+            "no link shown",
+            "clean",
+            "No released set was shown to be linked to its originals beyond guessing.",
+        )
     return f'<div class="verdicts">{promise}{attack}{_use_card(release)}</div>'
 
 

@@ -214,7 +214,8 @@ class Standing:
 
     Attributes:
       status: label.
-      kind: class of the style sheet; ``clean`` only where rates are certified too, else ``open``, or ``leaks``.
+      kind: class of the style sheet; ``clean`` only where rates are certified to be at most 1/n too, else ``open``, or
+        ``leaks``.
       reason: half a sentence whose "it" is the way.
       may: whether it may be called fit to be given away, under its promise.
     """
@@ -252,7 +253,8 @@ def standing(release: Mapping[str, Any], name: str) -> Standing:
     if guarantee["epsilon"] > WEAK_EPSILON or guarantee["delta"] >= 1 / way["n_train"]:
         weak = f"ε above {WEAK_EPSILON:g}" if guarantee["epsilon"] > WEAK_EPSILON else "δ not below 1/n"
         return Standing("promises too little", "open", f"its promise is next to none ({weak}): {promise(guarantee)}")
-    settled = certified_limit(way) is not None and not not_certified(way)
+    limit = certified_limit(way)
+    settled = limit is not None and limit <= 1 / way["n_train"] and not not_certified(way)
     kind = "clean" if settled else "open"
     return Standing(f"{MAY}, under its promise", kind, f"{shown(way)}; {certified(way)}", may=True)
 

@@ -120,7 +120,9 @@ def t_primes(release: Mapping[str, Any]) -> str:
     terms = [wording.statistical_terms(entry["statistical"]) for entry in records]
     terms += [wording.paper_terms(entry["paper"]) for entry in records]
     columns = (("Record", ""), ("t′ statistical", ""), ("t′ as in the paper", ""))
-    caption = "t′, the largest noise level from which the record comes back (0 to 1, higher = more memorised)"
+    caption = (
+        "t′, the largest noise level from which the record is shown to come back (0 to 1, higher = more memorised)"
+    )
     table = data_table(caption, columns, rows)
     return table + f'<p class="small">{escape(" ".join(dict.fromkeys(terms)))}</p>'
 

@@ -102,13 +102,10 @@ def paper_terms(entry: Mapping[str, Any]) -> str:
 
 
 def statistical_t_prime(entry: Mapping[str, Any]) -> str:
-    """t' by confidence limits, with its censoring."""
-    value = "" if entry["value"] is None else f"{entry['value']:.3g}"
-    return {
-        None: value or "no tested level passed",
-        "above": f"at least {value}" if value else "above the largest level tested",
-        "below": f"below {value}" if value else "below the smallest level tested",
-    }[entry["censored"]]
+    """t' by confidence limits: a lower limit, since a level that did not pass may still give the record back."""
+    if entry["value"] is None:
+        return "not shown at any tested level"
+    return f"at least {entry['value']:.3g}{', the largest level tested' if entry['censored'] == 'above' else ''}"
 
 
 def statistical_terms(entry: Mapping[str, Any]) -> str:
@@ -193,11 +190,12 @@ def _open_points(record: Mapping[str, Any]) -> list[str]:
     verdict, t_prime = record["verdict"], record["t_prime"]
     points = []
     if verdict["status"] == "not certified":
-        drawn = count(record["direct"]["n"])
+        needed, direct = verdict["samples_needed"], record["direct"]
+        drawn = f"{count(direct['n'])} were drawn, with {count(direct['hits'])}"
         remedy = (
             "more samples alone would not decide it"
-            if verdict["samples_needed"] is None
-            else f"about {count(verdict['samples_needed'])} direct samples would decide it, {drawn} were drawn"
+            if needed is None
+            else f"about {count(needed)} direct samples without a hit would certify it, {drawn}"
         )
         points.append(f"neither a leak nor its absence was certified; {remedy}.")
     for title, entry in (("direct", record["direct"]), ("subspace", record["subspace"])):

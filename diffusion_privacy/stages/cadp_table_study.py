@@ -76,6 +76,9 @@ def load_parts(settings: CadpTable) -> tuple[Rows, Rows, Rows]:
     """Public, private and test rows. A person's rows stay together, and so do equal rows, or a flow would learn from
     copies of private ones.
 
+    The division is public and not accounted for. It depends on places in the file, on whose rows they are and on which
+    are equal: exchanging a row that equals no other for another such row moves nobody.
+
     Raises:
       InputError: as `load_source` and `table_rows.split_rows`.
     """

@@ -69,7 +69,8 @@ class Privacy:
         if self.epsilon > 0 and self.noise_multiplier > 0:
             raise InputError("training.privacy: expected epsilon or noise_multiplier, not both")
         _need(0 < self.delta < 1, "delta", "a number inside (0, 1)", self.delta)
-        _need(0 < self.clip_norm < 1e6, "clip_norm", "a number in (0, 1e6)", self.clip_norm)
+        # Below, squares of float32 gradients vanish, and nothing would be clipped.
+        _need(1e-12 <= self.clip_norm < 1e6, "clip_norm", "a number in [1e-12, 1e6)", self.clip_norm)
         _need(self.relation in RELATIONS, "relation", f"one of {', '.join(RELATIONS)}", self.relation)
         for name in ("augmentations", "micro_batch"):
             _need(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))

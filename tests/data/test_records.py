@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, reject
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from diffusion_privacy.data.records import Records, random_order, split_records
+from diffusion_privacy.data.records import Records, random_order, split_positions, split_records
 from diffusion_privacy.errors import InputError
 
 
@@ -166,3 +166,13 @@ def test_random_order_is_uniform_and_pinned():
     assert np.sum((counts - 200) ** 2 / 200) < 49.7
     # A checkpoint of an earlier version resumes only while this does not change.
     assert random_order(8, 1, 2).tolist() == [7, 1, 3, 0, 4, 2, 6, 5]
+
+
+@given(seed=st.integers(0, 2**32 - 1), names=st.permutations(range(12)))
+@settings(max_examples=30, deadline=None)
+def test_the_split_does_not_depend_on_how_people_are_numbered(seed, names):
+    """A number may be a rank among names or values, which the exchange of one record shifts for all."""
+    people = np.array([0, 1, 1, 2, 3, 3, 3, 4, 5, 6, 7, 7, 8, 9, 10, 11])
+    parts = split_positions(people, (0.5, 0.3, 0.2), seed)
+    for a, b in zip(parts, split_positions(np.array(names)[people], (0.5, 0.3, 0.2), seed), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -70,6 +70,21 @@ def test_distinct_records_are_parallel_only_when_declared(tmp_path):
         undeclared.record(Entry("two", laplace(1.0), None))
 
 
+def test_links_to_one_ledger_share_its_total(tmp_path):
+    shared = tmp_path / "shared" / "ledger.jsonl"
+    shared.parent.mkdir()
+    ledgers = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ledger.jsonl").symlink_to(shared)
+        ledgers.append(Ledger(tmp_path / name / "ledger.jsonl", 8.0, 0.0))
+    ledgers[0].record(Entry("first", laplace(6.0), ("x",)))
+    assert ledgers[0].path.is_symlink()
+    with pytest.raises(InputError, match="exhausted"):
+        ledgers[1].record(Entry("second", laplace(6.0), ("x",)))
+    assert [entry.stage for entry in ledgers[1].entries()] == ["first"]
+
+
 def test_a_stage_without_an_event_means_no_guarantee(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl", 5.0, 1e-5)
     ledger.record(Entry("release", laplace(1.0)))

@@ -65,8 +65,10 @@ def test_interval_has_value_unit_level_and_limits() -> None:
 
 def test_censored_t_prime_never_shows_a_bare_number() -> None:
     entry = {"value": 0.99, "censored": "above", "gamma": 0.02, "level": 0.95, "comparisons": 11}
-    assert wording.statistical_t_prime(entry) == "at least 0.99"
-    assert wording.statistical_t_prime({**entry, "value": None, "censored": "below"}).startswith("below the smallest")
+    assert wording.statistical_t_prime(entry) == "at least 0.99, the largest level tested"
+    # What did not pass is not shown to be free of the record.
+    assert wording.statistical_t_prime({**entry, "censored": None}) == "at least 0.99"
+    assert wording.statistical_t_prime({**entry, "value": None, "censored": "below"}) == "not shown at any tested level"
 
 
 def test_uncertified_names_the_samples_that_would_do() -> None:
@@ -74,7 +76,7 @@ def test_uncertified_names_the_samples_that_would_do() -> None:
     verdict = release["models"]["careful"]["records"][0]["verdict"]
     verdict |= {"status": "not certified", "samples_needed": 61_000}
     text = " ".join(wording.uncertified(release))
-    assert "about 61,000 direct samples would decide it, 30,000 were drawn" in text
+    assert "about 61,000 direct samples without a hit would certify it, 30,000 were drawn, with" in text
     verdict["samples_needed"] = None
     assert "more samples alone would not decide it" in " ".join(wording.uncertified(release))
 

@@ -211,6 +211,16 @@ def test_equal_rows_are_never_in_two_shares(tmp_path):
     assert len(set.union(*hashes)) == sum(map(len, hashes))
 
 
+def test_exchanging_a_row_moves_nobody(tmp_path):
+    """The flow learns from the public rows without noise: which they are must not tell of a private row's values."""
+    parts = cadp_table_study.load_parts(_study(_write(tmp_path / "t.csv")))
+    row = int(parts[1].index[7])
+    for number, age in enumerate(("21.3", "55.7", "98.1")):
+        changed = _write(tmp_path / f"{number}.csv", **{f"at_{row}_0": age})
+        for part, before in zip(cadp_table_study.load_parts(_study(changed)), parts, strict=True):
+            np.testing.assert_array_equal(part.index, before.index)
+
+
 def test_a_released_table_of_another_size_is_refused(tmp_path):
     private = cadp_table_study.load_parts(_study(_write(tmp_path / "t.csv")))[1]
     with (tmp_path / "data.csv").open("w", newline="") as file:
