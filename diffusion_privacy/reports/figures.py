@@ -142,7 +142,7 @@ def h_curves(release: Mapping[str, Any]) -> Drawn:
     caption = (
         "h(t): how often the record comes back when it is drowned in noise up to level t and denoised by the model. "
         f"Bars: {level:g} % interval at each t by itself. Higher, and further to the right, is worse. Vertical "
-        "lines: t′, the largest noise level from which the record comes back (short and grey: of a control). Crosses "
+        "lines: t′, the largest noise level shown to give the record back (short and grey: of a control). Crosses "
         "on dotted lines: held-out records that the model has never seen; they may come back from little noise, which "
         "hides little, and should not from much."
     )

@@ -72,7 +72,8 @@ _METHODS = (
     ("Score-subspace integration (E2)", "Start from the record drowned in noise, denoise with the model, and weight "
      "each result by how likely the model would have come along that path by itself. For models only."),
     ("h(t) and t′", "h(t) is the probability that the record comes back when it is drowned in noise up to level t; t′ "
-     "is the largest such level. Higher means more memorised. For models only. t′ is an indicator; q decides."),
+     "is the largest level where it was shown to; no level above is shown to be free of it. "
+     "Higher means more memorised. For models only. t′ is an indicator; q decides."),
     ("Verdict", "“Leaks”: the lower limit of q is above zero by more than the detector’s errors explain. “No leak "
      "above bound”: the upper limit lies at or below 1/n. “Not certified”: neither."),
     ("ε and δ", "For two data sets that differ as the relation says, no event is more than e^ε times as likely (but "

@@ -56,7 +56,8 @@ _METHODS = (
      "each result by how likely the model would have come along that path by itself. Its own diagnostics say whether "
      "the interval may be quoted; where direct samples have hits, they are what to believe."),
     ("h(t) and t′", "h(t) is the probability that the record comes back when it is drowned in noise up to level t; t′ "
-     "is the largest such level. Higher means more memorised. t′ is an indicator; q decides."),
+     "is the largest level where it was shown to; no level above is shown to be free of it. "
+     "Higher means more memorised. t′ is an indicator; q decides."),
 )  # fmt: skip
 
 _LIMITS = (

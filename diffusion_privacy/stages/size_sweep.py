@@ -34,7 +34,7 @@ MEANING = {
     "detections": "drawn images in which the detector recognises the private record, of samples",
     "expected_if_memorised": "samples/n: detections of a model that memorised all its records alike",
     "control_detections": "the same for held-out records that no model saw: false alarms",
-    "t_prime": "largest noise level from which the record comes back, 0 to 1; higher = more leak; null: none",
+    "t_prime": "largest noise level shown to give the record back, 0 to 1; higher = more leak; null: none shown",
     "t_prime_paper": "the same by the paper's reading, any hit in 16 draws a level, without confidence",
 }
 """Of the numbers of sweep.json."""
