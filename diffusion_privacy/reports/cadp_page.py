@@ -13,8 +13,8 @@ from diffusion_privacy.reports import cadp_figures, cadp_schema, cadp_table_page
 from diffusion_privacy.reports.cadp_wording import (
     NAMES,
     cards,
+    delta,
     epsilon,
-    power,
     relation,
     share,
     small,
@@ -87,7 +87,7 @@ def _releases(release: Mapping[str, Any]) -> str:
         cells = [
             one["folder"],
             "none" if manifest["epsilon"] is None else epsilon(manifest["epsilon"]),
-            power(manifest["delta"]),
+            delta(manifest["delta"]),
             f"{manifest['noise_scale']:.3g}",
             "–" if manifest["clip_norm"] is None else f"{manifest['clip_norm']:.3g}",
             count(manifest["count_out"]),

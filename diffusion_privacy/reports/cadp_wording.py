@@ -28,11 +28,15 @@ NAMES = {
 
 
 def epsilon(value: float) -> str:
-    """ε to three digits, rounded up: a promise is never said to be stronger than it is. Whole numbers in full."""
-    # Without the noise of the last bits, which would turn 1.0000000000000002 into 1.01.
-    value = float(f"{value:.12g}")
+    """ε to three digits, rounded up: no promise is printed stronger than it is. Whole numbers in full."""
     text = f"{value:.0f}" if value == round(value) else significant(value, 3, "up")
     return text if "×" in text else f"{float(text.replace(',', '')):g}"
+
+
+def delta(value: float) -> str:
+    """δ to two digits, rounded up: ``10⁻⁵``."""
+    text = significant(value, 2, "up").replace(".0×", "×")
+    return text.removeprefix("1×") if "×" in text else f"{float(text):g}"
 
 
 def small(p_value: float) -> str:
@@ -115,12 +119,6 @@ def sound(release: Mapping[str, Any]) -> bool:
     return all(b["holds"] for b in release["epsilon_bounds"]) and (faults is None or faults["passed"])
 
 
-def power(delta: float) -> str:
-    """δ to two digits, rounded up: ``10⁻⁵``."""
-    text = significant(float(f"{delta:.12g}"), 2, "up").replace(".0×", "×")
-    return text.removeprefix("1×") if "×" in text else f"{float(text):g}"
-
-
 def relation(release: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     """The neighbouring relation in plain words."""
     name, _, people = manifest["relation"].partition(", ")
@@ -188,7 +186,7 @@ def cards(release: Mapping[str, Any]) -> str:
     measured = (
         f"Latent step, measured on the worst case: at least {close['lower']:.2f}, claimed {epsilon(close['claimed'])}."
     )
-    terms = f"δ = {power(manifest['delta'])}, for {relation(release, manifest)}. {measured}"
+    terms = f"δ = {delta(manifest['delta'])}, for {relation(release, manifest)}. {measured}"
     if not sound(release):
         promise = card(
             "Promise", "refuted", "leaks", measured + " Do not publish: a measurement contradicts the claim."
@@ -247,7 +245,7 @@ def spent(ledger: Mapping[str, Any]) -> str:
     """What the ledger adds up to."""
     if not ledger["guarantee"]:
         return str(ledger["summary"])
-    return f"all {ledger['stages']} together have ε = {epsilon(ledger['epsilon'])}, δ = {power(ledger['delta'])}"
+    return f"all {ledger['stages']} together have ε = {epsilon(ledger['epsilon'])}, δ = {delta(ledger['delta'])}"
 
 
 def limits(release: Mapping[str, Any]) -> list[str]:

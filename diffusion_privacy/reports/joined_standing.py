@@ -14,8 +14,8 @@ from typing import Any, TypedDict
 
 from diffusion_privacy.anonymity.intervals import clopper_pearson
 from diffusion_privacy.reports import wording
-from diffusion_privacy.reports.cadp_wording import share, with_interval
-from diffusion_privacy.reports.wording import RATE_UNIT, percent, rate, significant
+from diffusion_privacy.reports.cadp_wording import delta, epsilon, share, with_interval
+from diffusion_privacy.reports.wording import RATE_UNIT, percent, rate
 
 MAY = "may be given away"
 TITLES = {
@@ -46,17 +46,6 @@ _RELATIONS = {
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
-
-
-def epsilon(value: float) -> str:
-    """ε to three digits, rounded up; whole numbers in full."""
-    return f"{value:.0f}" if value == round(value) else significant(value, 3, "up")
-
-
-def delta(value: float) -> str:
-    """δ to two digits, rounded up: ``10⁻⁵``."""
-    text = significant(value, 2, "up").replace(".0×", "×")
-    return text.removeprefix("1×") if "×" in text else f"{float(text.replace(',', '')):g}"
 
 
 def relation(text: str) -> str:

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusion_privacy.reports import wording
-from diffusion_privacy.reports.cadp_wording import share, small, with_interval
+from diffusion_privacy.reports.cadp_wording import delta, epsilon, share, small, with_interval
 from diffusion_privacy.reports.joined_schema import WAYS
 from diffusion_privacy.reports.joined_standing import (
     certified_limit,
-    delta,
-    epsilon,
     leaking,
     most_right,
     not_certified,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sample_joined import clean, complete, leak, make_joined, undecided
 from test_wording import number
 
-from diffusion_privacy.reports import joined_page, joined_schema, joined_standing, joined_wording
+from diffusion_privacy.reports import cadp_wording, joined_page, joined_schema, joined_standing, joined_wording
 from diffusion_privacy.reports.joined_schema import WAYS
 from diffusion_privacy.reports.joined_standing import MAY, NAMES, most_right, standing
 
@@ -114,7 +114,7 @@ def test_what_an_attacker_can_tell_is_the_closed_form(epsilon: float, delta: flo
 
 @given(st.floats(1e-4, 1e3), st.floats(1e-12, 0.5))
 def test_epsilon_and_delta_are_rounded_up(epsilon: float, delta: float) -> None:
-    for value, text in ((epsilon, joined_standing.epsilon(epsilon)), (delta, joined_standing.delta(delta))):
+    for value, text in ((epsilon, cadp_wording.epsilon(epsilon)), (delta, cadp_wording.delta(delta))):
         printed = number(text if not text.startswith("10") or "⁻" not in text else f"1×{text}")
         assert value * (1 - 1e-12) <= printed <= 1.1 * value
 
@@ -123,7 +123,7 @@ def test_epsilon_and_delta_are_rounded_up(epsilon: float, delta: float) -> None:
     ("value", "text"), [(1e-5, "10⁻⁵"), (1.4e-5, "1.4×10⁻⁵"), (2e-5, "2×10⁻⁵"), (0.01, "0.01"), (0, "0")]
 )
 def test_delta(value: float, text: str) -> None:
-    assert joined_standing.delta(value) == text
+    assert cadp_wording.delta(value) == text
 
 
 def test_an_attack_beyond_the_promise_contradicts_it() -> None:
