@@ -22,12 +22,17 @@ import numpy as np
 
 from diffusion_privacy.anonymity import lanes
 from diffusion_privacy.anonymity.conformal import conformal_count, conformal_rate
-from diffusion_privacy.anonymity.intervals import Rate
+from diffusion_privacy.anonymity.detector_tasks import Perturbation
+from diffusion_privacy.anonymity.intervals import Rate, rate
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.training import rng
 from diffusion_privacy.types import Array, PyTree
 
 Distance = Callable[[Array, Array], Array]
 """``distance(x[B, ...], record[B, ...]) -> [B]``, 0 or more; smaller means more alike."""
+
+Copies = Callable[[Array, Array], Array]
+"""``copy(record[...], key) -> [...]``: the record as a careless copy may look."""
 
 
 def _l2(x: Array, record: Array) -> Array:
@@ -166,3 +171,63 @@ def control_test(hits: int, control_hits: np.ndarray) -> ControlTest:
     """The rank of ``hits`` among ``control_hits[m]``, ties counted against the private record."""
     p = (1 + int(np.sum(control_hits >= hits))) / (1 + len(control_hits))
     return ControlTest(hits, control_hits, p)
+
+
+def _noisy(record: Array, key: Array) -> Array:
+    return record + 0.05 * jax.random.normal(key, record.shape)
+
+
+def copies_held(
+    distance: Distance,
+    records: np.ndarray,
+    radii: np.ndarray,
+    key: Array,
+    *,
+    copy: Copies | None = None,
+    copies: int = 512,
+    level: float,
+    uids: np.ndarray | None = None,
+) -> list[Rate]:
+    """For each record the share of its perturbed copies that its ball holds: the detector's true-positive rate.
+
+    A ball says nothing of copies that it does not hold. Its radius follows from held-out records alone, so that a
+    near copy of the record among these makes it a point; a count of draws inside must be divided by a lower limit of
+    this rate before it bounds the rate of copies.
+
+    Args:
+      distance: of the balls.
+      records: ``[R, ...]``; images in [-1, 1] where ``copy`` is None and they are ``[R, H, W, C]``.
+      radii: ``[R]``, in units of the distance; a copy is inside if it is nearer than that.
+      key: copies of a record are a function of (key, uid).
+      copy: how a copy may differ; None for `detector_tasks.Perturbation` of images, white noise of .05 of others.
+      copies: of each record, 1 or more.
+      level: two-sided confidence of each rate by itself.
+      uids: ``[R]`` numbers of the records, the position if not given.
+    """
+    if copy is None:
+        copy = Perturbation() if np.ndim(records) == 4 else _noisy
+    make = jax.jit(lambda record, keys: jax.vmap(lambda one: copy(record, one))(keys))
+    numbers = np.arange(len(records)) if uids is None else uids
+    rates = []
+    for record, radius, uid in zip(records, radii, numbers, strict=True):
+        keys = rng.per_record(jax.random.fold_in(key, int(uid)), jnp.arange(copies))
+        near = distances(distance, np.asarray(make(record, keys)), record[None], chunk=256)[:, 0] < radius
+        rates.append(rate(int(near.sum()), copies, level))
+    return rates
+
+
+def divisor(seen: Rate) -> float:
+    """Lower limit of the share of copies that a ball holds, as `montecarlo.direct` takes it: above 0, in (0, 1].
+
+    Where the ball held none, any count divided by it gives the limit 1, which bounds nothing.
+    """
+    return max(seen.lower, 1e-12)
+
+
+def doubts(seen: Rate) -> list[str]:
+    """Why not to trust a ball with this share of copies; empty when it holds most."""
+    if seen.hits == 0:
+        return [f"the ball holds none of {seen.n} perturbed copies: it would miss a copy, and bounds nothing"]
+    if seen.lower < 0.5:
+        return [f"the ball may miss more than half of the copies: it holds at least {seen.lower:.3g} of them"]
+    return []

@@ -13,33 +13,26 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy.anonymity import lanes, montecarlo, subspace, tprime, verdict
-from diffusion_privacy.anonymity.detector_tasks import Perturbation
 from diffusion_privacy.anonymity.intervals import Rate, rate
 from diffusion_privacy.anonymity.montecarlo import DirectResult
 from diffusion_privacy.anonymity.subspace import SubspaceResult
 from diffusion_privacy.anonymity.tprime import HCurve, TPrime
 from diffusion_privacy.anonymity.verdict import Verdict
 from diffusion_privacy.audits import nearness, plausible
-from diffusion_privacy.audits.nearness import Balls, ControlTest, Distance
+from diffusion_privacy.audits.nearness import Balls, ControlTest, Copies, Distance
 from diffusion_privacy.audits.plausible import Plausibility
 from diffusion_privacy.diffusion import given_model
 from diffusion_privacy.diffusion.given_model import GivenModel
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.training import rng
-from diffusion_privacy.types import Array
 
 _LOG = logging.getLogger(__name__)
 _ROUND = 2048
-
-Copies = Callable[[Array, Array], Array]
-"""``copy(record[...], key) -> [...]``: the record as a careless copy may look."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +228,16 @@ class _Work:
 
 def _run(work: _Work, copy: Copies | None) -> OwnAudit:
     plan, chain = work.plan, work.model.chain
-    seen = _copies_seen(work, copy)
+    radii = np.array([b.radius for b in work.balls])
+    seen = nearness.copies_held(
+        work.distance,
+        work.private,
+        radii,
+        rng.stream(work.seed, "own.copies"),
+        copy=copy,
+        copies=plan.copies,
+        level=work.level,
+    )
     drawn = _draw(work)
     levels = np.unique(np.round(np.linspace(1, chain.steps, min(plan.h_levels, chain.steps))).astype(int))
     curves = tprime.h_curves(
@@ -264,24 +266,6 @@ def _run(work: _Work, copy: Copies | None) -> OwnAudit:
     _LOG.info("audit: subspaces integrated, %s paths", [e2.estimate.n for e2 in paths])
     records = tuple(_record(work, r, seen[r], drawn.controls[r], curves[r], paths[r]) for r in range(len(work.private)))
     return OwnAudit(records, drawn.plausibility, drawn.shown, drawn.nearest, drawn.distances, work.model.notes)
-
-
-def _copies_seen(work: _Work, copy: Copies | None) -> list[Rate]:
-    """For each record the share of its perturbed copies that its ball holds."""
-    if copy is None:
-        copy = Perturbation() if work.private.ndim == 4 else _noisy
-    make = jax.jit(lambda record, keys: jax.vmap(lambda key: copy(record, key))(keys))
-    key, rates = rng.stream(work.seed, "own.copies"), []
-    for r, record in enumerate(work.private):
-        keys = rng.per_record(jax.random.fold_in(key, r), jnp.arange(work.plan.copies))
-        copies = np.asarray(make(record, keys))
-        near = nearness.distances(work.distance, copies, record[None], chunk=256)[:, 0] < work.balls[r].radius
-        rates.append(rate(int(near.sum()), len(near), work.level))
-    return rates
-
-
-def _noisy(record: Array, key: Array) -> Array:
-    return record + 0.05 * jax.random.normal(key, record.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,7 +326,7 @@ def _record(
 ) -> RecordAudit:
     plan, balls = work.plan, work.balls[number]
     direct = montecarlo.direct(
-        control.hits, plan.samples, tpr_lower=max(seen.lower, 1e-12), steps=work.model.chain.steps, level=work.level
+        control.hits, plan.samples, tpr_lower=nearness.divisor(seen), steps=work.model.chain.steps, level=work.level
     )
     gamma = max(plan.gamma, balls.false_positive_rate.upper)
     return RecordAudit(
@@ -388,11 +372,7 @@ def _decide(work: _Work, direct: DirectResult, e2: SubspaceResult, control: Cont
 
 
 def _reasons(seen: Rate, control: ControlTest, plan: Plan) -> tuple[str, ...]:
-    reasons = []
-    if seen.hits == 0:
-        reasons.append(f"the ball holds none of {seen.n} perturbed copies: it would miss a copy, and bounds nothing")
-    elif seen.lower < 0.5:
-        reasons.append(f"the ball may miss more than half of the copies: it holds at least {seen.lower:.3g} of them")
+    reasons = nearness.doubts(seen)
     if control.hits == plan.samples:
         reasons.append("every drawn image lies inside the ball: the detector says nothing")
     others = int(np.sum(control.control_hits > 0))

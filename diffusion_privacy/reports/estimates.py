@@ -23,6 +23,16 @@ Positive = Annotated[int, Range(1)]
 _SLACK = 1e-6  # relative; limits and value come from different formulas and may differ by rounding
 
 
+class Rate(TypedDict):
+    """A measured rate of a detector; ``value`` is null when n = 0."""
+
+    value: Probability | None
+    lower: Probability
+    upper: Probability
+    level: Probability
+    n: Count
+
+
 class Direct(TypedDict):
     """q from unconditional samples (E1). ``value`` may exceed ``hits / n`` by the detector's correction."""
 
@@ -103,8 +113,8 @@ def subspace_entry(estimate: Estimate, hits: int, pareto_k: float, max_weight_sh
     }
 
 
-def rate_entry(value: intervals.Rate) -> dict[str, Any]:
-    """A `schema.Rate`: an error rate of a detector."""
+def rate_entry(value: intervals.Rate) -> Rate:
+    """A `Rate` from a count."""
     return {"value": value.value, "lower": value.lower, "upper": value.upper, "level": value.level, "n": value.n}
 
 

@@ -12,8 +12,17 @@ from typing import Any, Literal, TypedDict, cast
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import schema, structure
-from diffusion_privacy.reports.estimates import Count, Direct, Estimator, NonNegative, Positive, Probability, Subspace
-from diffusion_privacy.reports.schema import Data, Device, HCurve, Program, Rate, Sampler, Timing, TPrime, Verdict
+from diffusion_privacy.reports.estimates import (
+    Count,
+    Direct,
+    Estimator,
+    NonNegative,
+    Positive,
+    Probability,
+    Rate,
+    Subspace,
+)
+from diffusion_privacy.reports.schema import Data, Device, HCurve, Program, Sampler, Timing, TPrime, Verdict
 
 SCHEMA_VERSION = "own-1.0"
 MODEL = "model"

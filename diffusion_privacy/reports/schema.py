@@ -31,6 +31,7 @@ from diffusion_privacy.reports.estimates import (
     NonNegative,
     Positive,
     Probability,
+    Rate,
     Subspace,
     estimate_rule,
     estimator_rule,
@@ -72,16 +73,6 @@ class Sampler(TypedDict):
 
     name: str
     steps: Positive
-
-
-class Rate(TypedDict):
-    """A measured rate of the detector; ``value`` is null when n = 0."""
-
-    value: Probability | None
-    lower: Probability
-    upper: Probability
-    level: Probability
-    n: Count
 
 
 class Detector(TypedDict):

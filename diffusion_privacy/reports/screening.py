@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports.estimates import Count, Direct, NonNegative, Positive, Probability, Subspace, ordered
+from diffusion_privacy.reports.estimates import (
+    Count,
+    Direct,
+    NonNegative,
+    Positive,
+    Probability,
+    Rate,
+    Subspace,
+    ordered,
+)  # fmt: skip
 
 DETECTOR = (
     "an image shows a listed record if it lies closer to it, in Euclidean distance over all pixels, than half the "
@@ -14,8 +23,9 @@ DETECTOR = (
 )
 ASSUMES = (
     "the sampler as it was run; another one has another rate",
-    "a reproduction is an image inside the record's ball: one that differs more is not counted, and one inside is not "
-    "shown to be recognisable",
+    "a reproduction is an image inside the record's ball, and one inside is not shown to be recognisable; the upper "
+    "limit of q by direct samples allows for the perturbed copies that the ball does not hold, and for no copy that "
+    "differs more than those; q by guided paths is of images inside",
     "held-out and control records were never seen by the model and are of the same kind as the training records",
     "the upper limit of t′ speaks of the levels that were looked at: it holds if h falls with t above them",
     "limits of t′, of q by direct samples and of q by guided paths each hold for all listed records together; the list "
@@ -44,8 +54,11 @@ class Screened(TypedDict):
     stderr: NonNegative  # of the score, nats
     p_value: Probability  # share of held-out records that score as low, this one counted; of one record by itself
     radius: NonNegative  # of its ball; images are scaled to [-1, 1]
+    nearest_held_out: NonNegative  # distance to the held-out record that sets the radius
+    copies_inside: Rate  # share of perturbed copies that the ball holds; higher is better
+    reasons: list[str]  # why not to trust the ball; empty when it holds most copies
     t_prime: Bracket
-    direct: Direct  # of the images drawn for E1; costs no further calls
+    direct: Direct  # of the images drawn for E1; costs no further calls; its upper limit allows for copies outside
     subspace: Subspace | None  # null: dropped by successive halving
     dropped_at: Positive | None  # the rung; null: a finalist
     network_calls: Count  # spent on this record alone: t' and guided paths
@@ -64,7 +77,8 @@ class Screening(TypedDict):
     held_out: Positive  # records that the model never saw, scored beside them
     times: list[Probability]  # noise levels that were summed
     draws: Positive  # noised images a record and level
-    level: Probability  # of t', of direct and of subspace limits, each for all listed records together
+    level: Probability  # of t', of direct and of subspace limits, each for all listed records together; the level in
+    # ``direct`` and ``copies_inside`` is that of one count, of which an upper limit of q needs two
     gamma: Probability
     gamma_upper: Probability
     detector: str

@@ -243,10 +243,15 @@ def _screened(record: Mapping[str, Any]) -> list[str]:
             wording.rate(e2["upper"], "up"),
         ]
     score = f"{wording.significant(record['score'], 3)} ± {wording.significant(record['stderr'])}"
+    held = record["copies_inside"]
+    radius, nearest = (wording.significant(record[key], 3) for key in ("radius", "nearest_held_out"))
+    least = wording.percent(held["lower"], "down")
+    ball = f"{radius} (nearest held-out record at {nearest}); at least {least} of copies"
     return [
         f"{record['rank']}: record {record['index']}, label {record['label']}",
         score,
         wording.significant(record["p_value"], 2, "up"),
+        ball,
         _bracket(record["t_prime"]),
         *limits,
         drawn,
@@ -258,7 +263,8 @@ def screenings(release: Mapping[str, Any]) -> str:
     """One table a model that was screened: the head of the ranking of all its training records."""
     columns = (
         ("Rank, record", ""), ("Score", "nats, lower = more suspicious"), ("p", "among held-out records"),
-        ("t′", "higher = more memorised"), ("Lower limit of q", wording.RATE_UNIT), ("Estimate", wording.RATE_UNIT),
+        ("Ball", "radius; perturbed copies inside, higher is better"), ("t′", "higher = more memorised"),
+        ("Lower limit of q", wording.RATE_UNIT), ("Estimate", wording.RATE_UNIT),
         ("Upper limit", f"{wording.RATE_UNIT}, of guided paths"), ("Images that show it", "of those drawn"),
         ("Cost", "network calls"),
     )  # fmt: skip
@@ -279,11 +285,15 @@ def screenings(release: Mapping[str, Any]) -> str:
             f"as low; among {wording.count(found['records'])} records, "
             f"{wording.significant(found['records'] / (found['held_out'] + 1))} would reach the smallest p by chance. "
             f"t′: h above {found['gamma']:.3g} at the lower limit and at most {found['gamma_upper']:.3g} at the upper "
-            f"one. Limits at {wording.percent(found['level'])} for the whole list. Network calls: ranking "
+            f"one. Limits at {wording.percent(found['level'])} for the whole list; the upper limit beside the images "
+            "that show a record is divided by the least share of copies that its ball holds. Network calls: ranking "
             f"{wording.calls(calls['ranking'])}, t′ {wording.calls(calls['t_prime'])}, guided paths "
             f"{wording.calls(calls['subspace'])}."
         )
         parts.append(f'<p class="small">{escape(terms)}</p>')
+        for record in found["listed"]:
+            doubts = (escape(f"{name}, record {record['index']}: {reason}.") for reason in record["reasons"])
+            parts += [f'<p class="alarm"><b>Warning.</b> {text}</p>' for text in doubts]
         assumed += [f"q here: {found['detector']}.", *found["assumes"]]
     # A dict keeps the order and drops repetitions.
     return "".join(parts) + (bullets(dict.fromkeys(assumed)) if assumed else "")

@@ -2,7 +2,9 @@
 
 The detector of the audited records knows only those; here each listed record gets a ball as in the audit of a given
 model (`audits.nearness`): half the distance to the nearest held-out record. It is there for any record, needs no
-training, and looks at whole images, fingerprint or not.
+training, and looks at whole images, fingerprint or not. How many of a record's perturbed copies its ball holds is
+measured, and the upper limit of the count of draws is divided by it: a ball that a near copy among the held-out
+records made small sees few draws, and bounds little.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import logging
 
 import numpy as np
 
-from diffusion_privacy.anonymity import adaptive, halving, montecarlo, screening, subspace
+from diffusion_privacy.anonymity import adaptive, halving, montecarlo, screening, subspace, verdict
 from diffusion_privacy.anonymity.adaptive import AdaptiveAudit, Rule
 from diffusion_privacy.anonymity.halving import HalvingResult, Ladder
+from diffusion_privacy.anonymity.intervals import Rate
 from diffusion_privacy.anonymity.screening import Calibration
 from diffusion_privacy.anonymity.screening import Screening as Ranking
 from diffusion_privacy.audits import nearness
@@ -24,11 +27,12 @@ from diffusion_privacy.audits.nearness import Balls
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import schema
+from diffusion_privacy.reports import estimates, schema
 from diffusion_privacy.reports import screening as entries
 from diffusion_privacy.reports.arrays import Listed
 from diffusion_privacy.settings import FEWEST_HELD_OUT, Study
 from diffusion_privacy.stages import study as common
+from diffusion_privacy.stages import train
 from diffusion_privacy.stages.spaces import Space
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
@@ -98,6 +102,7 @@ def screen(
     _LOG.info("audit %s: t' of the first %d by bisection, %d rounds", name, len(rows), brackets.rounds)
     final = _halve(setting, detect, listed_records, brackets)
     listed, hits = _nearest(setting, balls, samples)
+    seen = _copies(setting, balls)
     entry: entries.Screening = {
         "records": len(train),
         "held_out": len(held_out[0]),
@@ -112,7 +117,7 @@ def screen(
             "t_prime": brackets.network_calls,
             "subspace": final[0].network_calls,
         },
-        "listed": _entries(setting, rows, ranking, balls, brackets, final, hits, len(samples)),
+        "listed": _entries(setting, rows, ranking, balls, seen, brackets, final, hits, len(samples)),
         "assumes": list(entries.ASSUMES),
     }
     return entry, listed
@@ -239,11 +244,30 @@ def _nearest(setting: _Setting, balls: list[Balls], samples: np.ndarray) -> tupl
     return Listed(records, draws, best, best < radii), hits
 
 
+def _part_level(setting: _Setting) -> float:
+    """Level of a count of draws and of a count of copies, so that all E1 intervals hold together at the audit's."""
+    return verdict.part_level(1 - (1 - setting.study.audit.level) / len(setting.top))
+
+
+def _copies(setting: _Setting, balls: list[Balls]) -> list[Rate]:
+    """The share of each listed record's perturbed copies that its ball holds."""
+    return nearness.copies_held(
+        nearness.named("l2"),
+        np.asarray(setting.top.image),
+        np.array([b.radius for b in balls]),
+        rng.stream(setting.study.seed, f"screen.copies.{setting.name}"),
+        copy=train.perturbation(setting.study),
+        level=_part_level(setting),
+        uids=np.asarray(setting.top.index),
+    )
+
+
 def _entries(
     setting: _Setting,
     rows: np.ndarray,
     ranking: tuple[Ranking, Calibration],
     balls: list[Balls],
+    seen: list[Rate],
     brackets: AdaptiveAudit,
     final: tuple[HalvingResult, Ladder],
     hits: np.ndarray,
@@ -251,14 +275,13 @@ def _entries(
 ) -> list[entries.Screened]:
     (ranked, placed), (halved, ladder) = ranking, final
     steps, listed = setting.chain.steps, len(rows)
-    # E1's limits hold for all listed records together.
-    level = 1 - (1 - setting.study.audit.level) / listed
+    level = _part_level(setting)
     rungs = np.cumsum([0] + [draws for _, draws in ladder.rungs(listed)]) * steps
     results = dict(zip(halved.finalists.tolist(), halved.results, strict=True))
     made: list[entries.Screened] = []
     for r, row in enumerate(rows):
         e2, dropped = results.get(r), int(halved.dropped_at[r])
-        e1 = montecarlo.direct(int(hits[r]), drawn, steps=steps, level=level)
+        e1 = montecarlo.direct(int(hits[r]), drawn, tpr_lower=nearness.divisor(seen[r]), steps=steps, level=level)
         bracket = brackets.intervals[r]
         spent = int(rungs[dropped + 1] if dropped >= 0 else rungs[-1])
         made.append(
@@ -270,6 +293,9 @@ def _entries(
                 "stderr": float(ranked.stderr[row]),
                 "p_value": float(placed.p_value[row]),
                 "radius": balls[r].radius,
+                "nearest_held_out": balls[r].nearest,
+                "copies_inside": estimates.rate_entry(seen[r]),
+                "reasons": nearness.doubts(seen[r]),
                 "t_prime": {
                     "lower": bracket.lower,
                     "upper": bracket.upper,

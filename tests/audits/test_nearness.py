@@ -8,6 +8,7 @@ import pytest
 
 from diffusion_privacy.audits import nearness
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.training import rng
 
 
 def pairwise(points: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -81,3 +82,36 @@ def test_bad_input_is_named() -> None:
     ):
         with pytest.raises(InputError, match=named):
             nearness.distances(bad, np.zeros((2, 3)), np.zeros((1, 3)))
+
+
+def test_the_share_of_copies_in_a_ball_is_counted() -> None:
+    """White noise of .05 in 16 dimensions: the distance over .05 is chi; limits at 99.99 %, three balls."""
+    from scipy import stats
+
+    records = np.random.default_rng(5).normal(size=(3, 16)).astype(np.float32)
+    radii = 0.05 * stats.chi.ppf([0.5, 0.9, 1e-9], 16)
+    key = rng.stream(0, "test")
+    found = nearness.copies_held(nearness.named("l2"), records, radii, key, copies=2000, level=0.9999)
+    for rate, share in zip(found, (0.5, 0.9, 1e-9), strict=True):
+        assert rate.lower <= share <= rate.upper
+        assert (rate.n, rate.level) == (2000, 0.9999)
+    assert [bool(nearness.doubts(rate)) for rate in found] == [True, False, True]
+    assert "holds none of 2000" in nearness.doubts(found[2])[0]
+    assert nearness.divisor(found[1]) == found[1].lower
+    assert 0 < nearness.divisor(found[2]) < 1e-9
+    # A record keeps its copies in other company.
+    alone = nearness.copies_held(
+        nearness.named("l2"), records[1:2], radii[1:2], key, copies=2000, level=0.9999, uids=np.array([1])
+    )
+    assert alone[0] == found[1]
+
+
+def test_copies_of_images_are_perturbed_as_detectors_expect() -> None:
+    image = np.zeros((1, 8, 8, 1), np.float32)
+    key = rng.stream(0, "test")
+    wide, narrow = (
+        nearness.copies_held(nearness.named("max"), image, np.array([radius]), key, level=0.95)[0]
+        for radius in (1.0, 1e-6)
+    )
+    assert (wide.hits, wide.n) == (512, 512)
+    assert narrow.hits == 0
