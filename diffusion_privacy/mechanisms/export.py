@@ -151,13 +151,14 @@ def _spend(release: Privatised, ledger: Ledger, name: str) -> dict[str, Any]:
         ledger.record(Entry(stage, None, release.hashes))
     entered = f"release {name} ({release.manifest.guarantee})" if metric else f"release {name}"
     after: Total = ledger.record(
-        Entry(entered, release.spend, release.hashes), accept_uncovered=mechanism_only or metric
+        Entry(entered, release.spend, release.hashes, release.relation), accept_uncovered=mechanism_only or metric
     )
     return {
         "ledger": True,
         "stages": after.stages,
         "epsilon_covered_stages": after.account.epsilon,
         "delta": after.account.delta,
+        "relation": after.relation.describe(),
         "stated_total": {"epsilon": ledger.epsilon, "delta": ledger.delta},
         "guarantee": after.guarantee,
         "uncovered": list(after.uncovered),

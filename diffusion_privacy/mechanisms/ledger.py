@@ -5,10 +5,15 @@ of the same records compose sequentially. Distinct records compose in parallel o
 records by hash: the total is the largest ε over the sets of stages that some record went through, and a stage declared
 without hashes counts against every record. So a hash must be of the record's SOURCE (a file's bytes, stored grey
 levels, a row's values: `Records.source_hash`, `table.row_hashes`): prepared in another way, resized say, it is still
-the same record. Where the source is not at hand a stage is declared without hashes. For person-level accounting hash
-the person, not the record: two records of one person in two releases are not distinct. A stage that cannot give its
-event makes the total "no guarantee"; leaving it out would be worse. An entry does not say what its relation holds fixed
-(the class, say): a total of stages with several relations is for neighbours in all of them.
+the same record. Where the source is not at hand a stage is declared without hashes. A stage whose relation speaks of a
+person's records counts against every record, whatever hashes it declares: two images of one person in two stages have
+two hashes and one person. A stage that cannot give its event makes the total "no guarantee"; leaving it out would be
+worse.
+
+Each entry keeps the relation of its event: what its neighbours may differ in. A total is for data sets that are
+neighbours in all of its entries (`relation.meet`) and says so; one release that publishes the class makes it a total
+for neighbours with equal classes, whatever the others randomised. Entries of ledgers that were written before relations
+were kept count as the narrowest: one record, its condition fixed.
 
 The file stays with the data: a record's hash lets anyone who holds a candidate test for it.
 """
@@ -30,6 +35,7 @@ import numpy as np
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.accounting import ADJACENCIES, Account, Spend, account, leaves
+from diffusion_privacy.mechanisms.relation import REPLACE_RECORD, Relation, meet
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -110,11 +116,13 @@ class Entry:
       spend: its event, or None when it touched the records without one.
       records: source hashes of the records it touched; None for "all of them", or where no such hash is known. An
         empty list counts as None: a stage that touched nothing has no entry.
+      relation: that the event was computed for; None where it is not known, or where there is no event.
     """
 
     stage: str
     spend: Spend | None
     records: tuple[str, ...] | None = None
+    relation: Relation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The ledger line."""
@@ -124,7 +132,19 @@ class Entry:
             "event": None if spend is None else event_to_json(spend.event),
             "adjacency": None if spend is None else spend.adjacency,
             "records": None if self.records is None else list(self.records),
-        }
+        } | ({} if self.relation is None else {"relation": self.relation.to_json()})
+
+    @property
+    def hides(self) -> Relation | None:
+        """The neighbours that this stage alone does not tell apart; None for one that saw nothing: any two."""
+        if self.spend is None or not any(True for _ in leaves(self.spend.event)):
+            return None
+        return REPLACE_RECORD if self.relation is None else self.relation
+
+    @property
+    def parallel(self) -> bool:
+        """Whether it leaves records outside its list alone, so that other stages on these cost nothing more."""
+        return bool(self.records) and (self.relation is None or self.relation.records_per_person == 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +155,13 @@ class Total:
       account: ε at the ledger's δ of the stages that have an event, for the record that spent most.
       uncovered: stages without an event, or whose event is not private.
       stages: number of entries.
+      relation: the neighbours that ``account`` speaks of: those of all covered stages.
     """
 
     account: Account
     uncovered: tuple[str, ...]
     stages: int
+    relation: Relation
 
     @property
     def guarantee(self) -> bool:
@@ -152,11 +174,18 @@ class Total:
             return f"no guarantee: {', '.join(self.uncovered)} touched the records without a privacy event"
         if not self.guarantee:
             return "no guarantee: the composition has no finite ε"
-        return f"ε = {self.account.epsilon:.6g} at δ = {self.account.delta:g} over {self.stages} stages (replace-one)"
+        return (
+            f"ε = {self.account.epsilon:.6g} at δ = {self.account.delta:g} over {self.stages} stages "
+            f"({self.relation.describe()})"
+        )
 
 
 def total(entries: Sequence[Entry], delta: float) -> Total:
-    """Compose ``entries`` at ``delta``: sequentially for a record, in parallel over declared distinct records."""
+    """Compose ``entries`` at ``delta``: sequentially for a record, in parallel over declared distinct records.
+
+    Why the relation of the result is the meet: two data sets that are neighbours in every stage differ in records of
+    which each stage's event speaks, so that the stages' events compose; of other pairs some stage promises nothing.
+    """
     import dp_accounting
 
     open_ended = (dp_accounting.NonPrivateDpEvent, dp_accounting.UnsupportedDpEvent)
@@ -166,17 +195,18 @@ def total(entries: Sequence[Entry], delta: float) -> Total:
             lost.append(entry.stage)
         else:
             covered.append(entry)
-    everywhere = [e.spend for e in covered if not e.records and e.spend is not None]
+    everywhere = [e.spend for e in covered if not e.parallel and e.spend is not None]
     touched: dict[str, list[int]] = {}
     for i, entry in enumerate(covered):
-        for record in set(entry.records or ()):
+        for record in set(entry.records or ()) if entry.parallel else ():
             touched.setdefault(record, []).append(i)
     # A record outside every list still went through the stages declared without one.
     paths = {tuple(path) for path in touched.values()} | {()}
     accounts = [
         account([*everywhere, *(s for s in (covered[i].spend for i in path) if s is not None)], delta) for path in paths
     ]
-    return Total(max(accounts, key=lambda a: a.epsilon), tuple(lost), len(entries))
+    relation = meet(r for r in (entry.hides for entry in covered) if r is not None)
+    return Total(max(accounts, key=lambda a: a.epsilon), tuple(lost), len(entries), relation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +222,7 @@ class Covering:
         all of them are composed (a release that crashed after it was paid for is paid for again).
       uncovered: named, without an event or with one that is not private.
       left_out: every other entry of the ledger, in its order. The promise holds only while nothing of theirs is shared.
+      relation: the neighbours that ``account`` speaks of: those of all stages that were composed.
     """
 
     account: Account
@@ -200,6 +231,7 @@ class Covering:
     repeated: tuple[str, ...]
     uncovered: tuple[str, ...]
     left_out: tuple[str, ...]
+    relation: Relation
 
     @property
     def guarantee(self) -> bool:
@@ -225,7 +257,8 @@ class Covering:
         if not self.guarantee:
             return f"no guarantee: {self.why}"
         return (
-            f"ε = {self.account.epsilon:.6g} at δ = {self.account.delta:g} over {', '.join(self.stages)} (replace-one)"
+            f"ε = {self.account.epsilon:.6g} at δ = {self.account.delta:g} over {', '.join(self.stages)} "
+            f"({self.relation.describe()})"
         )
 
 
@@ -264,6 +297,7 @@ def covering(entries: Sequence[Entry], stages: Sequence[str], delta: float) -> C
         repeated,
         tuple(dict.fromkeys(composed.uncovered)),
         tuple(entry.stage for entry in entries if entry.stage not in count),
+        composed.relation,
     )
 
 
@@ -345,10 +379,15 @@ class Ledger:
         return value
 
     def _entry(self, obj: dict[str, Any], number: int) -> Entry:
-        if set(obj) != {"stage", "event", "adjacency", "records"} or obj["adjacency"] not in (None, *ADJACENCIES):
+        fields = set(obj) - {"relation"}
+        if fields != {"stage", "event", "adjacency", "records"} or obj["adjacency"] not in (None, *ADJACENCIES):
             raise InputError(f"{self.path}: line {number} is not a ledger entry")
         spend = None if obj["event"] is None else Spend(event_from_json(obj["event"]), obj["adjacency"])
-        return Entry(obj["stage"], spend, None if obj["records"] is None else tuple(obj["records"]))
+        try:
+            relation = Relation.from_json(obj["relation"]) if "relation" in obj else None
+        except InputError as error:
+            raise InputError(f"{self.path}: line {number}: {error}") from error
+        return Entry(obj["stage"], spend, None if obj["records"] is None else tuple(obj["records"]), relation)
 
     def _write(self, entries: Sequence[Entry]) -> None:
         # A link stays a link: replacing it would fork the ledger, and each half would allow the whole total.

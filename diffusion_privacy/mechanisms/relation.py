@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+from collections.abc import Iterable
+from typing import Any
 
 from diffusion_privacy.errors import InputError
 
@@ -61,6 +63,17 @@ class Relation:
             return self.neighbours.value
         return f"{self.neighbours.value}, {self.records_per_person} records a person"
 
+    def to_json(self) -> dict[str, Any]:
+        """``{"neighbours": name, "records_per_person": k}``; `from_json` is its inverse."""
+        return {"neighbours": self.neighbours.value, "records_per_person": self.records_per_person}
+
+    @staticmethod
+    def from_json(obj: Any) -> Relation:
+        """Inverse of `to_json`. Raises InputError on anything else."""
+        if not isinstance(obj, dict) or set(obj) != {"neighbours", "records_per_person"}:
+            raise InputError(f"relation: expected neighbours and records_per_person, got {obj!r}")
+        return parse_relation(obj["neighbours"], obj["records_per_person"])
+
 
 REPLACE_RECORD = Relation(Neighbours.SAME_CONDITION)
 """Replace one record by any other with the same declared-public condition."""
@@ -93,3 +106,16 @@ def require_relation(relation: object) -> Relation:
     if not isinstance(relation, Relation):
         raise InputError(f"relation: expected a Relation such as REPLACE_RECORD, got {relation!r}")
     return relation
+
+
+def meet(relations: Iterable[Relation]) -> Relation:
+    """What is a neighbour under every one of ``relations``: the relation that their composition speaks of.
+
+    Each mechanism is private for its own neighbours, so that all of them together are for data sets that are neighbours
+    in all. With one that holds the condition fixed the composition does; the fewest records a person count. None at
+    all leave one record free, its condition included.
+    """
+    given = tuple(relations)
+    same = any(r.neighbours is Neighbours.SAME_CONDITION for r in given)
+    people = min((r.records_per_person for r in given), default=1)
+    return Relation(Neighbours.SAME_CONDITION if same else Neighbours.ANY_CONDITION, people)

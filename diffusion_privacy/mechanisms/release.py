@@ -60,6 +60,7 @@ class Privatised:
       flow: where the flow came from.
       hashes: source hashes of the records, for the ledger; never written to the release. None where the source was not
         at hand.
+      relation: that ``spend`` was computed for.
     """
 
     data: np.ndarray
@@ -68,6 +69,7 @@ class Privatised:
     spend: Spend
     flow: FlowProvenance
     hashes: tuple[str, ...] | None
+    relation: Relation
 
 
 def noised(mechanism: Mechanism, z: Array) -> np.ndarray:
@@ -152,7 +154,7 @@ def privatise(
     for warning in manifest.warnings:
         logger.warning("%s", warning)
     known = None if hashes is None else tuple(hashes)
-    return Privatised(data, published, manifest, record_spend(mechanism, condition, relation), flow, known)
+    return Privatised(data, published, manifest, record_spend(mechanism, condition, relation), flow, known, relation)
 
 
 def _private_latents(mechanism: Mechanism, z: Array, selection: CoarseSelection | None, match: bool) -> np.ndarray:

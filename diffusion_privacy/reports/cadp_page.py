@@ -100,7 +100,7 @@ def _releases(release: Mapping[str, Any]) -> str:
         f"Mechanism: {first['mechanism']} on {first['selected_latents']} of {first['latent_dim']} latents; condition: "
         f"{first['condition']}; flow trained: {first['flow_training']}{_included(first)}; {first['arithmetic']}.",
         f"Public by assumption: {', '.join(first['public'])}.",
-        f"Each data set spends its own ε; {spent(ledger)}. The ledger refuses more than ε = "
+        f"Each data set spends its own ε; {spent(release)}. The ledger refuses more than ε = "
         f"{epsilon(ledger['stated_total']['epsilon'])}.",
     ]
     warnings = "".join(f'<p class="alarm"><b>Warning.</b> {_e(w)}</p>' for w in first["warnings"])

@@ -119,9 +119,9 @@ def sound(release: Mapping[str, Any]) -> bool:
     return all(b["holds"] for b in release["epsilon_bounds"]) and (faults is None or faults["passed"])
 
 
-def relation(release: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
-    """The neighbouring relation in plain words."""
-    name, _, people = manifest["relation"].partition(", ")
+def relation(release: Mapping[str, Any], promise: Mapping[str, Any]) -> str:
+    """The neighbouring relation of a manifest or of the ledger's total, in plain words."""
+    name, _, people = promise["relation"].partition(", ")
     plain, said = words(release), "replace-record-and-condition"
     same = (
         f"replacing a {'row' if plain.table else 'record'} by any other of the same {plain.condition}, which "
@@ -241,11 +241,15 @@ def _use_card(release: Mapping[str, Any]) -> str:
     return card("Usefulness", "as the control", "open", text)
 
 
-def spent(ledger: Mapping[str, Any]) -> str:
-    """What the ledger adds up to."""
+def spent(release: Mapping[str, Any]) -> str:
+    """What the ledger adds up to, and for which neighbours: other stages may hold more fixed than these releases."""
+    ledger = release["ledger"]
     if not ledger["guarantee"]:
         return str(ledger["summary"])
-    return f"all {ledger['stages']} together have ε = {epsilon(ledger['epsilon'])}, δ = {delta(ledger['delta'])}"
+    return (
+        f"all {ledger['stages']} together have ε = {epsilon(ledger['epsilon'])}, δ = {delta(ledger['delta'])} for "
+        f"{relation(release, ledger)}"
+    )
 
 
 def limits(release: Mapping[str, Any]) -> list[str]:
@@ -268,13 +272,13 @@ def public_alone(public: Mapping[str, Any]) -> str:
 def common_limits(release: Mapping[str, Any], alone: Callable[[Mapping[str, Any]], str]) -> list[str]:
     """What no private data set promises; ``alone`` says what the public arm does without private records."""
     chosen = headline(release)["manifest"]
-    flow, ledger = release["flow"], release["ledger"]
+    flow = release["flow"]
     public = next((arm for arm in release["arms"] if arm["kind"] == "public"), None)
     promise = "latent step’s promise" if unprotected(chosen) else "guarantee"
     sentences = [
         f"The {promise} is for {relation(release, chosen)}. What it calls public is not protected: "
         f"{', '.join(chosen['public'])}.",
-        f"Each set was made apart, and whoever holds several knows more: {spent(ledger)}. Give away one.",
+        f"Each set was made apart, and whoever holds several knows more: {spent(release)}. Give away one.",
         "The numbers and pictures of this report were computed from the originals without noise. They are outside the "
         "guarantee: keep the report with the data.",
         "What is promised follows from a proof; attacks can refute it and cannot confirm it. Others may find more.",

@@ -58,7 +58,8 @@ def check_budget(
     dims, entries = int(private.image[0].size), ledger.entries()
     for epsilon in epsilons:
         mechanism = common.make_mechanism(settings, epsilon, dims, len(private))
-        entries.append(Entry(f"release {epsilon:g}", record_spend(mechanism, condition, relation), hashes))
+        spend = record_spend(mechanism, condition, relation)
+        entries.append(Entry(f"release {epsilon:g}", spend, hashes, relation))
     found = total([*entries, *planned], settings.release.delta).account.epsilon
     besides = f" and {', '.join(entry.stage for entry in planned)}" if planned else ""
     _LOG.info("privatize: ε = %.4g at δ = %g after these releases%s", found, settings.release.delta, besides)

@@ -26,6 +26,7 @@ def _ledger(settings: PrivateStudy, workdir: Workdir) -> dict[str, Any]:
         "stages": total.stages,
         "epsilon": total.account.epsilon,
         "delta": total.account.delta,
+        "relation": total.relation.describe(),
         "guarantee": total.guarantee,
         "stated_total": {"epsilon": ledger.epsilon, "delta": ledger.delta},
     }

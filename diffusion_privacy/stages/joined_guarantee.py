@@ -12,6 +12,7 @@ from typing import Any
 
 from diffusion_privacy.mechanisms import ledger as ledger_module
 from diffusion_privacy.mechanisms.ledger import Covering, event_to_json
+from diffusion_privacy.mechanisms.relation import meet
 from diffusion_privacy.settings_joined import Joined
 from diffusion_privacy.stages import cadp_study, dp_training
 from diffusion_privacy.stages import joined_study as common
@@ -62,7 +63,7 @@ def guarantee(settings: Joined, workdir: Workdir, way: str, certified: list[Any]
     manifest = _manifest(settings, workdir)
     # DP-SGD's ε is for replacing a record by any other. But the model is handed out with the classes' shares, by which
     # it draws and was audited: these would change with the record's class.
-    relation = manifest["relation"]
+    relation = meet((cadp_study.make_relation(settings.cadp), total.relation)).describe()
     public = list(_MODEL_PUBLIC) if way in ("raw_model", "dp_model") else list(manifest["public"])
     if way == "copy_model":
         public = list(dict.fromkeys([*public, *_MODEL_PUBLIC]))

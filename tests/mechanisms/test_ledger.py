@@ -12,7 +12,14 @@ import pytest
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.accounting import Spend, account
-from diffusion_privacy.mechanisms.ledger import Entry, Ledger, event_from_json, event_to_json, value_hashes
+from diffusion_privacy.mechanisms.ledger import Entry, Ledger, covering, event_from_json, event_to_json, value_hashes
+from diffusion_privacy.mechanisms.relation import (
+    REPLACE_RECORD,
+    REPLACE_RECORD_AND_CONDITION,
+    Neighbours,
+    meet,
+    replace_person,
+)
 
 dp_accounting = pytest.importorskip("dp_accounting")
 from dp_accounting.dp_event import DiscreteLaplaceDpEvent  # noqa: E402
@@ -68,6 +75,61 @@ def test_distinct_records_are_parallel_only_when_declared(tmp_path):
     undeclared.record(Entry("one", laplace(1.0), ("a",)))
     with pytest.raises(InputError, match="exhausted"):
         undeclared.record(Entry("two", laplace(1.0), None))
+
+
+def test_two_images_of_one_person_in_two_stages_are_not_distinct(tmp_path):
+    """Hashes of images do not show whose they are; where a stage speaks of people it counts against every record."""
+    person = replace_person(2)
+    ledger = Ledger(tmp_path / "ledger.jsonl", 10.0, 1e-5)
+    ledger.record(Entry("one", laplace(1.0), ("first image",), person))
+    both = ledger.record(Entry("two", laplace(1.0), ("second image",), person))
+    assert both.account.epsilon == pytest.approx(2.0, rel=1e-3)
+    assert both.relation == person
+    # Beside a stage of single records the total speaks of single records, and still takes nothing back.
+    mixed = ledger.record(Entry("three", laplace(1.0), ("third image",), REPLACE_RECORD))
+    assert mixed.account.epsilon == pytest.approx(3.0, rel=1e-3)
+    assert mixed.relation == REPLACE_RECORD
+    assert ledger.entries()[0].records == ("first image",)
+
+
+def test_a_total_speaks_of_the_neighbours_of_all_its_stages(tmp_path):
+    wide, narrow = REPLACE_RECORD_AND_CONDITION, REPLACE_RECORD
+    ledger = Ledger(tmp_path / "ledger.jsonl", 10.0, 1e-5)
+    assert ledger.total().relation == wide
+    assert ledger.record(Entry("class randomised", laplace(1.0), ("a",), wide)).relation == wide
+    # What saw nothing of the records holds nothing fixed.
+    nothing = Spend(dp_accounting.NoOpDpEvent(), "replace-one")
+    assert ledger.record(Entry("trained on a copy", nothing, ("a",))).relation == wide
+    total = ledger.record(Entry("class published", laplace(1.0), ("a",), narrow))
+    assert total.relation == narrow
+    assert total.describe().endswith("over 3 stages (replace-record-same-public-condition)")
+    one = covering(ledger.entries(), ["class randomised", "trained on a copy"], 1e-5)
+    assert one.relation == wide
+    assert one.describe().endswith("(replace-record-and-condition)")
+    assert covering(ledger.entries(), ["class randomised", "class published"], 1e-5).relation == narrow
+
+
+def test_what_is_a_neighbour_under_all_relations():
+    wide = Neighbours.ANY_CONDITION
+    assert meet([]) == REPLACE_RECORD_AND_CONDITION
+    assert meet([replace_person(3, wide), replace_person(2)]) == replace_person(2)
+    assert meet([replace_person(3, wide), REPLACE_RECORD_AND_CONDITION]) == REPLACE_RECORD_AND_CONDITION
+
+
+def test_entries_without_a_relation_count_as_the_narrowest(tmp_path):
+    """Ledgers that were written before relations were kept go on, and promise no more than single records."""
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path, 10.0, 1e-5)
+    ledger.record(Entry("now", laplace(1.0), ("a",), REPLACE_RECORD_AND_CONDITION))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[1].pop("relation") == {"neighbours": "replace-record-and-condition", "records_per_person": 1}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert ledger.entries() == [Entry("now", laplace(1.0), ("a",))]
+    assert ledger.total().relation == REPLACE_RECORD
+    for damaged in ("anything", {"neighbours": "friends", "records_per_person": 1}, {"neighbours": "x"}):
+        path.write_text(json.dumps(lines[0]) + "\n" + json.dumps({**lines[1], "relation": damaged}) + "\n")
+        with pytest.raises(InputError, match=r"line 2: relation: expected"):
+            ledger.entries()
 
 
 def test_links_to_one_ledger_share_its_total(tmp_path):

@@ -199,6 +199,21 @@ def test_people_with_several_records():
     assert "3 records a person" in out.manifest.guarantee
 
 
+def test_releases_for_people_add_up_though_their_images_differ(tmp_path):
+    """Entered by the hashes of images, two releases of the same people would look like releases of strangers."""
+    relation = replace_person(2)
+    person = np.arange(10) // 2
+    ledger = Ledger(tmp_path / "ledger.jsonl", 4.0, 1e-5)
+    for name, hashes in (("one", [f"a{i}" for i in range(10)]), ("two", [f"b{i}" for i in range(10)])):
+        out = run(person=person, relation=relation, mechanism=gaussian(1.0, relation), hashes=hashes)
+        export.publish(out, tmp_path / name, ledger=ledger)
+    assert [entry.relation for entry in ledger.entries()] == [relation, relation]
+    composition = json.loads((tmp_path / "two" / "manifest.json").read_text())["composition"]
+    # Two Gaussian releases are one of the noise over √2, at more than 1.4 times the ε.
+    assert composition["epsilon_covered_stages"] > 1.4
+    assert composition["relation"] == "replace-record-same-public-condition, 2 records a person"
+
+
 def test_unselected_latents_carry_nothing_of_the_record():
     selection = CoarseSelection((0, 1), 16)
     near_exact = GaussianMechanism(50.0, 1e-3)
