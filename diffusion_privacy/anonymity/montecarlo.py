@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from scipy import special
 
 from diffusion_privacy.anonymity import intervals, lanes
 from diffusion_privacy.diffusion import chain as chains
@@ -183,3 +185,58 @@ def samples_needed(bound: float, *, tpr_lower: float = 1.0, level: float = 0.95)
     if not 0 < bound < 1 or not 0 < tpr_lower <= 1:
         raise ValueError(f"bound must lie in (0, 1) and tpr_lower in (0, 1], got {bound}, {tpr_lower}")
     return math.ceil(math.log((1 - level) / 2) / math.log1p(-min(bound * tpr_lower, 1 - 1e-12)))
+
+
+MOST_SAMPLES = 10**12
+"""More than this nobody draws: a rate that needs them cannot be told from the bound."""
+
+
+def samples_needed_at_rate(
+    bound: float, hits: int, n: int, *, tpr_lower: float = 1.0, level: float = 0.95
+) -> int | None:
+    """Smallest N that certifies q <= ``bound`` if hits keep coming as they did: ⌈N·hits/n⌉ hits in N samples.
+
+    The limit is that of `direct`: Clopper-Pearson's upper one, divided by ``tpr_lower``. It falls while N grows and the
+    count stays, and rises with the count; the first count k with a good N is found by bisection, then the first N.
+
+    Args:
+      bound: in (0, 1).
+      hits, n: hits that were seen, at least 1, and samples drawn.
+      tpr_lower, level: as in `direct`.
+
+    Returns:
+      Samples in all, those already drawn among them; None where hits/(n·tpr_lower) is at or above ``bound``, or so
+      close below it that 10¹² samples would not do.
+
+    Raises:
+      ValueError: bound or tpr_lower out of range, or not 1 <= hits <= n.
+    """
+    if not 0 < bound < 1 or not 0 < tpr_lower <= 1 or not 1 <= hits <= n:
+        raise ValueError(f"expected bound in (0, 1), tpr_lower in (0, 1], hits >= 1; got {bound}, {tpr_lower}, {hits}")
+    limit, tail = bound * tpr_lower, (1 - level) / 2
+    if hits / n >= limit:
+        return None
+
+    def certifies(k: int, samples: float) -> bool:
+        return samples > k and bool(special.betaincc(k + 1, samples - k, limit) <= tail)
+
+    # With N no whole number the limit at k hits in k·n/hits samples falls as k grows. Rounding N down raises it, so
+    # that the first k may lie a little higher.
+    k = _first(lambda count: count * n / hits > MOST_SAMPLES or certifies(count, count * n / hits), 1)
+    while not certifies(k, k * n // hits):
+        if k * n / hits > MOST_SAMPLES:
+            return None
+        k += 1
+    return _first(lambda samples: certifies(k, samples), (k - 1) * n // hits + 1)
+
+
+def _first(holds: Callable[[int], bool], start: int) -> int:
+    """Smallest whole number from ``start`` for which ``holds``, which stays true once it is."""
+    step = 1
+    while not holds(start + step - 1):
+        start, step = start + step, 2 * step
+    low, high = start, start + step - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low

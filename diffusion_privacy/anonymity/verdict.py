@@ -12,12 +12,17 @@ from __future__ import annotations
 import dataclasses
 
 from diffusion_privacy.anonymity.intervals import Rate
-from diffusion_privacy.anonymity.montecarlo import DirectResult, samples_needed
+from diffusion_privacy.anonymity.montecarlo import MOST_SAMPLES, DirectResult, samples_needed, samples_needed_at_rate
 from diffusion_privacy.anonymity.subspace import SubspaceResult
 
 LEAKS = "leaks"
 CLEAN = "no leak above bound"
 OPEN = "not certified"
+
+WITHOUT_A_HIT = "certify without a hit"
+AT_THIS_RATE = "certify if hits come as they did"
+NOT_EXPECTED = "not expected to certify"
+"""What more samples would do for a record that stayed `OPEN`."""
 
 
 def part_level(level: float) -> float:
@@ -35,7 +40,9 @@ class Verdict:
       lower, estimate, upper: of the probability that one drawn image is detected as the record.
       level: two-sided confidence of (lower, upper).
       assumes: what the statement rests on.
-      samples_needed: samples without a hit that would certify ``bound``; None when it is decided.
+      samples_needed: samples in all that would certify ``bound`` as ``more_samples`` says; None when it is decided, or
+        when no number is expected to.
+      more_samples: `WITHOUT_A_HIT`, `AT_THIS_RATE` or `NOT_EXPECTED`; None when it is decided.
     """
 
     status: str
@@ -46,6 +53,20 @@ class Verdict:
     level: float
     assumes: tuple[str, ...]
     samples_needed: int | None
+    more_samples: str | None
+
+
+def _outlook(direct: DirectResult, bound: float) -> tuple[int | None, str]:
+    """``samples_needed`` and ``more_samples`` of an open verdict, from the hits that E1 has seen."""
+    tpr_lower, level = direct.tpr_lower, direct.estimate.level
+    needed: int | None
+    if direct.hits == 0:
+        needed, more = samples_needed(bound, tpr_lower=tpr_lower, level=level), WITHOUT_A_HIT
+    else:
+        needed = samples_needed_at_rate(bound, direct.hits, direct.estimate.n, tpr_lower=tpr_lower, level=level)
+        more = AT_THIS_RATE
+    # Of a detector that may see nothing the limit stands for 0, and no number of samples makes up for that.
+    return (None, NOT_EXPECTED) if needed is None or needed > MOST_SAMPLES else (needed, more)
 
 
 def decide(
@@ -95,7 +116,9 @@ def decide(
         status = CLEAN
     else:
         status = OPEN
-    needed = None
+    needed: int | None = None
+    more: str | None = None
     if status == OPEN:
-        needed = samples_needed(bound, tpr_lower=direct.tpr_lower, level=wanted)
-    return Verdict(status, bound, lower, estimate, min(upper, 1.0), level, tuple(assumes), needed)
+        # What E1 and E2 do not agree on, more samples of E1 would not settle.
+        needed, more = _outlook(direct, bound) if upper == direct.estimate.upper else (None, NOT_EXPECTED)
+    return Verdict(status, bound, lower, estimate, min(upper, 1.0), level, tuple(assumes), needed, more)

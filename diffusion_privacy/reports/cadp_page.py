@@ -17,8 +17,10 @@ from diffusion_privacy.reports.cadp_wording import (
     epsilon,
     relation,
     share,
+    shown,
     small,
     spent,
+    stand_in,
     unprotected,
     with_interval,
     words,
@@ -201,14 +203,16 @@ def _bounds(release: Mapping[str, Any]) -> str:
             finding = "too few trials to refute this claim"
         cells = [
             epsilon(bound["claimed"]),
-            f"{bound['lower']:.3g}",
-            percent(bound["lower"] / bound["claimed"]),
+            shown(bound["lower"]),
+            percent(bound["lower"] / bound["claimed"], "down"),
             percent(bound["confidence"]),
             count(bound["trials"]),
-            f"{bound['ceiling']:.3g}",
+            shown(bound["ceiling"]),
         ]
         rows.append(("", [*cells, finding]))
-    return data_table("The latent step, attacked on its worst-case pair", columns, rows)
+    law = stand_in(release["releases"][0]["manifest"])
+    drawn = "" if law is None else f"; drawn: continuous {law} noise of its scale, not the integers that were released"
+    return data_table(f"The latent step, attacked on its worst-case pair{drawn}", columns, rows)
 
 
 def _faults(release: Mapping[str, Any]) -> str:

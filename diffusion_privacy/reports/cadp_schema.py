@@ -2,16 +2,16 @@
 
 Schema version cadp-1.0 for images, cadp-table-1.0 for tables, which differ in how usefulness is measured.
 
-As in `schema`: every field is required, null means "not defined", an interval is lower <= value <= upper at ``level``,
-probabilities are in [0, 1], ε is in nats. Larger accuracy is more useful; larger linkage, membership and measured ε
-mean less privacy.
+As in `schema`: every field is required (`NotRequired`: missing from older files only), null means "not defined", an
+interval is lower <= value <= upper at ``level``, probabilities are in [0, 1], ε is in nats. Larger accuracy is more
+useful; larger linkage, membership and measured ε mean less privacy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import structure
@@ -147,6 +147,9 @@ class Bound(TypedDict):
     trials: Positive
     holds: bool  # lower <= claimed
     decisive: bool  # ceiling > claimed: a false claim could have been refuted
+    # What the attack drew. Noise of exact integers is stood in for by the continuous law of its scale, which the attack
+    # on older files drew as well: faults of the integer sampler and of rounding to the grid do not show.
+    attacked: NotRequired[Literal["gaussian", "laplace"]]
 
 
 class Faults(TypedDict):
@@ -221,9 +224,21 @@ def _ordered(entry: Mapping[str, Any], path: str) -> None:
         raise InputError(f"{path}: expected lower <= value <= upper, got {entry['lower']}, {entry['value']}")
 
 
+def attacked(mechanism: str) -> str:
+    """What is drawn to attack a mechanism: itself, or the continuous law that a discrete one has on its grid."""
+    return mechanism.removeprefix("discrete_")
+
+
 def _release_rule(entry: Mapping[str, Any], path: str) -> None:
     if not entry["releases"]:
         raise InputError(f"{path}.releases: expected at least one released data set")
+    laws = {attacked(str(one["manifest"].get("mechanism"))) for one in entry["releases"]}
+    for i, bound in enumerate(entry["epsilon_bounds"]):
+        if "attacked" in bound and bound["attacked"] not in laws:
+            raise InputError(
+                f"{path}.epsilon_bounds[{i}].attacked: expected {' or '.join(sorted(laws))}, as the releases have it, "
+                f"got {bound['attacked']!r}"
+            )
     kinds = [arm["kind"] for arm in entry["arms"]]
     for kind in ("original", "released", "control"):
         if kind not in kinds:

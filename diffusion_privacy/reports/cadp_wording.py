@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_privacy.reports.cadp_schema import TABLE_VERSION
+from diffusion_privacy.reports.cadp_schema import TABLE_VERSION, attacked
 from diffusion_privacy.reports.tables import escape
 from diffusion_privacy.reports.wording import count, percent, significant
 
@@ -178,14 +178,38 @@ def card(title: str, status: str, kind: str, text: str) -> str:
     return f'<div><b>{escape(title)}</b> <span class="status {kind}">{escape(status)}</span><p>{escape(text)}</p></div>'
 
 
+def stand_in(manifest: Mapping[str, Any]) -> str | None:
+    """The continuous law that was attacked in place of a mechanism of exact integers; None: itself was attacked."""
+    law = attacked(manifest["mechanism"])
+    return None if law == manifest["mechanism"] else law.capitalize()
+
+
+def shown(value: float) -> str:
+    """A measured ε, or the most that so many trials can show, to three digits: rounded down, never below 0."""
+    return significant(max(value, 0.0), 3, "down")
+
+
+def measurement(bound: Mapping[str, Any], law: str | None) -> str:
+    """What the attack on the worst-case pair says of one claim, and what it could not have said."""
+    drawn = "" if law is None else f", with continuous {law} noise in place of the integers released"
+    text = (
+        f"Latent step, measured on the worst case{drawn}: at least {shown(bound['lower'])}, claimed "
+        f"{epsilon(bound['claimed'])}."
+    )
+    if bound["decisive"]:
+        return text
+    return (
+        f"{text} This confirms nothing: {count(bound['trials'])} trials could not have shown more than ε = "
+        f"{shown(bound['ceiling'])}, and could not have contradicted the claim."
+    )
+
+
 def cards(release: Mapping[str, Any]) -> str:
     """Promise, attack and usefulness, one card each."""
     manifest = headline(release)["manifest"]
     bounds = release["epsilon_bounds"]
     close = next(b for b in bounds if b["claimed"] == headline(release)["latent_epsilon"])
-    measured = (
-        f"Latent step, measured on the worst case: at least {close['lower']:.2f}, claimed {epsilon(close['claimed'])}."
-    )
+    measured = measurement(close, stand_in(manifest))
     terms = f"δ = {delta(manifest['delta'])}, for {relation(release, manifest)}. {measured}"
     if not sound(release):
         promise = card(
@@ -194,7 +218,9 @@ def cards(release: Mapping[str, Any]) -> str:
     elif unprotected(manifest):
         promise = card("Promise", "latent step only", "open", f"No end-to-end guarantee. Latent step: {terms}")
     else:
-        promise = card("Promise", "not contradicted", "clean", f"ε = {epsilon(manifest['epsilon'])}, {terms}")
+        # An attack that could not have contradicted the promise does not speak for it.
+        said, kind = ("not contradicted", "clean") if close["decisive"] else ("not tested", "open")
+        promise = card("Promise", said, kind, f"ε = {epsilon(manifest['epsilon'])}, {terms}")
     names = [name.replace("released ", "ε = ") for name in linked(release)]
     if names:
         attack = card(
@@ -289,6 +315,12 @@ def common_limits(release: Mapping[str, Any], alone: Callable[[Mapping[str, Any]
         sentences.append(
             f"The noise is computed as: {chosen['arithmetic']}. The proof is for real numbers; the discrete mechanisms "
             "close that gap."
+        )
+    law = stand_in(chosen)
+    if law is not None:
+        sentences.append(
+            f"The measured ε is that of continuous {law} noise of the same scale, not of the integers that were "
+            "released: faults of the integer sampler, or of rounding to its grid, would not show in it."
         )
     if flow["membership"]["lower"] > 0.5:
         sentences.append(

@@ -2,7 +2,8 @@
 
 The structure is the TypedDicts below, read by `validate` itself: a field documented here is a field checked there.
 
-- Every field is required. ``null`` means "not defined" or "not computed", as the field's comment says.
+- Every field is required. ``null`` means "not defined" or "not computed", as the field's comment says. A field marked
+  ``NotRequired`` is written too, and is missing only from files that are older than it.
 - NaN and infinity are not JSON. A quantity that can be infinite (``log_value`` of a zero estimate is −inf,
   ``log_stderr`` of a single hit is inf) is null in that case; `finite` makes the change.
 - q and h are probabilities per drawn image; larger means that the record comes back more often. Times t run from 0
@@ -19,7 +20,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import baselines, screening, structure
@@ -152,6 +153,10 @@ class Verdict(TypedDict):
     sentence: str
     assumes: list[str]
     samples_needed: Count | None  # direct samples that would decide; null: decided, or samples alone do not help
+    # When so many would, null: decided. Where it is missing the number is that of samples without a hit.
+    more_samples: NotRequired[
+        Literal["certify without a hit", "certify if hits come as they did", "not expected to certify"] | None
+    ]
 
 
 class Record(TypedDict):
@@ -216,6 +221,13 @@ def _verdict_rule(entry: Mapping[str, Any], path: str) -> None:
             f"{path}.status: expected upper <= bound = {entry['bound']!r} for 'no leak above bound', "
             f"got upper = {entry['upper']!r}"
         )
+    if "more_samples" not in entry:
+        return
+    more = entry["more_samples"]
+    if (more is None) == (entry["status"] == "not certified"):
+        raise InputError(f"{path}.more_samples: expected it for 'not certified' and null otherwise, got {more!r}")
+    if (entry["samples_needed"] is None) == (more is not None and more.startswith("certify")):
+        raise InputError(f"{path}.samples_needed: expected a number exactly where more_samples says that it would do")
 
 
 def _curve_rule(entry: Mapping[str, Any], path: str) -> None:

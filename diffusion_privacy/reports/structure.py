@@ -1,7 +1,8 @@
 """Checks JSON values against the type annotations that document them.
 
 Understands what a JSON document can be: TypedDict, ``list[T]``, ``dict[str, T]``, ``Literal``, ``T | None``, str, int,
-float, bool, ``Any`` (any JSON value) and ``Annotated[T, Range(...)]``.
+float, bool, ``Any`` (any JSON value) and ``Annotated[T, Range(...)]``. A field of a TypedDict that came later is
+``NotRequired[T]``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
 
 from diffusion_privacy.errors import InputError
 
@@ -88,8 +89,8 @@ def _check_fields(value: object, kind: Any, path: str, open_kinds: frozenset[typ
         _fail(path, "an object", value)
         return
     fields = _fields(kind)
-    for name in fields:
-        if name not in value:
+    for name, wanted in fields.items():
+        if name not in value and get_origin(wanted) is not NotRequired:
             raise InputError(f"{path}.{name}: expected this field, it is missing")
     for name, item in value.items():
         if name in fields:
@@ -135,6 +136,8 @@ def check(value: object, kind: Any, path: str, open_kinds: frozenset[type], rule
         _check_any(value, path)
     elif is_typeddict(kind):
         _check_fields(value, kind, path, open_kinds, rules)
+    elif origin is NotRequired:
+        check(value, get_args(kind)[0], path, open_kinds, rules)
     elif origin in (list, dict):
         _check_items(value, kind, path, open_kinds, rules)
     elif origin in (types.UnionType, typing.Union):

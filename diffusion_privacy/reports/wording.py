@@ -185,19 +185,32 @@ def all_limits(release: Mapping[str, Any]) -> list[str]:
     return standard + [sentence for sentence in release["limits"] if sentence not in standard]
 
 
+def more_samples(verdict: Mapping[str, Any], what: str, bound: str) -> str:
+    """What more samples would do for a verdict that is open, half a sentence.
+
+    Args:
+      verdict: `schema.Verdict`, not certified.
+      what: what is drawn, in the plural.
+      bound: what would be certified.
+    """
+    needed = verdict["samples_needed"]
+    if needed is None:
+        return f"more {what} are not expected to certify {bound}"
+    if verdict.get("more_samples") == "certify if hits come as they did":
+        # No exact number: it rests on a rate that is known roughly.
+        return f"about {significant(needed, 2, 'up')} {what} would certify {bound} if hits come as they did"
+    return f"{count(needed)} {what} without a hit would certify {bound}"
+
+
 def _open_points(record: Mapping[str, Any]) -> list[str]:
     """What stayed open for one record, without its name."""
     verdict, t_prime = record["verdict"], record["t_prime"]
     points = []
     if verdict["status"] == "not certified":
-        needed, direct = verdict["samples_needed"], record["direct"]
-        drawn = f"{count(direct['n'])} were drawn, with {count(direct['hits'])}"
-        remedy = (
-            "more samples alone would not decide it"
-            if needed is None
-            else f"about {count(needed)} direct samples without a hit would certify it, {drawn}"
-        )
-        points.append(f"neither a leak nor its absence was certified; {remedy}.")
+        hits = record["direct"]["hits"]
+        drawn = f"{count(record['direct']['n'])} were drawn, {count(hits) if hits else 'none'} with a hit"
+        remedy = more_samples(verdict, "direct samples", f"a rate of at most {rate(verdict['bound'])} {RATE_UNIT}")
+        points.append(f"neither a leak nor its absence was certified; {remedy}; {drawn}.")
     for title, entry in (("direct", record["direct"]), ("subspace", record["subspace"])):
         if entry is not None and not entry["reliable"]:
             if title == "subspace" and verdict["status"] != "not certified":

@@ -185,6 +185,7 @@ def verdict_entry(found: Verdict, name: str) -> dict[str, Any]:
         "sentence": _sentence(found, name),
         "assumes": list(found.assumes),
         "samples_needed": found.samples_needed,
+        "more_samples": found.more_samples,
     }
 
 

@@ -63,7 +63,7 @@ def _at_scale(mechanism: Scalable) -> Callable[[Array, Array, Array], Array]:
 
 
 def epsilon_bound(settings: PrivateStudy, epsilon: float, dims: int, records: int) -> dict[str, Any]:
-    """Lower confidence bound on the latent step's ε, through the very mechanism that releases."""
+    """`cadp_schema.Bound`: lower confidence bound on the latent step's ε, through what `_attackable` gives."""
     attack, delta = settings.attack, settings.release.delta
     mechanism = _attackable(common.make_mechanism(settings, epsilon, dims, records))
     separation = mechanism.sensitivity(REPLACE_RECORD) / mechanism.noise_scale
@@ -93,6 +93,7 @@ def epsilon_bound(settings: PrivateStudy, epsilon: float, dims: int, records: in
         "trials": found.trials,
         "holds": found.lower <= epsilon,
         "decisive": found.ceiling > epsilon,
+        "attacked": mechanism.name,
     }
 
 

@@ -258,11 +258,9 @@ def sentence(record: dict[str, Any], model: dict[str, Any]) -> str:
             f"Record {index}: at most {upper} {unit} lie inside its ball, with {sure} confidence, no more than the "
             f"{bound} that a memoriser of {wording.count(model['n_train'])} records would show."
         )
-    needed = found["samples_needed"]
-    more = f"; {wording.count(needed)} images without a hit would certify {bound}" if needed else ""
     return (
         f"Not certified for record {index}: between {lower} and {upper} {unit} lie inside its ball, with {sure} "
-        f"confidence{more}."
+        f"confidence; {wording.more_samples(found, 'images', f'at most {bound}')}."
     )
 
 

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracles import atom_models
 from oracles.group_code import cyclic_orbit
 from scipy import stats
 
-from diffusion_privacy.anonymity import montecarlo
+from diffusion_privacy.anonymity import intervals, montecarlo
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import VP
 from diffusion_privacy.training.sharding import data_mesh
@@ -66,6 +68,59 @@ def test_samples_needed_is_the_smallest_number_that_certifies(bound, tpr, level)
     assert montecarlo.direct(0, n - 1, tpr_lower=tpr, steps=1, level=level).estimate.upper > bound
     with pytest.raises(ValueError, match="bound must lie in"):
         montecarlo.samples_needed(0.0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 400),
+    st.floats(0.02, 0.98),
+    st.floats(0.3, 1.0),
+    st.sampled_from([0.8, 0.95, 0.995]),
+)
+def test_samples_needed_at_a_rate_is_the_first_of_a_scan(hits, misses, above, tpr, level) -> None:
+    """Every N up to the answer, by the exact limit of `intervals`. None of them certifies but the last.
+
+    ``above`` places the bound between the corrected rate and 1. The limit is no monotone function of N: each further
+    hit raises it.
+    """
+    n = hits + misses
+    rate = hits / n / tpr
+    bound = rate + above * (1 - rate)
+    if rate >= 1 or not rate < bound < 1:
+        assert montecarlo.samples_needed_at_rate(min(rate, 0.99), n, n, tpr_lower=tpr) is None
+        return
+    found = montecarlo.samples_needed_at_rate(bound, hits, n, tpr_lower=tpr, level=level)
+    assert found is not None
+    if found > 200_000:
+        return
+    samples = np.arange(1, found + 1)
+    expected = -(-samples * hits // n)
+    certified = intervals.clopper_pearson(expected, samples, level)[1] / tpr <= bound
+    assert np.flatnonzero(certified).tolist() == [found - 1]
+
+
+def test_samples_needed_at_a_rate_against_the_normal_law() -> None:
+    """3 hits in 10,000 and a bound of twice that: z²·b(1 − b)/(b − r)² samples to first order, z = 1.96."""
+    b, r = 6e-4, 3e-4
+    found = montecarlo.samples_needed_at_rate(b, 300, 1_000_000)
+    assert found == pytest.approx(1.96**2 * b * (1 - b) / (b - r) ** 2, rel=0.2)
+    # The detector sees half: the rate of its alarms is held against half of the bound.
+    assert montecarlo.samples_needed_at_rate(2 * b, 300, 1_000_000, tpr_lower=0.5) == found
+    # Close below the bound the law is exact to a percent, and the numbers are large.
+    near = montecarlo.samples_needed_at_rate(b, 594, 1_000_000)
+    assert near == pytest.approx(1.96**2 * b * (1 - b) / (b - 5.94e-4) ** 2, rel=0.01)
+
+
+def test_no_number_of_samples_certifies_a_bound_that_the_rate_exceeds() -> None:
+    assert montecarlo.samples_needed_at_rate(1e-3, 1, 1000) is None
+    assert montecarlo.samples_needed_at_rate(1e-3, 9, 10_000, tpr_lower=0.9) is None
+    assert montecarlo.samples_needed_at_rate(1e-3, 9, 10_000, tpr_lower=0.91) is not None
+    # So close to the bound that nobody would draw as many.
+    assert montecarlo.samples_needed_at_rate(0.5, 499_999_999, 10**9) is None
+    for bound, hits, n, tpr in ((0.0, 1, 10, 1.0), (0.1, 0, 10, 1.0), (0.1, 11, 10, 1.0), (0.1, 1, 10, 0.0)):
+        with pytest.raises(ValueError, match="expected bound in"):
+            montecarlo.samples_needed_at_rate(bound, hits, n, tpr_lower=tpr)
 
 
 @pytest.mark.slow

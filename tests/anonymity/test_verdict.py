@@ -46,6 +46,7 @@ def test_leak_is_named_and_e2_sharpens_the_lower_limit():
     assert found.lower > alone.lower
     assert found.estimate == pytest.approx(1 / 64)
     assert found.samples_needed is None
+    assert found.more_samples is None
 
 
 def test_no_hit_is_clean_only_with_enough_samples():
@@ -54,7 +55,28 @@ def test_no_hit_is_clean_only_with_enough_samples():
     assert verdict.decide(_direct(0, needed), None, NO_ALARM, bound, LEVEL).status == verdict.CLEAN
     open_ = verdict.decide(_direct(0, needed - 1), None, NO_ALARM, bound, LEVEL)
     assert open_.status == verdict.OPEN
-    assert open_.samples_needed == needed
+    assert (open_.samples_needed, open_.more_samples) == (needed, verdict.WITHOUT_A_HIT)
+
+
+def test_hits_below_the_bound_ask_for_the_samples_that_they_cost():
+    """4 hits of 10,000, a bound of 1/1,000, and a detector that fires for others too: not the number without a hit."""
+    alarms = rate(20, 10_000, PART)
+    open_ = verdict.decide(_direct(4, 10_000), None, alarms, 1e-3, LEVEL)
+    assert (open_.status, open_.more_samples) == (verdict.OPEN, verdict.AT_THIS_RATE)
+    needed = open_.samples_needed
+    assert needed > 10_000 > montecarlo.samples_needed(1e-3, tpr_lower=0.9, level=PART)
+    hits = -(-needed * 4 // 10_000)
+    assert verdict.decide(_direct(hits, needed), None, alarms, 1e-3, LEVEL).status == verdict.CLEAN
+    assert verdict.decide(_direct(hits, needed - 1), None, alarms, 1e-3, LEVEL).status == verdict.OPEN
+
+
+def test_hits_at_the_bound_are_not_certified_away():
+    """9 of 10,000 is below 1/1,000, but not once the detector's misses are allowed for."""
+    alarms = rate(20, 10_000, PART)
+    for hits in (9, 30):
+        found = verdict.decide(_direct(hits, 10_000), None, alarms, 1e-3, LEVEL)
+        assert (found.status, found.samples_needed) == (verdict.OPEN, None)
+        assert found.more_samples == verdict.NOT_EXPECTED
 
 
 def test_upper_limit_never_comes_from_a_local_estimator():
@@ -81,14 +103,16 @@ def test_hits_that_the_detector_explains_are_no_leak():
 def test_a_blind_detector_certifies_nothing():
     found = verdict.decide(_direct(0, 10_000, tpr=1e-12), None, NO_ALARM, 1e-2, LEVEL)
     assert found.upper == 1
-    assert found.status == verdict.OPEN
+    assert (found.status, found.samples_needed, found.more_samples) == (verdict.OPEN, None, verdict.NOT_EXPECTED)
 
 
 def test_contradiction_widens_the_interval():
     found = verdict.decide(_direct(0, 10_000), _subspace(0.1, 0.01), NO_ALARM, 1e-2, LEVEL)
     assert found.lower == 0
     assert found.upper >= 0.1
-    assert found.status != verdict.CLEAN
+    assert found.status == verdict.OPEN
+    # E1 alone would have had enough samples: it is the contradiction that is to be settled.
+    assert (found.samples_needed, found.more_samples) == (None, verdict.NOT_EXPECTED)
     assert any("exclude" in text for text in found.assumes)
 
 

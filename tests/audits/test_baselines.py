@@ -103,6 +103,24 @@ def test_repeated_samples_are_cliques(subjects):
     assert row.notes[3].startswith("30 cliques of 10 or more near duplicates in 360")
 
 
+def test_equal_held_out_records_do_not_bring_the_clique_limit_to_nothing(subjects):
+    """Near copies, no two of them equal: at a limit of 0 there would be no clique. Checked against all pairs."""
+    one, rng = subjects[1], np.random.default_rng(2)
+    samples = np.repeat(one.members[:30], 12, axis=0)
+    samples = (samples + 1e-3 * rng.normal(size=samples.shape)).astype(np.float32)
+    held = one.non_members.astype(np.float64)
+    apart = np.sqrt(((held[:, None] - held[None]) ** 2).mean(axis=2))[np.triu_indices(len(held), 1)]
+    twice = np.concatenate([one.non_members, one.non_members])
+    for non_members in (one.non_members, np.concatenate([one.non_members, one.non_members[:1]]), twice):
+        row, _ = baselines.run(("extraction",), dataclasses.replace(one, samples=samples, non_members=non_members))
+        assert row.notes[3].startswith("30 cliques of 10 or more near duplicates in 360")
+        assert row.notes[3].endswith(f"at most {0.5 * apart.min():.2g} apart")
+    # Where all are equal nothing is known of how far apart people are, and only equal draws count.
+    same = np.repeat(one.non_members[:1], 20, axis=0)
+    row, _ = baselines.run(("extraction",), dataclasses.replace(one, samples=samples, non_members=same))
+    assert row.notes[3] == "0 cliques of 10 or more near duplicates in 360 samples, at most 0 apart"
+
+
 def test_what_cannot_be_said_says_so(subjects):
     few = dataclasses.replace(subjects[0], non_members=subjects[0].non_members[:50], features=None)
     rows = baselines.run(("copy_ratio", "frechet_gap", "pia"), few)

@@ -87,6 +87,10 @@ def test_draws_near_everybody_are_no_leak() -> None:
     # The rank test alone forbids it, too, where no single control is as busy by its interval.
     found, _ = decided(300, [0] * 36 + [300] * 3)
     assert found.status == verdict.OPEN
+    # Nine records that the model never saw are too few for a rank that rejects: it is not samples that are missing.
+    found, _ = decided(300, [0] * 9)
+    assert (found.status, found.samples_needed) == (verdict.OPEN, None)
+    assert found.more_samples == verdict.NOT_EXPECTED
     found, _ = decided(300, [0] * 39)
     assert found.status == verdict.LEAKS
 

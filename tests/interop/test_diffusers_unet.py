@@ -140,6 +140,13 @@ def test_a_label_is_needed_where_there_are_classes() -> None:
             diffusers.load(GOLDEN / "rare", 10, label=label)
 
 
+def test_the_notes_say_which_class_alone_was_looked_at() -> None:
+    """They end up among what the verdict assumes (`audits.own_model`)."""
+    note = "only images of class 2 were drawn: what the model shows of other classes was not looked at"
+    assert note in diffusers.load(GOLDEN / "rare", 10, label=2).notes
+    assert not any("class" in text for text in diffusers.load(GOLDEN / "tiny", 10).notes)
+
+
 def test_images_that_cannot_be_halved_are_refused() -> None:
     network = UNet2D(unet2d_config.UNet2DConfig(3), 1000)
     with pytest.raises(InputError, match="divisible by 8"):

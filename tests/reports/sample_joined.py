@@ -64,7 +64,8 @@ def undecided(index: int) -> dict[str, Any]:
     return _record(
         "private", index, True, 0.25, direct=direct(4e-4, 2.2e-4, 0.0021, 12, 30_000),
         subspace=subspace(3.2e-4, 1e-5, 9.4e-3, 22, 0.86, False),
-        verdict=verdict("not certified", 0.0, 4e-4, 0.0021, 1 / N, "Neither a leak nor its absence is certified."),
+        verdict=verdict("not certified", 0.0, 4e-4, 0.0021, 1 / N, "Neither a leak nor its absence is certified.")
+        | {"more_samples": "certify if hits come as they did"},
     )  # fmt: skip
 
 

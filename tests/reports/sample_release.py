@@ -86,6 +86,7 @@ def verdict(status: str, lower: float, estimate: float, upper: float, bound: flo
         "sentence": sentence,
         "assumes": ["The detector's error rates on held-out generations hold for the images drawn."],
         "samples_needed": 61_000 if status == "not certified" else None,
+        "more_samples": "certify without a hit" if status == "not certified" else None,
     }
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from diffusion_privacy.reports import cadp_wording
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_wording import number
+
+from diffusion_privacy.reports import cadp_page, cadp_schema, cadp_wording
 
 
 @pytest.mark.parametrize(
@@ -28,3 +33,79 @@ def test_epsilon_is_rounded_up(value: float, text: str) -> None:
 )
 def test_delta_is_rounded_up(value: float, text: str) -> None:
     assert cadp_wording.delta(value) == text
+
+
+def part(mechanism: str = "gaussian", lower: float = 0.8579, ceiling: float = 3.4567) -> dict[str, Any]:
+    """What promise, limits and the table of measured ε are made from: one release at ε = 1 and what attacked it."""
+    rank = {"level": 0.95, "p_value": 0.4}
+    accuracy = {"value": 0.8, "level": 0.95, "seeds": [0.78, 0.8, 0.82]}
+    manifest = {
+        "mechanism": mechanism, "epsilon": 1.0, "delta": 1e-5, "flow_training": "public", "public": ["the class"],
+        "relation": "replace-record", "arithmetic": "float32 noise",
+    }  # fmt: skip
+    bound = {
+        "claimed": 1.0, "lower": lower, "ceiling": ceiling, "confidence": 0.99, "trials": 12_000,
+        "holds": lower <= 1.0, "decisive": ceiling > 1.0, "attacked": mechanism.removeprefix("discrete_"),
+    }  # fmt: skip
+    return {
+        "schema_version": cadp_schema.SCHEMA_VERSION,
+        "config": {"flow": {"trained_on": "public"}},
+        "releases": [{"latent_epsilon": 1.0, "manifest": manifest}],
+        "epsilon_bounds": [bound],
+        "release_faults": None,
+        "linkage": [{"name": "released 1", "kind": "released", "rank1": rank, "rank10": rank}],
+        "arms": [
+            {"name": "control", "kind": "control", "epsilon": None, "accuracy": accuracy},
+            {"name": "released 1", "kind": "released", "epsilon": 1.0, "accuracy": accuracy},
+        ],
+        "ledger": {"guarantee": True, "stages": 1, "epsilon": 1.0, "delta": 1e-5},
+        "flow": {"membership": {"lower": 0.45}},
+    }
+
+
+def promise(release: dict[str, Any]) -> str:
+    """The first card."""
+    return cadp_wording.cards(release).split("</div>")[0]
+
+
+def test_a_promise_that_could_be_contradicted_and_was_not_is_marked_so() -> None:
+    card = promise(part())
+    assert '<span class="status clean">not contradicted</span>' in card
+    assert "measured on the worst case: at least 0.857, claimed 1." in card
+    assert "confirms nothing" not in card
+
+
+def test_an_attack_that_could_not_contradict_a_promise_does_not_speak_for_it() -> None:
+    card = promise(part(lower=0.21, ceiling=0.9876))
+    assert '<span class="status open">not tested</span>' in card
+    assert "clean" not in card
+    assert "12,000 trials could not have shown more than ε = 0.987, and could not have contradicted the claim." in card
+    # Without a guarantee end to end the label is neutral as it is; the sentence is there all the same.
+    unprotected = part(lower=0.21, ceiling=0.9876)
+    unprotected["releases"][0]["manifest"] |= {"epsilon": None, "flow_training": "mechanism-only"}
+    assert '<span class="status open">latent step only</span>' in promise(unprotected)
+    assert "This confirms nothing: 12,000 trials" in promise(unprotected)
+
+
+def test_a_refuted_promise_stays_refuted() -> None:
+    assert '<span class="status leaks">refuted</span>' in promise(part(lower=1.2))
+
+
+@given(st.floats(-1.0, 50.0))
+def test_a_measured_epsilon_is_rounded_down(value: float) -> None:
+    printed = number(cadp_wording.shown(value))
+    assert printed <= max(value, 0.0)
+    assert printed >= 0.99 * value - 1e-12
+
+
+@pytest.mark.parametrize("name", ["gaussian", "laplace"])
+def test_what_stood_in_for_exact_integers_is_named_wherever_the_measured_epsilon_is(name: str) -> None:
+    for release, said in ((part(f"discrete_{name}"), True), (part(name), False)):
+        limits = " ".join(cadp_wording.common_limits(release, lambda _: ""))
+        law = name.capitalize()
+        assert (f"The measured ε is that of continuous {law} noise of the same scale, not of the" in limits) == said
+        assert (f"with continuous {law} noise in place of the integers released" in promise(release)) == said
+        table = cadp_page._bounds(release)
+        assert (f"drawn: continuous {law} noise of its scale" in table) == said
+        # Measured: down. 85.79 % of the claim.
+        assert "85.7" in table

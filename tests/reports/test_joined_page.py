@@ -83,11 +83,16 @@ def test_sections_and_numbers(hidden: Path) -> None:
     assert re.search(r"SHA-256 of release\.json [0-9a-f]{64}", text)
 
 
+FIXED = frozenset(
+    ("schema_version", "role", "status", "more_samples", "kind", "type", "stage", "stages", "uncovered", "censored")
+)
+"""Fields whose text the schema fixes."""
+
+
 def _hostile(value: Any) -> Any:
     """Every free text of a release replaced by one that would break a page."""
     if isinstance(value, dict):
-        fixed = ("schema_version", "role", "status", "kind", "type", "stage", "stages", "uncovered", "censored")
-        return {k: v if k in fixed else _hostile(v) for k, v in value.items()}
+        return {k: v if k in FIXED else _hostile(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_hostile(v) for v in value]
     return HOSTILE if isinstance(value, str) else value

@@ -149,6 +149,7 @@ def test_the_worst_record_has_the_largest_limits() -> None:
 def test_what_stayed_open_comes_with_what_would_do() -> None:
     text = " ".join(RELEASE["uncertified"]).replace("\u00a0", " ")
     assert "DP-SGD model, private record 12: neither a leak nor its absence was certified; about 61,000 direct" in text
+    assert "if hits come as they did; 30,000 were drawn, 12 with a hit." in text
     assert "Private copy, private record 12, private record 87: ε by itself certifies at most 321" in text
     assert "about 120,000 copies made without the record, none with a hit, would certify 1/n; 8 were made" in text
     assert "has no rate at 0.1 % false alarms: 540 non-members" in text

@@ -29,9 +29,13 @@ FREE = ("config", "versions", "timings", "thresholds", "fingerprint", "models")
 """Objects whose keys the schema does not fix (a fingerprint's `kind` apart)."""
 
 
+LATER = ("more_samples",)
+"""Fields that are missing from older files."""
+
+
 def fixed(path: tuple[Any, ...]) -> bool:
     free_parent = len(path) > 1 and path[-2] in FREE and path[-1] != "kind"
-    return not free_parent and "config" not in path[:-1] and path[-1] not in ("eta", "held_out")
+    return not free_parent and "config" not in path[:-1] and path[-1] not in ("eta", "held_out", *LATER)
 
 
 def test_accepts_the_sample(release: dict[str, Any]) -> None:
@@ -100,6 +104,9 @@ def test_refuses_ill_typed_values(release: dict[str, Any], path: tuple[Any, ...]
         ((*PRIVATE, "verdict", "upper"), 0.001, "verdict.lower"),
         ((*PRIVATE, "verdict", "lower"), 0.0, "verdict.status"),
         (("models", "careful", "records", 0, "verdict", "bound"), 1e-5, "verdict.status"),
+        ((*PRIVATE, "verdict", "more_samples"), "not expected to certify", "verdict.more_samples"),
+        ((*PRIVATE, "verdict", "samples_needed"), 5, "verdict.samples_needed"),
+        (("models", "careful", "records", 0, "verdict", "status"), "not certified", "verdict.more_samples"),
         ((*PRIVATE, "h_curve", "upper"), [0.0] * 11, "h_curve[0].lower"),
         ((*PRIVATE, "h_curve", "hits"), [64] * 10, "h_curve.hits"),
         ((*PRIVATE, "h_curve", "hits"), [65] * 11, "h_curve.hits[0]"),
@@ -120,6 +127,18 @@ def test_refuses_ill_typed_values(release: dict[str, Any], path: tuple[Any, ...]
 def test_refuses_contradictions(release: dict[str, Any], path: tuple[Any, ...], value: Any, named: str) -> None:
     with pytest.raises(InputError, match=re.escape(named)):
         schema.validate(changed(release, path, value))
+
+
+def test_reads_files_that_lack_what_came_later(release: dict[str, Any]) -> None:
+    older = copy.deepcopy(release)
+    for model in older["models"].values():
+        for record in model["records"]:
+            del record["verdict"]["more_samples"]
+    schema.validate(older)
+    said = {"status": "not certified", "samples_needed": None, "more_samples": "certify without a hit"}
+    verdict = {**release["models"]["careful"]["records"][0]["verdict"], **said}
+    with pytest.raises(InputError, match=r"verdict\.samples_needed: expected a number"):
+        schema.validate(changed(release, ("models", "careful", "records", 0, "verdict"), verdict))
 
 
 def test_refuses_a_model_name_that_is_a_path(release: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_release import make_release
 
-from diffusion_privacy.reports import wording
+from diffusion_privacy.reports import schema, wording
 
 _DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 
@@ -71,14 +71,44 @@ def test_censored_t_prime_never_shows_a_bare_number() -> None:
     assert wording.statistical_t_prime({**entry, "value": None, "censored": "below"}) == "not shown at any tested level"
 
 
-def test_uncertified_names_the_samples_that_would_do() -> None:
+@pytest.mark.parametrize(
+    ("more", "needed", "hits", "text"),
+    [
+        (
+            "certify without a hit",
+            61_000,
+            0,
+            "61,000 direct samples without a hit would certify a rate of at most 5.9 in 10,000 images; 30,000 were "
+            "drawn, none with a hit.",
+        ),
+        (
+            "certify if hits come as they did",
+            312_345,
+            7,
+            "about 320,000 direct samples would certify a rate of at most 5.9 in 10,000 images if hits come as they "
+            "did; 30,000 were drawn, 7 with a hit.",
+        ),
+        (
+            "not expected to certify",
+            None,
+            40,
+            "more direct samples are not expected to certify a rate of at most 5.9 in 10,000 images; 30,000 were "
+            "drawn, 40 with a hit.",
+        ),
+    ],
+)
+def test_uncertified_says_what_more_samples_would_do(more: str, needed: int | None, hits: int, text: str) -> None:
     release = make_release()
-    verdict = release["models"]["careful"]["records"][0]["verdict"]
-    verdict |= {"status": "not certified", "samples_needed": 61_000}
-    text = " ".join(wording.uncertified(release))
-    assert "about 61,000 direct samples without a hit would certify it, 30,000 were drawn, with" in text
-    verdict["samples_needed"] = None
-    assert "more samples alone would not decide it" in " ".join(wording.uncertified(release))
+    record = release["models"]["careful"]["records"][0]
+    record["verdict"] |= {"status": "not certified", "samples_needed": needed, "more_samples": more}
+    record["direct"] |= {"value": hits / 30_000, "upper": 0.003, "hits": hits}
+    schema.validate(release)
+    assert f"certified; {text}" in " ".join(wording.uncertified(release))
+
+
+def test_the_number_of_an_older_file_is_that_of_samples_without_a_hit() -> None:
+    verdict = {"samples_needed": 61_000}
+    assert wording.more_samples(verdict, "images", "it") == "61,000 images without a hit would certify it"
 
 
 def test_equal_open_points_are_joined() -> None:

@@ -276,11 +276,13 @@ def test_inversion_is_measured_where_the_decoder_works():
 
 
 @pytest.mark.parametrize("mechanism", ["gaussian", "laplace", "discrete_gaussian", "discrete_laplace"])
-def test_every_mechanism_is_the_one_that_is_attacked(mechanism):
+def test_every_mechanism_is_attacked_or_what_stands_for_it_is_named(mechanism):
     settings = study({"release.mechanism": mechanism, "attack.trials": 20_000, "attack.trial_dim": 2})
     bound = cadp_audit.epsilon_bound(settings, 4.0, 64, 300)
     assert bound["decisive"]
     assert 1.0 < bound["lower"] <= 4.0
+    # No compiled program draws exact integers: what was drawn in their place is named.
+    assert bound["attacked"] == mechanism.removeprefix("discrete_")
 
 
 def test_a_release_counts_as_better_only_beyond_what_another_control_could_be():
@@ -391,6 +393,17 @@ def test_a_flow_of_the_private_records_is_reported_without_a_guarantee(tmp_path)
     page = (tmp_path / "report" / "index.html").read_text()
     assert "latent step only" in page
     assert "<b>Warning.</b> the flow was trained on these records" in page
+    assert {bound["attacked"] for bound in release["epsilon_bounds"]} == {"gaussian"}
+    stands_in = "The measured ε is that of continuous Gaussian noise"
+    assert stands_in in page
+    assert any(text.startswith(stands_in) for text in release["limits"])
+    assert "drawn: continuous Gaussian noise of its scale, not the integers that were released" in page
+    # 2,000 trials show 7.2 at most, and 8 is claimed.
+    assert [bound["decisive"] for bound in release["epsilon_bounds"]] == [True, False]
+    assert "too few trials to refute this claim" in page
+    broken = {**release, "epsilon_bounds": [{**release["epsilon_bounds"][0], "attacked": "laplace"}]}
+    with pytest.raises(InputError, match=r"epsilon_bounds\[0\]\.attacked: expected gaussian, as the releases have it"):
+        cadp_schema.validate(broken)
 
 
 # --- a flow trained by DP-SGD on the records that it releases ---------------------------------------------------------

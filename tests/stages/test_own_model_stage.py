@@ -117,6 +117,20 @@ def test_a_checkpoint_directory_is_audited(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("needed", "more", "end"),
+    [
+        (4_501, "certify without a hit", "4,501 images without a hit would certify at most 100."),
+        (8_760, "certify if hits come as they did", "about 8,800 images would certify at most 100 if hits come as "),
+        (None, "not expected to certify", "more images are not expected to certify at most 100."),
+    ],
+)
+def test_the_sentence_says_what_more_images_would_do(needed, more, end) -> None:
+    found = {"status": "not certified", "lower": 0.0, "upper": 0.02, "bound": 0.01, "level": 0.95}
+    record = {"index": 3, "verdict": {**found, "samples_needed": needed, "more_samples": more}}
+    assert end in own_model.sentence(record, {"n_train": 100, "held_out": 100})
+
+
+@pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"model__kind": "torch"}, r"config\.model\.kind: expected one of 'diffusers', 'python'"),

@@ -26,6 +26,8 @@ pytest.importorskip("dp_accounting")
         ("delta", 0.0),
         ("delta", 1.0),
         ("clip_norm", 0.0),
+        ("clip_norm", 9.9e-13),
+        ("clip_norm", 1e6),
         ("relation", "replace"),
         ("augmentations", 0),
         ("micro_batch", 0),
@@ -35,6 +37,10 @@ def test_faults_are_named_in_one_line(field, value):
     with pytest.raises(InputError, match=rf"training\.privacy\.{field}: expected") as caught:
         Privacy(**{field: value})
     assert "\n" not in str(caught.value)
+
+
+def test_the_least_clip_norm_is_taken():
+    assert Privacy(clip_norm=1e-12).clip_norm == 1e-12
 
 
 def test_one_way_to_say_how_much_noise():
