@@ -47,8 +47,9 @@ def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
     learnt = {"kind": common.hash_kind(records), "hashes": list(common.hashes(records))}
     workdir.write_json(workdir.path("train", "trained_on.json"), learnt)
     config, folder = settings.flow.training, workdir.path("train", "flow")
+    pay = None
     if config.privacy.on and settings.flow.trained_on == "private":
-        dp_training.pay(common.make_ledger(settings, workdir), folder, "train flow", config, common.hashes(records))
+        pay = dp_training.payment(common.make_ledger(settings, workdir), "train flow", common.hashes(records))
     identity = {"config": settings_module.digest({"flow": settings_module.to_dict(settings.flow)})}
     task = common.flow_task(settings, records)
     with workdir.timed("train flow"):
@@ -61,6 +62,7 @@ def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
             seed=settings.seed,
             name="flow",
             identity=identity,
+            pay=pay,
         )
     return records
 

@@ -29,6 +29,7 @@ from diffusion_privacy.stages import train as train_stage
 from diffusion_privacy.stages.watching import Watch
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import privacy, rng
+from diffusion_privacy.training.loop import Pay
 from diffusion_privacy.training.state import TrainConfig
 from diffusion_privacy.types import Array, ConditionalScore, PyTree
 
@@ -71,8 +72,12 @@ def fit_score(
     seed: int,
     folder: Path,
     held_out: Records | None = None,
+    pay: Pay | None = None,
 ) -> None:
-    """Trains one conditional score model in ``folder``; with ``held_out`` its pictures are drawn, if any are wanted."""
+    """Trains one conditional score model in ``folder``; with ``held_out`` its pictures are drawn, if any are wanted.
+
+    Without ``pay`` a private run is in no ledger: of such a one nothing may be given away.
+    """
     task = common.score_task(settings, records.num_classes)
     identity = {"config": settings_module.digest({"score": settings_module.to_dict(settings)["score"], "name": name})}
     chain, shape, key = make_chain(settings), records.image.shape[1:], rng.stream(settings.seed, "grid")
@@ -92,6 +97,7 @@ def fit_score(
         seed=seed,
         name=name,
         identity=identity,
+        pay=pay,
     )
 
 
@@ -108,11 +114,10 @@ def train(settings: Joined, workdir: Workdir) -> None:
     private, test, seed = sets.parts.private, sets.parts.test, settings.seed
     released = common.load_copy(settings, workdir, private).records
     ledger, hashes = common.make_ledger(settings, workdir), cadp_study.hashes(private)
-    config = settings.private_training
-    dp_training.pay(ledger, common.dp_folder(workdir), "train dp_model", config, hashes)
-    common.note(ledger, common.COPY_STAGE, _nothing(), hashes)
+    config, pay = settings.private_training, dp_training.payment(ledger, "train dp_model", hashes)
     with workdir.timed("train dp_model"):
-        fit_score(settings, workdir, "dp_model", private, config, seed, workdir.path("train", "dp_model"), test)
+        fit_score(settings, workdir, "dp_model", private, config, seed, common.dp_folder(workdir), test, pay)
+    common.note(ledger, common.COPY_STAGE, _nothing(), hashes)
     with workdir.timed("train copy_model"):
         fit_score(
             settings,
