@@ -51,7 +51,9 @@ def privatize(settings: Joined, workdir: Workdir) -> None:
 
 
 def _planned(settings: Joined, workdir: Workdir, private: Records) -> list[Entry]:
-    """The private training that comes after the release, unless it is paid for already.
+    """The private training that comes after the release, unless this run's own is paid for already.
+
+    Not by the name of an entry: studies that share a ledger all train a ``dp_model``.
 
     Raises:
       InputError: its settings do not go with the number of records.
@@ -59,7 +61,7 @@ def _planned(settings: Joined, workdir: Workdir, private: Records) -> list[Entry
     config = settings.private_training
     plan = privacy.make_plan(config.privacy, records=len(private), batch_size=config.batch_size, steps=config.steps)
     entry = Entry("train dp_model", dp_training.spend_of_plan(plan), cadp_study.hashes(private))
-    paid = any(one.stage.startswith(entry.stage) for one in common.make_ledger(settings, workdir).entries())
+    paid = dp_training.goes_on(common.make_ledger(settings, workdir), common.dp_folder(workdir))
     return [] if paid else [entry]
 
 
