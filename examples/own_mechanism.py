@@ -121,10 +121,11 @@ def main() -> tuple[Manifest, Verdict, Verdict]:
         condition=PublicCondition(10),
         relation=REPLACE_RECORD,
         delta=0.0,
-        flow=FlowProvenance("public", frozenset(public.source_hash.tolist())),
+        flow=FlowProvenance("public", frozenset(public.source_hash.tolist()), kind=public.hash_kind),
         selection=CoarseSelection(tuple(range(KEPT)), 64),
         match=False,  # prior-matched decoding knows the project's own noise only
         hashes=private.source_hash.tolist(),
+        hash_kind=private.hash_kind,
     )
     print(f"released {len(made.data)} digits: {made.manifest.guarantee}")
     honest = audit(mechanism, epsilon)

@@ -38,7 +38,14 @@ LEVELS = (
 
 RANK = {room: rank for rank, rooms in enumerate(LEVELS) for room in rooms}
 MATHEMATICS = ("networks", "diffusion", "flows", "anonymity", "mechanisms")
-FROM_TRAINING = ("training.rng", "training.sharding", "training.convolutions", "training.winograd", "training.platform")
+FROM_TRAINING = (
+    "training.rng",
+    "training.gradients",
+    "training.sharding",
+    "training.convolutions",
+    "training.winograd",
+    "training.platform",
+)
 
 OPTIONAL = (
     "tensorflow_datasets",

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from diffusion_privacy.data.records import Records
+from diffusion_privacy.data.records import LEVEL_HASH, Records
 from diffusion_privacy.errors import InputError, MissingDataError
 
 T = TypeVar("T")
@@ -170,6 +170,7 @@ def assemble(
     name: str,
     levels: int = 256,
     source_hash: Sequence[str] | None = None,
+    hash_kind: str = "",
     preparation: tuple[str, ...] = (),
     attributes: np.ndarray | None = None,
     attribute_names: Sequence[str] = (),
@@ -181,6 +182,7 @@ def assemble(
       label, identity, index: integers ``[N]``, see `Records`.
       num_classes, name, levels, preparation, attributes, attribute_names: see `Records`.
       source_hash: one text a record; None where the source stores these grey levels themselves, see `level_hashes`.
+      hash_kind: what ``source_hash`` is of, see `Records`; that of `level_hashes` where it is None.
 
     Raises:
       InputError: as `Records`, or a level out of range.
@@ -199,6 +201,7 @@ def assemble(
         name=name,
         levels=levels,
         source_hash=np.asarray(level_hashes(pixels) if source_hash is None else source_hash, np.str_),
+        hash_kind=LEVEL_HASH if source_hash is None else hash_kind,
         preparation=preparation,
         attributes=None if attributes is None else attributes.astype(np.int32),
         attribute_names=tuple(attribute_names),

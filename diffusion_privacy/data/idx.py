@@ -13,7 +13,7 @@ import numpy as np
 
 from diffusion_privacy.data.assemble import assemble, choose, existing_file, infer_num_classes, level_hashes, one_line
 from diffusion_privacy.data.preparation import Sides, preparation
-from diffusion_privacy.data.records import Records
+from diffusion_privacy.data.records import LEVEL_HASH, Records
 from diffusion_privacy.errors import InputError
 
 _UNSIGNED_BYTE = 0x08
@@ -60,6 +60,7 @@ def idx(
         num_classes=num_classes,
         name=image_file.name,
         source_hash=level_hashes(pixels[keep]),
+        hash_kind=LEVEL_HASH,
         preparation=prepare.steps(),
     )
 

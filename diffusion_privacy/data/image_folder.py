@@ -16,7 +16,7 @@ import numpy as np
 from diffusion_privacy.data import folders
 from diffusion_privacy.data.assemble import assemble, bytes_hash, choose, existing_folder, number_people, one_line
 from diffusion_privacy.data.preparation import Preparation, Sides, preparation
-from diffusion_privacy.data.records import Records
+from diffusion_privacy.data.records import FILE_HASH, Records
 from diffusion_privacy.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def image_folder(
         name=folder.name or str(folder),
         levels=1 << bits,
         source_hash=source,
+        hash_kind=FILE_HASH,
         preparation=(*said, *prepare.steps()),
         attributes=None if found.attributes is None else found.attributes[keep],
         attribute_names=attributes,

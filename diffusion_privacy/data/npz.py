@@ -23,7 +23,7 @@ from diffusion_privacy.data.assemble import (
     table_integers,
 )
 from diffusion_privacy.data.preparation import Sides, preparation
-from diffusion_privacy.data.records import Records
+from diffusion_privacy.data.records import LEVEL_HASH, Records
 from diffusion_privacy.errors import InputError
 
 _SPLITS = ("train", "val", "test")
@@ -197,6 +197,7 @@ def npz(
         num_classes=num_classes,
         name=name,
         source_hash=level_hashes(pixels[keep]),
+        hash_kind=LEVEL_HASH,
         preparation=prepare.steps(),
     )
 

@@ -11,6 +11,12 @@ import numpy as np
 
 from diffusion_privacy.errors import InputError
 
+FILE_HASH, LEVEL_HASH = "bytes of files", "stored grey levels"
+ROW_HASH, VALUE_HASH = "rows of a table", "prepared values"
+HASH_KINDS = (FILE_HASH, LEVEL_HASH, ROW_HASH, VALUE_HASH)
+"""What a hash of a record may be of: `assemble.bytes_hash`, `assemble.level_hashes`, `mechanisms.table.row_hashes`,
+`mechanisms.ledger.value_hashes`. Hashes of two kinds never meet, whatever the records."""
+
 _SPLIT_TAG = 0x5350
 """Keeps the draws of a split apart from every other use of the same seed."""
 
@@ -31,6 +37,7 @@ class Records:
       source_hash: text ``[N]``, what the private ledger calls each record: a hash of what its source holds (a file's
         bytes, or stored grey levels), the same however the image is resized, converted or planted with a fingerprint.
         None where the source is not at hand.
+      hash_kind: which of `HASH_KINDS` these hashes are; empty where that is not known, or without hashes.
       preparation: what was done to the stored images, in words that allow to repeat it; empty for nothing.
       attributes: int32 ``[N, A]`` of 0 and 1, facts about each record that may all hold at once; None where the source
         has none or was not asked for them.
@@ -51,6 +58,7 @@ class Records:
     preparation: tuple[str, ...] = ()
     attributes: np.ndarray | None = None
     attribute_names: tuple[str, ...] = ()
+    hash_kind: str = ""
 
     def __post_init__(self) -> None:
         self._check_images()
@@ -68,6 +76,10 @@ class Records:
         source = self.source_hash
         if source is not None and (source.dtype.kind != "U" or source.shape != (len(self.image),)):
             raise InputError(f"{self.name}: source_hash is {_describe(source)}; expected text ({len(self.image)},)")
+        if self.hash_kind and (source is None or self.hash_kind not in HASH_KINDS):
+            raise InputError(
+                f"{self.name}: hash_kind is {self.hash_kind!r}; expected one of {HASH_KINDS} beside source_hash, or ''"
+            )
         # The digest is cached and a batch is promised to be a function of its number: neither holds if pixels change.
         for field in ("image", "label", "identity", "index", "source_hash", "attributes"):
             if getattr(self, field) is not None:

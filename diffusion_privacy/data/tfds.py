@@ -12,7 +12,7 @@ import numpy as np
 
 from diffusion_privacy.data.assemble import assemble, choose, infer_num_classes, level_hashes, number_people, one_line
 from diffusion_privacy.data.preparation import Sides, preparation
-from diffusion_privacy.data.records import Records
+from diffusion_privacy.data.records import LEVEL_HASH, Records
 from diffusion_privacy.errors import InputError, MissingDataError
 
 _DEFAULT_FOLDER = "~/tensorflow_datasets"
@@ -97,6 +97,7 @@ def tfds(
         num_classes=num_classes,
         name=where,
         source_hash=[hashes[i] for i in keep],
+        hash_kind=LEVEL_HASH,
         preparation=prepare.steps(),
         attributes=np.asarray(marks)[keep] if facts else None,
         attribute_names=[fact.rpartition("/")[2] for fact in facts],

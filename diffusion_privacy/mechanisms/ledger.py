@@ -27,7 +27,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +223,7 @@ class Covering:
       uncovered: named, without an event or with one that is not private.
       left_out: every other entry of the ledger, in its order. The promise holds only while nothing of theirs is shared.
       relation: the neighbours that ``account`` speaks of: those of all stages that were composed.
+      unpaid: named, with an entry that does not pay for what is shared, and why; the caller says so.
     """
 
     account: Account
@@ -232,6 +233,7 @@ class Covering:
     uncovered: tuple[str, ...]
     left_out: tuple[str, ...]
     relation: Relation
+    unpaid: tuple[str, ...] = ()
 
     @property
     def guarantee(self) -> bool:
@@ -247,7 +249,7 @@ class Covering:
             "without an entry in the ledger": self.missing,
             "without a privacy event": self.uncovered,
         }
-        found = [f"{', '.join(names)} {fault}" for fault, names in faults.items() if names]
+        found = [*(f"{', '.join(names)} {fault}" for fault, names in faults.items() if names), *self.unpaid]
         if not self.stages:
             found = ["no stage was named, and nothing that learned from records rests on none"]
         return "; ".join(found) or "the composition has no finite ε"
@@ -262,7 +264,9 @@ class Covering:
         )
 
 
-def covering(entries: Sequence[Entry], stages: Sequence[str], delta: float) -> Covering:
+def covering(
+    entries: Sequence[Entry], stages: Sequence[str], delta: float, unpaid: Mapping[str, str] | None = None
+) -> Covering:
     """What may be promised for a thing that was computed from the outputs of the named stages alone.
 
     Why that is enough: the entries are mechanisms, each private whatever the earlier ones gave out. What is computed
@@ -280,6 +284,8 @@ def covering(entries: Sequence[Entry], stages: Sequence[str], delta: float) -> C
       entries: of the ledger, all of them.
       stages: names of its entries, in any order; a name given twice is the same stage.
       delta: δ in [0, 1) at which ε is read.
+      unpaid: stages whose entry is known not to be that of the thing (another run under the same name, say), each with
+        the reason in words; one of them makes the whole "no guarantee".
 
     Raises:
       InputError: δ out of range, or an event that cannot be converted to replace-one.
@@ -289,7 +295,8 @@ def covering(entries: Sequence[Entry], stages: Sequence[str], delta: float) -> C
     composed = total([entry for entry in entries if entry.stage in count], delta)
     missing = tuple(name for name in named if count[name] == 0)
     repeated = tuple(name for name in named if count[name] > 1)
-    whole = bool(named) and not missing and composed.guarantee
+    refused = tuple(f"{name}: {(unpaid or {})[name]}" for name in named if count[name] and name in (unpaid or {}))
+    whole = bool(named) and not missing and not refused and composed.guarantee
     return Covering(
         composed.account if whole else Account(math.inf, delta, "none", {}),
         named,
@@ -298,6 +305,7 @@ def covering(entries: Sequence[Entry], stages: Sequence[str], delta: float) -> C
         tuple(dict.fromkeys(composed.uncovered)),
         tuple(entry.stage for entry in entries if entry.stage not in count),
         composed.relation,
+        refused,
     )
 
 

@@ -2,7 +2,8 @@
 
 The end-to-end guarantee covers what f⁻¹ publishes only if the flow does not depend on the records released:
 
-- ``public``: trained on other records. Both sets of hashes must be given and must be disjoint.
+- ``public``: trained on other records. Both sets of hashes must be given and must be disjoint, and of one kind: those
+  of two kinds are disjoint whatever the records.
 - ``dp-sgd``: trained on these records with a known privacy event, which is composed.
 - ``mechanism-only``: trained on these records without one. The latent step alone carries ε; there is no end-to-end
   guarantee. Only on explicit request.
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy import __version__
+from diffusion_privacy.data.records import HASH_KINDS
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.accounting import Spend, account, record_spend
 from diffusion_privacy.mechanisms.condition import ConditionMechanism
@@ -48,11 +50,17 @@ class FlowProvenance:
         `ledger.value_hashes` of the arrays); empty for a flow trained on nothing of this kind. Required for ``public``,
         where the disjointness is checked.
       spend: the privacy event of its training; required for ``dp-sgd``, refused otherwise.
+      kind: what ``trained_on`` are hashes of, one of `data.records.HASH_KINDS` (`Records.hash_kind` for source hashes);
+        empty where that is not known. The manifest of a release then warns that the check may have seen nothing.
+
+    Raises:
+      InputError: an unknown ``training`` or ``kind``, hashes or an event that are missing, or an event too many.
     """
 
     training: FlowTraining
     trained_on: frozenset[str] | None = None
     spend: Spend | None = None
+    kind: str = ""
 
     def __post_init__(self) -> None:
         if self.training not in FLOW_TRAININGS:
@@ -62,16 +70,37 @@ class FlowProvenance:
         if (self.training == "dp-sgd") != (self.spend is not None):
             raise InputError("flow_training: a privacy event of the training is needed for 'dp-sgd' and for no other")
 
-    def check(self, hashes: Sequence[str]) -> None:
-        """`InputError` when the flow is called public but was trained on any of these records."""
-        if self.training == "public" and self.trained_on is not None:
-            shared = len(self.trained_on.intersection(hashes))
-            if shared:
-                raise InputError(
-                    f"flow_training: {shared} of the {len(hashes)} records are in the flow's training set, as they are "
-                    "or as exact copies; expected a flow trained on other data (name the persons, so that copies stay "
-                    "in one share), or with DP-SGD, or 'mechanism-only' (no end-to-end guarantee)"
-                )
+        if self.kind and self.kind not in HASH_KINDS:
+            raise InputError(f"flow_training.kind: expected one of {HASH_KINDS}, or '', got {self.kind!r}")
+
+    def check(self, hashes: Sequence[str], kind: str = "") -> None:
+        """That a flow which is called public was trained on none of these records.
+
+        Args:
+          hashes: of the records, one each.
+          kind: what they are hashes of, one of `data.records.HASH_KINDS`; empty where that is not known.
+
+        Raises:
+          InputError: it was trained on some of them; or both kinds are known and differ, so that nothing can be said.
+        """
+        if self.training != "public" or not self.trained_on:
+            return
+        if self.kind and kind and self.kind != kind:
+            raise InputError(
+                f"flow_training: the hashes of the flow's training records are of {self.kind}, those of the records "
+                f"are of {kind}; expected one kind, since those of two never meet"
+            )
+        shared = len(self.trained_on.intersection(hashes))
+        if shared:
+            raise InputError(
+                f"flow_training: {shared} of the {len(hashes)} records are in the flow's training set, as they are "
+                "or as exact copies; expected a flow trained on other data (name the persons, so that copies stay "
+                "in one share), or with DP-SGD, or 'mechanism-only' (no end-to-end guarantee)"
+            )
+
+    def may_be_blind(self, kind: str) -> bool:
+        """Whether `check` of hashes of this ``kind`` compares some with others without knowing both kinds."""
+        return self.training == "public" and bool(self.trained_on) and not (self.kind and kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +186,7 @@ def describe(
     selection: CoarseSelection | None,
     match: bool,
     known_by: str,
+    hash_kind: str,
 ) -> Manifest:
     """The manifest of a release by `mechanism` and ``condition`` under ``relation``, before the ledger knows of it.
 
@@ -165,6 +195,7 @@ def describe(
       count: number of records.
       dim: length of the latents.
       known_by: `SOURCE` or `PREPARED_VALUES`.
+      hash_kind: what the records' hashes are of, see `FlowProvenance.check`.
 
     Raises:
       InputError: a guarantee for a person by a flow whose training counts single records.
@@ -185,7 +216,7 @@ def describe(
     same = relation.neighbours is Neighbours.SAME_CONDITION
     public += [f"the {condition.subject} of every record"] if same else []
     public += [] if selection is None else [f"which {len(selection.indices)} of {dim} latent coordinates are used"]
-    warnings = _warnings(flow, relation, persons, mechanism)
+    warnings = _warnings(flow, relation, persons, mechanism, hash_kind)
     return Manifest(
         mechanism=mechanism.name,
         norm=mechanism.norm,
@@ -236,8 +267,15 @@ def _guarantee(
     return promise
 
 
-def _warnings(flow: FlowProvenance, relation: Relation, persons: int, mechanism: Mechanism) -> tuple[str, ...]:
+def _warnings(
+    flow: FlowProvenance, relation: Relation, persons: int, mechanism: Mechanism, hash_kind: str
+) -> tuple[str, ...]:
     found = []
+    if flow.may_be_blind(hash_kind):
+        found.append(
+            "that the flow was trained on other records rests on hashes of which it was not said what they are of; "
+            "those of two kinds never meet"
+        )
     if flow.training == "mechanism-only":
         found.append("the flow was trained on these records without privacy: there is no end-to-end guarantee")
     if persons > 1 and relation.records_per_person == 1:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_privacy.data.records import HASH_KINDS, VALUE_HASH
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms import noise
 from diffusion_privacy.mechanisms.accounting import Spend, record_spend
@@ -97,6 +98,7 @@ def privatise(
     match: bool = True,
     person: np.ndarray | None = None,
     hashes: Sequence[str] | None = None,
+    hash_kind: str = "",
     public_latents: np.ndarray | None = None,
     batch_size: int = 256,
 ) -> Privatised:
@@ -114,23 +116,25 @@ def privatise(
       match: bring the noised latent back to the prior before decoding.
       person: int [N], equal for records of one person; None when each record is another person.
       hashes: one hash a record, of its source (`Records.source_hash`, `table.row_hashes`); None where only these arrays
-        are at hand. The flow's ``trained_on`` must be of the same kind.
+        are at hand, which are then hashed as prepared values. The flow's ``trained_on`` must be of the same kind.
+      hash_kind: what ``hashes`` are of (`Records.hash_kind`), one of `data.records.HASH_KINDS`; empty where that is not
+        known. Known kinds that differ are refused; where one is not known, the manifest warns.
       public_latents: [M, D] latents of public records, for clip_share.
       batch_size: records encoded and decoded at once; the last batch is padded by repeating, and the padding dropped
         again.
 
     Raises:
-      InputError: unspecified relation, a flow called public that was not, NaN in a record, a class out of range, a
-        person with more records than the relation says.
+      InputError: unspecified relation, a flow called public that was not or whose hashes are of another kind, a
+        ``hash_kind`` that is none, NaN in a record, a class out of range, a person with more records than the relation
+        says.
     """
     require_relation(relation)
     records = np.asarray(records)
     count = records.shape[0]
     _check_records(records, labels, delta)
     persons = _check_persons(person, count, relation)
-    if hashes is not None and len(hashes) != count:
-        raise InputError(f"hashes: expected one for each of {count} records, got {len(hashes)}")
-    flow.check(value_hashes(records) if hashes is None else hashes)
+    identities, kind = _identities(records, hashes, hash_kind)
+    flow.check(identities, kind)
     published = condition.many(noise.os_bytes, labels)
     parts, dim = [], 0
     for start in range(0, count, batch_size):
@@ -148,7 +152,9 @@ def privatise(
     if data.shape[0] != count:
         raise ValueError(f"decode returned {data.shape[0]} records for {count}")
     known_by = PREPARED_VALUES if hashes is None else SOURCE
-    manifest = describe(mechanism, condition, relation, delta, flow, persons, count, dim, selection, match, known_by)
+    manifest = describe(
+        mechanism, condition, relation, delta, flow, persons, count, dim, selection, match, known_by, kind
+    )
     if public_latents is not None:
         manifest = dataclasses.replace(manifest, clip_share=public_clip_share(mechanism, public_latents, selection))
     for warning in manifest.warnings:
@@ -182,6 +188,17 @@ def _check_records(records: np.ndarray, labels: np.ndarray, delta: float) -> Non
         )
     if not 0.0 <= delta < 1.0 / records.shape[0]:
         raise InputError(f"delta: expected 0 <= δ < 1/n = {1.0 / records.shape[0]:.3g}, got {delta!r}")
+
+
+def _identities(records: np.ndarray, hashes: Sequence[str] | None, hash_kind: str) -> tuple[Sequence[str], str]:
+    """One hash a record for the check of the flow, and what they are of."""
+    if hash_kind and (hashes is None or hash_kind not in HASH_KINDS):
+        raise InputError(f"hash_kind: expected one of {HASH_KINDS} beside hashes, or '', got {hash_kind!r}")
+    if hashes is None:
+        return value_hashes(records), VALUE_HASH
+    if len(hashes) != len(records):
+        raise InputError(f"hashes: expected one for each of {len(records)} records, got {len(hashes)}")
+    return hashes, hash_kind
 
 
 def _check_persons(person: np.ndarray | None, count: int, relation: Relation) -> int:

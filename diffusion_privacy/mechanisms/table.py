@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_privacy.data.records import ROW_HASH
 from diffusion_privacy.data.table_encoding import Encoder, combinations, digits, one_hots
 from diffusion_privacy.data.tables import Table
 from diffusion_privacy.errors import InputError
@@ -144,7 +145,8 @@ def privatise_table(
       mechanism: latent step.
       relation: with ``response_epsilon``, `REPLACE_RECORD_AND_CONDITION`; otherwise the columns apart are public.
       delta: δ of the statement.
-      flow: how the flow was trained; ``trained_on`` are the `row_hashes` of its training table.
+      flow: how the flow was trained; ``trained_on`` are the `row_hashes` of its training table, of
+        kind `data.records.ROW_HASH`.
       response_epsilon: ε_y in nats, split evenly over the columns apart; None releases them as they are.
       selection, match, public_latents, batch_size: see `release.privatise`.
 
@@ -184,6 +186,7 @@ def privatise_table(
         person=table.person,
         # The vectors' own hashes would change with the public statistics: the ledger would take one row for two.
         hashes=row_hashes(table),
+        hash_kind=ROW_HASH,
         public_latents=public_latents,
         batch_size=batch_size,
     )

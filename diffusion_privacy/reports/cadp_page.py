@@ -17,6 +17,7 @@ from diffusion_privacy.reports.cadp_wording import (
     epsilon,
     relation,
     share,
+    showable,
     shown,
     small,
     spent,
@@ -207,7 +208,7 @@ def _bounds(release: Mapping[str, Any]) -> str:
             percent(bound["lower"] / bound["claimed"], "down"),
             percent(bound["confidence"]),
             count(bound["trials"]),
-            shown(bound["ceiling"]),
+            showable(bound["ceiling"]),
         ]
         rows.append(("", [*cells, finding]))
     law = stand_in(release["releases"][0]["manifest"])

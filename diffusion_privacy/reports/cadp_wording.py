@@ -185,8 +185,13 @@ def stand_in(manifest: Mapping[str, Any]) -> str | None:
 
 
 def shown(value: float) -> str:
-    """A measured ε, or the most that so many trials can show, to three digits: rounded down, never below 0."""
+    """A measured ε to three digits: rounded down, never below 0."""
     return significant(max(value, 0.0), 3, "down")
+
+
+def showable(value: float) -> str:
+    """The most that so many trials can show, to three digits: rounded up, since no more than that could be shown."""
+    return significant(max(value, 0.0), 3, "up")
 
 
 def measurement(bound: Mapping[str, Any], law: str | None) -> str:
@@ -200,7 +205,7 @@ def measurement(bound: Mapping[str, Any], law: str | None) -> str:
         return text
     return (
         f"{text} This confirms nothing: {count(bound['trials'])} trials could not have shown more than ε = "
-        f"{shown(bound['ceiling'])}, and could not have contradicted the claim."
+        f"{showable(bound['ceiling'])}, and could not have contradicted the claim."
     )
 
 

@@ -39,10 +39,12 @@ def provenance(settings: PrivateStudy, workdir: Workdir, ledger: Ledger) -> Flow
     written = workdir.root / "train" / "trained_on.json"
     if not written.exists():
         raise InputError(f"{written}: expected what the flow learnt from, found none; run --mode=train first")
-    trained_on = frozenset(workdir.read_json(written)["hashes"])
+    learnt = workdir.read_json(written)
+    # Earlier versions did not write the kind: the manifest says so, since nothing else can be said.
+    trained_on, kind = frozenset(learnt["hashes"]), learnt.get("kind", "")
     declared = settings.release.flow_training
     spend = dp_training.require_paid(ledger, workdir.root / "train" / "flow") if declared == "dp-sgd" else None
-    return FlowProvenance(declared, trained_on, spend)  # type: ignore[arg-type]
+    return FlowProvenance(declared, trained_on, spend, kind)  # type: ignore[arg-type]
 
 
 def check_budget(
@@ -92,7 +94,8 @@ def _release(
         flow.release_encode, flow.release_decode, private.image, flow.given(private),
         mechanism=mechanism, condition=common.make_condition(settings, private), relation=relation,
         delta=release.delta, flow=source, selection=selection, match=release.prior_matched,
-        person=private.identity, hashes=common.hashes(private), public_latents=public_z,
+        person=private.identity, hashes=common.hashes(private), hash_kind=common.hash_kind(private),
+        public_latents=public_z,
     )  # fmt: skip
 
 
@@ -125,7 +128,7 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
     common.check_entered(settings, workdir, ledger)
     common.check_given_up(ledger, parts)
     source = provenance(settings, workdir, ledger)
-    source.check(hashes)
+    source.check(hashes, common.hash_kind(private))
     if metric:
         _LOG.warning("privatize: metric privacy is no ε; the ledger will say that these records have no guarantee")
     else:

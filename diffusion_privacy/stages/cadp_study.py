@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy.data.pipeline import Batches
-from diffusion_privacy.data.records import Records, split_records
+from diffusion_privacy.data.records import ROW_HASH, Records, split_records
 from diffusion_privacy.data.table_rows import RowBatches, Rows
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.flows.objective import FlowModel
@@ -105,6 +105,11 @@ def hashes(records: Records | Rows) -> tuple[str, ...]:
     if records.source_hash is None:
         raise InputError(f"{records.name}: expected records with source_hash, so that the ledger knows them again")
     return tuple(records.source_hash.tolist())
+
+
+def hash_kind(records: Records | Rows) -> str:
+    """What `hashes` of these records are of, one of `data.records.HASH_KINDS`; empty where the source does not say."""
+    return ROW_HASH if isinstance(records, Rows) else records.hash_kind
 
 
 def make_ledger(settings: PrivateStudy, workdir: Workdir) -> Ledger:

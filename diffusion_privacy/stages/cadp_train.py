@@ -42,11 +42,14 @@ def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
     common.check_given_up(common.make_ledger(settings, workdir), parts)
     if settings.flow.trained_on == "public" and settings.release.flow_training == "public":
         # The release will refuse copies of one record in both shares: better said before hours of training.
-        FlowProvenance("public", frozenset(common.hashes(records))).check(common.hashes(parts.private))
-    workdir.write_json(workdir.path("train", "trained_on.json"), {"hashes": list(common.hashes(records))})
+        public = FlowProvenance("public", frozenset(common.hashes(records)), kind=common.hash_kind(records))
+        public.check(common.hashes(parts.private), common.hash_kind(parts.private))
+    learnt = {"kind": common.hash_kind(records), "hashes": list(common.hashes(records))}
+    workdir.write_json(workdir.path("train", "trained_on.json"), learnt)
     config, folder = settings.flow.training, workdir.path("train", "flow")
+    pay = None
     if config.privacy.on and settings.flow.trained_on == "private":
-        dp_training.pay(common.make_ledger(settings, workdir), folder, "train flow", config, common.hashes(records))
+        pay = dp_training.payment(common.make_ledger(settings, workdir), "train flow", common.hashes(records))
     identity = {"config": settings_module.digest({"flow": settings_module.to_dict(settings.flow)})}
     task = common.flow_task(settings, records)
     with workdir.timed("train flow"):
@@ -59,6 +62,7 @@ def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
             seed=settings.seed,
             name="flow",
             identity=identity,
+            pay=pay,
         )
     return records
 

@@ -1,28 +1,39 @@
-"""Private training and the ledger: paid for before the first step, read back from the checkpoint.
+"""Private training and the ledger: paid for before the first step, by the run's secret; read back from the checkpoint.
 
 For any stage that trains on private records with ``training.privacy`` on::
 
-    dp_training.pay(ledger, folder, "train flow", config, hashes)     # before loop.train(..., workdir=folder)
-    spend = dp_training.spend_of(folder)                              # afterwards, for what is given away
+    loop.train(..., workdir=folder, pay=dp_training.payment(ledger, "train flow", hashes))
+    spend = dp_training.require_paid(ledger, folder)                  # afterwards, for what is given away
+
+A mechanism is one secret with one set of settings and records: `secret.Secret.fingerprint` tells two of them apart. A
+run that goes on has the secret it began with and finds its own entry. One that is repeated, in the same folder or in
+another, has a new secret: it is another mechanism on the same records, and pays as well.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.accounting import Spend
 from diffusion_privacy.mechanisms.ledger import Entry, Ledger
+from diffusion_privacy.mechanisms.relation import REPLACE_RECORD_AND_CONDITION
 from diffusion_privacy.training import privacy
-from diffusion_privacy.training.checkpoint import read_progress
+from diffusion_privacy.training.checkpoint import has_checkpoint, read_progress
+from diffusion_privacy.training.loop import Pay
 from diffusion_privacy.training.privacy import Plan
-from diffusion_privacy.training.state import TrainConfig
 
 _NAME = "ledger_stage.json"
+_SHOWN = 16
+"""Hexadecimal digits of a fingerprint in a name in the ledger: 64 bits, so that no two runs meet by chance."""
+
+
+RELATION = REPLACE_RECORD_AND_CONDITION
+"""Of a private run's event: one record's gradient is clipped whatever the record, its class included."""
 
 
 def spend_of_plan(plan: Plan) -> Spend:
@@ -48,44 +59,56 @@ def plan_of(folder: Path) -> Plan:
     Raises:
       InputError: no checkpoint, a damaged one, or training that was not private.
     """
+    return privacy.from_json(_private(folder))
+
+
+def _private(folder: Path) -> dict[str, Any]:
+    """What the latest checkpoint in ``folder`` keeps of a private run: its plan, and the fingerprint of its secret."""
     progress = read_progress(folder)
     if "privacy" not in progress:
         raise InputError(f"{folder}: expected a model trained with DP-SGD, this one was not")
-    return privacy.from_json(progress["privacy"])
+    return dict(progress["privacy"])
 
 
-def pay(ledger: Ledger, folder: Path, stage: str, config: TrainConfig, hashes: Sequence[str]) -> str:
-    """Enters a private run into the ledger, once, before it sees a record; returns the stage's name there.
+def payment(ledger: Ledger, stage: str, hashes: Sequence[str]) -> Pay:
+    """What enters a private run into ``ledger`` before it makes a step: for the argument ``pay`` of `loop.train`.
 
-    A run that goes on finds its own entry. One in another folder is another run and pays again.
+    The entry's name is ``stage`` with the secret's fingerprint, so that a run is entered once however often it goes on.
+    A note of it is left in the run's folder.
 
     Args:
-      folder: of the run; keeps its name in the ledger.
+      ledger: of the records.
       stage: what is trained, in words.
-      config: with privacy on.
-      hashes: of the records it will draw from.
+      hashes: of the records it draws from, one each.
 
-    Raises:
-      InputError: the ledger is exhausted or says "no guarantee"; or the settings are out of range.
+    Returns:
+      ``(folder, plan, fingerprint) -> None``. It raises InputError where the ledger is exhausted or says "no
+      guarantee", or ``hashes`` are not as many as the plan's records.
     """
-    plan = privacy.make_plan(config.privacy, records=len(hashes), batch_size=config.batch_size, steps=config.steps)
-    path = folder / _NAME
-    if not path.exists():
+
+    def pay(folder: Path, plan: Plan, fingerprint: str) -> None:
+        if len(hashes) != plan.records:
+            raise InputError(f"{stage}: expected one hash for each of {plan.records} records, got {len(hashes)}")
+        name = f"{stage}, DP-SGD, run {fingerprint[:_SHOWN]}"
+        entry = Entry(name, spend_of_plan(plan), tuple(hashes), RELATION)
+        if entry not in ledger.entries():
+            ledger.record(entry)
+        # After the entry: a refused run leaves the note of the one before it.
         folder.mkdir(parents=True, exist_ok=True)
+        path = folder / _NAME
         temporary = path.with_name(path.name + ".partial")
-        temporary.write_text(json.dumps({"stage": f"{stage}, DP-SGD, run {secrets.token_hex(4)}"}) + "\n")
+        temporary.write_text(json.dumps({"stage": entry.stage, "secret": fingerprint}) + "\n", encoding="utf-8")
         os.replace(temporary, path)
-    name = stage_of(folder)
-    if name not in {entry.stage for entry in ledger.entries()}:
-        ledger.record(Entry(name, spend_of_plan(plan), tuple(hashes)))
-    return name
+
+    return pay
 
 
 def require_paid(ledger: Ledger, folder: Path) -> Spend:
     """The event of the private run in ``folder``, of which the ledger has an entry.
 
     Raises:
-      InputError: training was not private, or the ledger does not know of this run or says something else of it.
+      InputError: training was not private, or the ledger does not know of this run, of its secret, or says something
+        else of it.
     """
     spend = spend_of(folder)
     if spend is None:
@@ -93,16 +116,51 @@ def require_paid(ledger: Ledger, folder: Path) -> Spend:
             f"config.release.flow_training: 'dp-sgd', but the model in {folder} was not trained with DP-SGD; set "
             "flow.training.privacy.epsilon and train it in another workdir"
         )
-    name = stage_of(folder)
-    if all(entry.stage != name or entry.spend != spend for entry in ledger.entries()):
-        raise InputError(f"{ledger.path}: expected the entry {name!r} with the event of {folder}, found none")
+    fault = fault_of(ledger, folder)
+    if fault:
+        raise InputError(
+            f"{ledger.path}: expected the entry {stage_of(folder)!r} for the model in {folder}, but {fault}; train in "
+            "another workdir, or start the stage again without its done.json, which enters the run by its secret"
+        )
     return spend
 
 
+def fault_of(ledger: Ledger, folder: Path) -> str:
+    """Why the private run in ``folder`` is not paid for in ``ledger``, without names of files; empty where it is.
+
+    Raises:
+      InputError: no checkpoint, or no note of a payment; see `plan_of` and `stage_of`.
+    """
+    note, run = _note(folder), _private(folder)
+    if "secret" not in note:
+        # One note was left for all runs in a folder, so it does not say that this one was paid for.
+        return "it was entered by an earlier version, which did not tell two runs in a folder apart"
+    if note["secret"] != run.get("secret_fingerprint"):
+        return "that entry is of a run with another secret than the model's"
+    spend = spend_of_plan(privacy.from_json(run))
+    if all(entry.stage != note["stage"] or entry.spend != spend for entry in ledger.entries()):
+        return "the ledger has none of that name with the event of the model's training"
+    return ""
+
+
+def goes_on(ledger: Ledger, folder: Path) -> bool:
+    """Whether training in ``folder`` would go on with a run that is paid for, or find it finished.
+
+    Without a checkpoint it is False, also where a stored secret would make the paid run again: who plans what is still
+    to be spent errs upwards.
+    """
+    return (folder / _NAME).exists() and has_checkpoint(folder) and not fault_of(ledger, folder)
+
+
 def stage_of(folder: Path) -> str:
-    """The name in the ledger of the private run in ``folder``; InputError where `pay` was not called for it."""
+    """The name in the ledger of the private run in ``folder``; InputError where `payment` was not made for it."""
+    return str(_note(folder)["stage"])
+
+
+def _note(folder: Path) -> dict[str, Any]:
     path = folder / _NAME
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["stage"])
+        note = json.loads(path.read_text(encoding="utf-8"))
+        return {**note, "stage": str(note["stage"])}
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: expected the name of this run in the ledger, found none that can be read") from None

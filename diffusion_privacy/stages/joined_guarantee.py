@@ -8,6 +8,7 @@ is "no guarantee", and the report says so. A stage that the ledger does not know
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from diffusion_privacy.mechanisms import ledger as ledger_module
@@ -31,24 +32,55 @@ def stages(settings: Joined, workdir: Workdir, way: str) -> tuple[str, ...]:
     if way == "raw_model":
         return (common.RAW_STAGE,)
     if way == "dp_model":
-        return (dp_training.stage_of(common.dp_folder(workdir)),)
+        return _entered(settings, workdir, way)
     release = common.release_stage(settings, workdir)
     found = {
         "public": (),
-        "dp-sgd": (dp_training.stage_of(workdir.path("train", "flow")),)
-        if settings.release.flow_training == "dp-sgd"
-        else (),
+        "dp-sgd": _entered(settings, workdir, way),
         "mechanism-only": (f"flow training for {release}",),
     }[settings.release.flow_training]
     return (*found, release, *((common.COPY_STAGE,) if way == "copy_model" else ()))
 
 
+def _entered(settings: Joined, workdir: Workdir, way: str) -> tuple[str, ...]:
+    """Names in the ledger of the DP-SGD runs that the way rests on."""
+    return tuple(dp_training.stage_of(folder) for folder in _private_runs(settings, workdir, way))
+
+
+def unpaid(settings: Joined, workdir: Workdir, way: str) -> dict[str, str]:
+    """Private trainings behind the way whose entry does not pay for the model that is there: name to reason.
+
+    As `dp_training.require_paid` finds it: the secret, and the event, must be those of the checkpoint.
+
+    Raises:
+      InputError: such a model was not trained, not privately, or never entered.
+    """
+    ledger = common.make_ledger(settings, workdir)
+    found = {dp_training.stage_of(f): dp_training.fault_of(ledger, f) for f in _private_runs(settings, workdir, way)}
+    return {name: fault for name, fault in found.items() if fault}
+
+
+def _private_runs(settings: Joined, workdir: Workdir, way: str) -> tuple[Path, ...]:
+    """Folders of the DP-SGD runs that the way rests on."""
+    if way == "dp_model":
+        return (common.dp_folder(workdir),)
+    by_dp_sgd = way in ("copy_model", common.COPY) and settings.release.flow_training == "dp-sgd"
+    return (workdir.path("train", "flow"),) if by_dp_sgd else ()
+
+
 def promise(settings: Joined, workdir: Workdir, way: str, delta: float | None = None) -> Covering:
-    """The composition of the way's stages at ``delta`` (default: the release's); "no guarantee" where one has no event
-    or is not in the ledger."""
+    """The composition of the way's stages at ``delta`` (default: the release's).
+
+    "No guarantee" where one has no event or is not in the ledger, or where the entry of a private training is that of
+    another run than the model's (`unpaid`).
+
+    Raises:
+      InputError: as `unpaid`; δ out of range.
+    """
     ledger = common.make_ledger(settings, workdir)
     wanted = settings.release.delta if delta is None else delta
-    return ledger_module.covering(ledger.entries(), stages(settings, workdir, way), wanted)
+    not_for_this = unpaid(settings, workdir, way)
+    return ledger_module.covering(ledger.entries(), stages(settings, workdir, way), wanted, not_for_this)
 
 
 def _manifest(settings: Joined, workdir: Workdir) -> dict[str, Any]:
@@ -106,13 +138,16 @@ def _copy_words(manifest: Mapping[str, Any]) -> str:
 
 
 def ledger_entry(settings: Joined, workdir: Workdir) -> dict[str, Any]:
-    """`joined_schema.Ledger`: every entry, the total of all, and what should be there and is not."""
+    """`joined_schema.Ledger`: every entry, the total of all, and what should be there and is not.
+
+    An entry that does not pay for the model that is there (`unpaid`) counts as not there.
+    """
     ledger = common.make_ledger(settings, workdir)
     entries, total = ledger.entries(), ledger.total()
-    known = {entry.stage for entry in entries}
-    expected = {stage for way in (*common.MODELS, common.COPY) for stage in stages(settings, workdir, way)}
+    known, ways = {entry.stage for entry in entries}, (*common.MODELS, common.COPY)
+    expected = {stage for way in ways for stage in stages(settings, workdir, way)}
     expected |= {common.DETECTOR_STAGE, common.AUDIT_STAGE}
-    missing = sorted(expected - known)
+    missing = sorted((expected - known).union(*(unpaid(settings, workdir, way) for way in ways)))
     sentence = f"no guarantee: the ledger lacks {', '.join(missing)}" if missing else total.describe()
     return {
         "entries": [

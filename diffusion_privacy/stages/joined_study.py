@@ -117,7 +117,7 @@ def without(parts: Parts[Records], number: int) -> Records:
 def _joined(one: Records, two: Records) -> Records:
     """Both, one after the other."""
     fields = {f: np.concatenate([getattr(one, f), getattr(two, f)]) for f in ("image", "label", "identity", "index")}
-    return dataclasses.replace(one, source_hash=None, **fields)  # type: ignore[arg-type]
+    return dataclasses.replace(one, source_hash=None, hash_kind="", **fields)  # type: ignore[arg-type]
 
 
 def _first_people(records: Records, count: int, seed: int, field: str) -> Records:

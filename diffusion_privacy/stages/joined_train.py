@@ -29,6 +29,7 @@ from diffusion_privacy.stages import train as train_stage
 from diffusion_privacy.stages.watching import Watch
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import privacy, rng
+from diffusion_privacy.training.loop import Pay
 from diffusion_privacy.training.state import TrainConfig
 from diffusion_privacy.types import Array, ConditionalScore, PyTree
 
@@ -50,15 +51,18 @@ def privatize(settings: Joined, workdir: Workdir) -> None:
 
 
 def _planned(settings: Joined, workdir: Workdir, private: Records) -> list[Entry]:
-    """The private training that comes after the release, unless it is paid for already.
+    """The private training that comes after the release, unless this run's own is paid for already.
+
+    Not by the name of an entry: studies that share a ledger all train a ``dp_model``.
 
     Raises:
       InputError: its settings do not go with the number of records.
     """
     config = settings.private_training
     plan = privacy.make_plan(config.privacy, records=len(private), batch_size=config.batch_size, steps=config.steps)
-    entry = Entry("train dp_model", dp_training.spend_of_plan(plan), cadp_study.hashes(private))
-    paid = any(one.stage.startswith(entry.stage) for one in common.make_ledger(settings, workdir).entries())
+    spend = dp_training.spend_of_plan(plan)
+    entry = Entry("train dp_model", spend, cadp_study.hashes(private), dp_training.RELATION)
+    paid = dp_training.goes_on(common.make_ledger(settings, workdir), common.dp_folder(workdir))
     return [] if paid else [entry]
 
 
@@ -71,8 +75,12 @@ def fit_score(
     seed: int,
     folder: Path,
     held_out: Records | None = None,
+    pay: Pay | None = None,
 ) -> None:
-    """Trains one conditional score model in ``folder``; with ``held_out`` its pictures are drawn, if any are wanted."""
+    """Trains one conditional score model in ``folder``; with ``held_out`` its pictures are drawn, if any are wanted.
+
+    Without ``pay`` a private run is in no ledger: of such a one nothing may be given away.
+    """
     task = common.score_task(settings, records.num_classes)
     identity = {"config": settings_module.digest({"score": settings_module.to_dict(settings)["score"], "name": name})}
     chain, shape, key = make_chain(settings), records.image.shape[1:], rng.stream(settings.seed, "grid")
@@ -92,6 +100,7 @@ def fit_score(
         seed=seed,
         name=name,
         identity=identity,
+        pay=pay,
     )
 
 
@@ -108,11 +117,10 @@ def train(settings: Joined, workdir: Workdir) -> None:
     private, test, seed = sets.parts.private, sets.parts.test, settings.seed
     released = common.load_copy(settings, workdir, private).records
     ledger, hashes = common.make_ledger(settings, workdir), cadp_study.hashes(private)
-    config = settings.private_training
-    dp_training.pay(ledger, common.dp_folder(workdir), "train dp_model", config, hashes)
-    common.note(ledger, common.COPY_STAGE, _nothing(), hashes)
+    config, pay = settings.private_training, dp_training.payment(ledger, "train dp_model", hashes)
     with workdir.timed("train dp_model"):
-        fit_score(settings, workdir, "dp_model", private, config, seed, workdir.path("train", "dp_model"), test)
+        fit_score(settings, workdir, "dp_model", private, config, seed, common.dp_folder(workdir), test, pay)
+    common.note(ledger, common.COPY_STAGE, _nothing(), hashes)
     with workdir.timed("train copy_model"):
         fit_score(
             settings,

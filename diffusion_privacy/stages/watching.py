@@ -55,6 +55,7 @@ def train(
     seed: int,
     name: str,
     identity: Mapping[str, object],
+    pay: loop.Pay | None = None,
 ) -> TrainState:
     """`training.loop.train`, watched. None of it changes what is learned.
 
@@ -76,6 +77,7 @@ def train(
             on_log=on_log,
             eval_fn=_picture(task, config, watch, workdir, seed, name) if pictured else None,
             profile=watch.profile,
+            pay=pay,
         )
 
 

@@ -150,6 +150,15 @@ def _latest(workdir: Path) -> tuple[ocp.CheckpointManager, Path, int]:
     return manager, folder, step
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a complete checkpoint lies in the folder that was given to training; it may be damaged."""
+    folder = Path(workdir).absolute() / FOLDER
+    if not folder.is_dir():
+        return False
+    with _manager(folder, read_only=True) as manager:
+        return manager.latest_step() is not None
+
+
 def restore_ema(
     workdir: Path, template: PyTree | None = None, identity: Mapping[str, object] | None = None
 ) -> tuple[PyTree, int]:

@@ -24,11 +24,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_privacy.errors import DivergenceError, InputError
-from diffusion_privacy.training import partition, private_step, rng, sharding
+from diffusion_privacy.training import partition, privacy, private_step, rng, sharding
 from diffusion_privacy.training import secret as secrets
 from diffusion_privacy.training import state as states
 from diffusion_privacy.training.checkpoint import Checkpoints
 from diffusion_privacy.training.metrics import MetricsWriter, Progress
+from diffusion_privacy.training.privacy import Plan
 from diffusion_privacy.training.private_step import PrivateSteps
 from diffusion_privacy.training.profile import Trace
 from diffusion_privacy.training.state import TrainConfig, TrainState
@@ -42,6 +43,8 @@ _LOG = logging.getLogger(__name__)
 Batch = Mapping[str, np.ndarray]
 OnLog = Callable[[int, dict[str, float]], None]
 EvalFn = Callable[[TrainState], Mapping[str, float]]
+Pay = Callable[[Path, Plan, str], None]
+"""``(workdir, plan, fingerprint of the secret)`` of a private run, see `train`."""
 
 
 class Preempted(RuntimeError):
@@ -72,6 +75,7 @@ def train(
     eval_fn: EvalFn | None = None,
     mesh: Mesh | None = None,
     profile: int = 0,
+    pay: Pay | None = None,
 ) -> TrainState:
     """Trains to ``config.steps``, going on from the latest checkpoint in ``workdir``; no work when it is finished.
 
@@ -91,6 +95,8 @@ def train(
       eval_fn: called every ``eval_every`` steps with the state; its numbers are logged as ``eval/<name>``.
       mesh: default `sharding.data_mesh()`.
       profile: so many steps, from the third of this process on, are traced into ``workdir/profile``.
+      pay: of a private run: called on the first process before a step is made, and again whenever the run goes on or is
+        found finished, so it must know a fingerprint again. What it raises ends the call, and nothing is trained.
 
     Returns:
       The final state, on all devices of the mesh; split over them where ``config.sharding`` says so.
@@ -107,13 +113,20 @@ def train(
     with Checkpoints(workdir, fields, keep=config.keep) as checkpoints:
         run = _Run(task, batches, config, seed, name, mesh, checkpoints)
         if run.step < config.steps:
-            engine = run.engine(Path(workdir), fields)
+            engine = run.engine(Path(workdir), fields, pay)
             trace = Trace(Path(workdir).absolute() / "profile", run.step, profile)
             with _Stop() as stop, _Log(run, Path(workdir), on_log) as log, trace:
                 run.go(engine, stop, log, eval_fn, trace)
+        elif run.spent is not None:
+            _pay(pay, Path(workdir), privacy.from_json(run.spent), run.spent["secret_fingerprint"])
         if config.privacy.on:
             secrets.erase(Path(workdir))
         return run.state
+
+
+def _pay(pay: Pay | None, workdir: Path, plan: Plan, fingerprint: str) -> None:
+    if pay is not None:
+        sharding.once(lambda: pay(workdir, plan, fingerprint), "payment for a private run")
 
 
 class _Run:
@@ -178,8 +191,8 @@ class _Run:
     def _device_totals(self, sums: Mapping[str, float]) -> dict[str, Array]:
         return sharding.put_replicated({name: np.float32(value) for name, value in sums.items()}, self.mesh)
 
-    def engine(self, workdir: Path, fields: Mapping[str, object]) -> Engine:
-        """What makes the steps; a private run gets its secret here."""
+    def engine(self, workdir: Path, fields: Mapping[str, object], pay: Pay | None) -> Engine:
+        """What makes the steps; a private run gets its secret here, and is paid for by it."""
         if not self.config.privacy.on:
             return PlainSteps(self.task, self.batches, self.config, self.parts, self.key_data)
         source = private_step.require_source(self.batches)
@@ -188,6 +201,7 @@ class _Run:
         context = {"fields": dict(fields), "data": self.batches.state(0)}
         fingerprint = None if self.spent is None else self.spent["secret_fingerprint"]
         secret = secrets.obtain(workdir, context, fingerprint)
+        _pay(pay, workdir, plan, secret.fingerprint)
         _LOG.info("%s: private, noise multiplier %.4g, %s", self.name, plan.noise_multiplier, plan.describe())
         return PrivateSteps(
             self.task, source, self.config, self.mesh, self.key_data, plan, secret, self.state.params, list(self.totals)

@@ -17,7 +17,6 @@ What a record may move, and what it may not:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -28,8 +27,9 @@ import optax
 from jax.sharding import Mesh
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.training import convolutions, privacy, rng, sharding
+from diffusion_privacy.training import convolutions, privacy, sharding
 from diffusion_privacy.training import state as states
+from diffusion_privacy.training.gradients import clip_one, noised_mean
 from diffusion_privacy.training.privacy import Plan
 from diffusion_privacy.training.secret import Secret
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED
@@ -38,9 +38,6 @@ from diffusion_privacy.types import Array, PyTree, Task
 
 EXTRA = ("clipped", "sampled")
 """Logged besides the task's own metrics: share of drawn records whose gradient was shortened, number drawn."""
-
-CLIP_MARGIN = 2.0**-10
-"""Gradients are clipped to C·(1 − margin): a float32 norm over millions of numbers may come out too small."""
 
 
 @runtime_checkable
@@ -62,19 +59,6 @@ class Carry(NamedTuple):
 
     gradients: PyTree
     metrics: dict[str, Array]
-
-
-def clip_one(gradient: PyTree, clip_norm: float) -> tuple[PyTree, Array]:
-    """``g · min(1, C'/‖g‖₂)`` of ONE record over all parameters together, and whether it was shortened (0 or 1).
-
-    C' = C·(1 − CLIP_MARGIN). A gradient whose norm is not finite becomes zero and counts as shortened.
-    """
-    radius = clip_norm * (1.0 - CLIP_MARGIN)
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradient)))
-    fine = jnp.isfinite(norm)
-    scale = radius / jnp.maximum(norm, radius)
-    clipped = jax.tree.map(lambda leaf: jnp.where(fine, leaf * scale, 0.0), gradient)
-    return clipped, (~fine | (norm > radius)).astype(jnp.float32)
 
 
 def record_gradient(
@@ -109,23 +93,6 @@ def clipped_sum(
 
     rows = jax.vmap(one)(batch, mask)
     return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), rows)
-
-
-def noised_mean(total: PyTree, keys: Array, scale: Array, expected: float) -> PyTree:
-    """(total + scale·N(0, I)) / expected.
-
-    Args:
-      total: Σ clip(gᵢ) over all devices.
-      keys: data of one key for each leaf, uint32 [leaves, 2].
-      scale: σ = multiplier·C.
-      expected: the batch size on average, a constant. Dividing by the size drawn would spend privacy on it.
-    """
-    leaves, structure = jax.tree.flatten(total)
-    noised = []
-    for leaf, words in zip(leaves, keys, strict=True):
-        unit = rng.unit_gaussian(jax.random.wrap_key_data(words, impl="threefry2x32"), math.prod(leaf.shape))
-        noised.append(rng.add(leaf, unit.reshape(leaf.shape), scale) / expected)
-    return jax.tree.unflatten(structure, noised)
 
 
 class PrivateSteps:

@@ -11,7 +11,7 @@ from pydicom.dataset import FileMetaDataset  # noqa: E402
 from pydicom.sequence import Sequence  # noqa: E402
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid  # noqa: E402
 
-from diffusion_privacy.data.records import split_records  # noqa: E402
+from diffusion_privacy.data.records import FILE_HASH, split_records  # noqa: E402
 from diffusion_privacy.data.sources import load  # noqa: E402
 from diffusion_privacy.errors import InputError  # noqa: E402
 
@@ -75,6 +75,7 @@ def test_window_of_the_tags_and_of_the_config(tmp_path):
     assert wide.levels == 65_536
     assert "window centre and width of each file to 256" in records.preparation[1]
     assert (wide.source_hash == records.source_hash).all()
+    assert wide.hash_kind == FILE_HASH
 
 
 def test_rescale_comes_before_the_window(tmp_path):

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from diffusion_privacy.data.assemble import level_hashes
 from diffusion_privacy.data.idx import read_idx
+from diffusion_privacy.data.records import LEVEL_HASH
 from diffusion_privacy.data.sources import load
 from diffusion_privacy.errors import InputError
 
@@ -119,4 +121,6 @@ def test_the_same_levels_in_another_format_are_the_same_records(pair, tmp_path):
     from_idx = load("idx", images=pair[0], labels=pair[1])
     from_npz = load("npz", path=str(tmp_path / "set.npz"), num_classes=10, classes=[0, 3, 9])
     assert len(set(from_idx.source_hash)) == 5
+    assert from_idx.source_hash.tolist() == level_hashes(read_idx(pair[0], ndim=3))
+    assert from_idx.hash_kind == from_npz.hash_kind == LEVEL_HASH
     assert from_npz.source_hash.tolist() == from_idx.source_hash[[0, 2, 3, 4]].tolist()

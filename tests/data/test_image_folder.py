@@ -7,7 +7,9 @@ import pytest
 
 Image = pytest.importorskip("PIL.Image")
 
+from diffusion_privacy.data.assemble import bytes_hash  # noqa: E402
 from diffusion_privacy.data.pipeline import Batches  # noqa: E402
+from diffusion_privacy.data.records import FILE_HASH  # noqa: E402
 from diffusion_privacy.data.sources import load  # noqa: E402
 from diffusion_privacy.errors import InputError  # noqa: E402
 
@@ -172,6 +174,10 @@ def test_a_file_is_one_record_however_it_is_read(folder):
     small, colour = load("image_folder", path=folder, size=3), load("image_folder", path=folder, channels=3)
     hashes = load("image_folder", path=folder).source_hash
     assert len(set(hashes)) == 3
+    assert set(hashes) == {
+        bytes_hash(file.read_bytes()) for file in folder.rglob("*.*") if file.suffix.lower() == ".png"
+    }
+    assert small.hash_kind == small.take([0]).hash_kind == FILE_HASH
     assert (small.source_hash == hashes).all()
     assert (colour.source_hash == hashes).all()
     assert small.take([2, 0]).source_hash.tolist() == hashes[[2, 0]].tolist()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from diffusion_privacy.data.records import Records, random_order, split_positions, split_records
+from diffusion_privacy.data.records import FILE_HASH, Records, random_order, split_positions, split_records
 from diffusion_privacy.errors import InputError
 
 
@@ -48,6 +48,8 @@ def with_pixel(value):
         ({"index": np.zeros(6, np.float32)}, "index is float32"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"levels": 1}, "levels is 1"),
+        ({"hash_kind": FILE_HASH}, "hash_kind is 'bytes of files'; expected one of .* beside source_hash"),
+        ({"hash_kind": "pixels", "source_hash": np.array(list("abcdef"))}, "hash_kind is 'pixels'"),
     ],
 )
 def test_refuses_what_is_not_usable(changes, message):

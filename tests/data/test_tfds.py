@@ -11,6 +11,7 @@ tensorflow_datasets = pytest.importorskip("tensorflow_datasets")
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("array_record")
 
+from diffusion_privacy.data.records import LEVEL_HASH  # noqa: E402
 from diffusion_privacy.data.sources import load, require  # noqa: E402
 from diffusion_privacy.errors import InputError, MissingDataError  # noqa: E402
 
@@ -65,6 +66,7 @@ def test_records_of_a_prepared_set_without_tensorflow(folder):
     small = load("tfds", name="tiny_scans:1.0.0", data_dir=str(folder), channels=1, crop="square", size=4, limit=3)
     assert small.image.shape == (3, 4, 4, 1)
     assert (small.source_hash == records.source_hash[:3]).all()
+    assert small.hash_kind == LEVEL_HASH
     assert "tensorflow" not in sys.modules
     male = load("tfds", name="tiny_scans", data_dir=str(folder), label="attributes/Male", split="train[:50%]")
     assert (male.label.tolist(), male.num_classes) == ([int(i > 2) for i in order[:3]], 2)

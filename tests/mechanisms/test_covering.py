@@ -91,6 +91,19 @@ def test_entries_of_one_name_are_all_composed():
     assert covering(twice, ["flow, DP-SGD"], DELTA).left_out.count("release copy") == 2
 
 
+def test_an_entry_that_pays_for_something_else_is_no_guarantee_and_the_reason_is_given():
+    reasons = {"release copy": "that entry is of another copy"}
+    found = covering(LEDGER, ["flow, DP-SGD", "release copy"], DELTA, reasons)
+    assert refused(found, "release copy: that entry is of another copy")
+    assert found.unpaid == ("release copy: that entry is of another copy",)
+    # It disturbs nobody who does not rest on it, and one that is missing is said to be missing.
+    alone = covering(LEDGER, ["flow, DP-SGD"], DELTA, reasons)
+    assert alone == covering(LEDGER, ["flow, DP-SGD"], DELTA)
+    lost = covering([], ["release copy"], DELTA, reasons)
+    assert refused(lost, "release copy without an entry")
+    assert lost.unpaid == ()
+
+
 def test_nothing_named_is_no_guarantee_and_not_an_epsilon_of_zero():
     assert refused(covering(LEDGER, [], DELTA), "no stage was named")
 

@@ -10,6 +10,8 @@ import pytest
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms import dp_gradient, pixelise
 from diffusion_privacy.mechanisms.accounting import Spend, account
+from diffusion_privacy.training import rng as streams
+from diffusion_privacy.training.gradients import CLIP_MARGIN
 
 
 def _loss(params, x, y):
@@ -30,7 +32,7 @@ def test_every_gradient_is_clipped_by_itself(chunk):
     for i in range(len(x)):
         g = jax.grad(_loss)(params, x[i], y[i])
         norm = float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(g))))
-        scale = min(1.0, 0.5 / norm)
+        scale = min(1.0, 0.5 * (1 - CLIP_MARGIN) / norm)
         want = {name: want[name] + scale * g[name] for name in want}
     for one, two in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
@@ -42,6 +44,43 @@ def test_replacing_a_record_moves_the_sum_by_at_most_twice_the_clip():
     sums = [dp_gradient.clipped_sum(_loss, params, v, y, 0.5, 8) for v in (x, other)]
     moved = jnp.sqrt(sum(jnp.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, sums), strict=True)))
     assert 0.1 < float(moved) <= 1.0 + 1e-5
+
+
+@pytest.mark.parametrize("bad", [5, 12])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e25])
+def test_a_record_that_is_not_finite_adds_nothing(bad, value):
+    """The last of 13 is the one that fills up the last chunk. Of 1e25 the gradient is finite and its norm is not."""
+    params, x, y = _problem()
+    got = dp_gradient.clipped_sum(_loss, params, x.at[bad].set(value), y, 0.5, 4)
+    rest = np.delete(np.arange(13), bad)
+    want = dp_gradient.clipped_sum(_loss, params, x[rest], y[rest], 0.5, 4)
+    for one, two in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-13, np.inf, np.nan])
+def test_a_norm_at_which_nothing_would_be_clipped_is_refused(clip):
+    with pytest.raises(InputError, match="clip: expected a finite number, at least 1e-12"):
+        dp_gradient.clipped_sum(_loss, *_problem(), clip, 4)
+
+
+def test_the_noise_is_that_of_private_training_and_rounded_like_it():
+    """Records that pull nothing leave the noise alone: the law of `rng.unit_gaussian`, on the grid of `rng.add`."""
+    key, multiplier, clip = jax.random.key(3), 5.0, 0.5
+    params = {"a": jnp.zeros(300), "b": jnp.zeros((4, 25))}
+    x, y = jnp.ones((8, 1)), jnp.zeros(8, jnp.int32)
+    left = dp_gradient.descend(
+        lambda params, x, y: 0.0 * jnp.sum(params["a"]) * x[0], params, x, y, key, multiplier,
+        clip=clip, steps=1, learning_rate=1.0, momentum=0.0,
+    )  # fmt: skip
+    keys = jax.random.split(jax.random.fold_in(key, 0), 2)
+    for k, leaf in zip(keys, (left["a"], left["b"]), strict=True):
+        want = streams.add(jnp.zeros(leaf.size), streams.unit_gaussian(k, leaf.size), multiplier * clip)
+        # Dividing by 8 records loses nothing. The scale is 2.5, which lies above 2: cells are 2·2^-8 wide.
+        cells = np.asarray(-8 * leaf).ravel() / 2.0**-7
+        np.testing.assert_array_equal(cells, np.rint(cells))
+        # One cell: what is compiled may round the last bit in another way.
+        np.testing.assert_allclose(cells, np.asarray(want) / 2.0**-7, atol=1)
 
 
 @pytest.mark.parametrize(("epsilon", "steps"), [(0.5, 1), (1.0, 10), (8.0, 100)])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from diffusion_privacy.data.image_folder import image_folder
+from diffusion_privacy.data.records import FILE_HASH, LEVEL_HASH, VALUE_HASH
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms import export
 from diffusion_privacy.mechanisms.accounting import Spend
@@ -158,6 +159,35 @@ def test_flow_trained_on_the_same_records_is_refused_unless_said():
     assert out.manifest.epsilon is None
     assert out.manifest.latent_epsilon == pytest.approx(1.0)
     assert out.manifest.warnings
+
+
+def test_hashes_of_two_kinds_are_not_held_against_each_other():
+    """The flow learnt from these very records; hashes of another kind share none with theirs."""
+    images, _ = records()
+    levels, files = ([f"{mark}{i:031x}" for i in range(10)] for mark in "0f")
+    learnt = FlowProvenance("public", frozenset(levels), kind=LEVEL_HASH)
+    words = "training records are of stored grey levels, those of the records are of"
+    with pytest.raises(InputError, match=f"{words} prepared values"):
+        run(flow=learnt)
+    with pytest.raises(InputError, match=f"{words} bytes of files") as caught:
+        run(flow=learnt, hashes=files, hash_kind=FILE_HASH)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="10 of the 10 records are in the flow's training set"):
+        run(flow=learnt, hashes=levels, hash_kind=LEVEL_HASH)
+    # Arrays alone are a kind as well.
+    by_value = FlowProvenance("public", frozenset(value_hashes(images + 1)), kind=VALUE_HASH)
+    assert run(flow=by_value).manifest.warnings == ()
+    # Where a kind is not known nothing can be refused, and that is said.
+    unknown = FlowProvenance("public", frozenset(levels))
+    for changes in ({"flow": unknown}, {"flow": unknown, "hashes": files, "hash_kind": FILE_HASH},
+                    {"flow": learnt, "hashes": files}):  # fmt: skip
+        [warning] = run(**changes).manifest.warnings
+        assert "those of two kinds never meet" in warning
+    with pytest.raises(InputError, match=r"flow_training\.kind: expected one of .* got 'pixels'"):
+        FlowProvenance("public", frozenset(levels), kind="pixels")
+    for changes in ({"hash_kind": LEVEL_HASH}, {"hash_kind": "pixels", "hashes": files}):
+        with pytest.raises(InputError, match="hash_kind: expected one of"):
+            run(**changes)
 
 
 def test_private_flow_composes():

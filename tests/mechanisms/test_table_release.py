@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_privacy.data.records import ROW_HASH, VALUE_HASH
 from diffusion_privacy.data.table_encoding import Encoder, public_split
 from diffusion_privacy.data.table_sources import load_table
 from diffusion_privacy.data.tables import Column, Schema, Table
@@ -163,10 +164,12 @@ def test_hashes_follow_the_row_and_not_its_encoding():
 
 
 def test_refusals():
-    own = FlowProvenance("public", frozenset(row_hashes(table().take([3]))))
+    own = FlowProvenance("public", frozenset(row_hashes(table().take([3]))), kind=ROW_HASH)
+    other = FlowProvenance("public", frozenset(["0" * 32]), kind=VALUE_HASH)
     inferred = table().with_schema(dataclasses.replace(SCHEMA, origin="inferred"))
     for changes, message in (
         ({"flow": own}, "1 of the 40 records are in the flow's training set"),
+        ({"flow": other}, "are of prepared values, those of the records are of rows of a table"),
         ({"source": inferred}, "schema was inferred from the private rows"),
         ({"response_epsilon": 1.0}, "expected 'replace-record-and-condition' beside a response_epsilon"),
         ({"apart": (), "response_epsilon": 1.0}, "expected columns apart"),
@@ -233,7 +236,7 @@ def test_diabetes_end_to_end(tmp_path):
             mechanism=mechanism,
             relation=REPLACE_RECORD,
             delta=1e-5,
-            flow=FlowProvenance("public", frozenset(row_hashes(public))),
+            flow=FlowProvenance("public", frozenset(row_hashes(public)), kind=ROW_HASH),
         )
 
     def closeness(done):

@@ -58,7 +58,7 @@ def part(mechanism: str = "gaussian", lower: float = 0.8579, ceiling: float = 3.
             {"name": "control", "kind": "control", "epsilon": None, "accuracy": accuracy},
             {"name": "released 1", "kind": "released", "epsilon": 1.0, "accuracy": accuracy},
         ],
-        "ledger": {"guarantee": True, "stages": 1, "epsilon": 1.0, "delta": 1e-5},
+        "ledger": {"guarantee": True, "stages": 1, "epsilon": 1.0, "delta": 1e-5, "relation": "replace-record"},
         "flow": {"membership": {"lower": 0.45}},
     }
 
@@ -79,7 +79,7 @@ def test_an_attack_that_could_not_contradict_a_promise_does_not_speak_for_it() -
     card = promise(part(lower=0.21, ceiling=0.9876))
     assert '<span class="status open">not tested</span>' in card
     assert "clean" not in card
-    assert "12,000 trials could not have shown more than ε = 0.987, and could not have contradicted the claim." in card
+    assert "12,000 trials could not have shown more than ε = 0.988, and could not have contradicted the claim." in card
     # Without a guarantee end to end the label is neutral as it is; the sentence is there all the same.
     unprotected = part(lower=0.21, ceiling=0.9876)
     unprotected["releases"][0]["manifest"] |= {"epsilon": None, "flow_training": "mechanism-only"}
@@ -109,3 +109,15 @@ def test_what_stood_in_for_exact_integers_is_named_wherever_the_measured_epsilon
         assert (f"drawn: continuous {law} noise of its scale" in table) == said
         # Measured: down. 85.79 % of the claim.
         assert "85.7" in table
+
+
+def test_a_total_names_its_own_neighbours() -> None:
+    """A ledger with a release that publishes the class is for equal classes, whatever this release randomised."""
+    release = part()
+    release["releases"][0]["manifest"]["relation"] = "replace-record-and-condition"
+    release["ledger"] |= {"stages": 2, "relation": "replace-record-same-public-condition"}
+    total = cadp_wording.spent(release)
+    assert total.startswith("all 2 together have ε = 1, δ = 10⁻⁵ for replacing a record by any other of the same class")
+    release["ledger"]["relation"] = "replace-record-and-condition, 3 records a person"
+    assert "of the same" not in cadp_wording.spent(release)
+    assert cadp_wording.spent(release).endswith("(up to 3 records a person)")

@@ -15,6 +15,7 @@ from tiny_cadp import raw, study
 
 from diffusion_privacy import settings_kinds
 from diffusion_privacy.data import sources
+from diffusion_privacy.data.records import FILE_HASH, LEVEL_HASH
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.decoding import match_prior
 from diffusion_privacy.mechanisms.mechanism import many_at_scale
@@ -117,6 +118,15 @@ def test_a_release_that_the_ledger_does_not_know_is_no_ground_for_another(tmp_pa
     (tmp_path / "releases" / "eps_8").mkdir(parents=True)
     with pytest.raises(InputError, match=r"ledger\.jsonl: lacks 'release eps_8'"):
         run.run(settings, tmp_path, "privatize")
+
+
+def test_a_flow_that_is_known_by_hashes_of_another_kind_is_not_called_public(tmp_path):
+    settings = _after_training(tmp_path)
+    learnt = {"kind": FILE_HASH, "hashes": ["0" * 32]}
+    (tmp_path / "train" / "trained_on.json").write_text(json.dumps(learnt))
+    with pytest.raises(InputError, match="are of bytes of files, those of the records are of stored grey levels"):
+        run.run(settings, tmp_path, "privatize")
+    assert not (tmp_path / "ledger.jsonl").exists()
 
 
 def test_a_release_before_training_says_what_to_run(tmp_path):
@@ -428,6 +438,7 @@ def test_a_privately_trained_flow_is_composed_with_its_release_and_refused_witho
     settings = study(_DP)
     for mode in ("train", "privatize"):
         run.run(settings, tmp_path, mode)
+    assert json.loads((tmp_path / "train" / "trained_on.json").read_text())["kind"] == LEVEL_HASH
     manifest = json.loads((tmp_path / "releases" / "eps_4" / "manifest.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [line["stage"].split(",")[0] for line in lines[1:]] == ["train flow", "release eps_4"]

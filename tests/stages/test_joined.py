@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 
 import jax
@@ -16,15 +17,18 @@ from scipy import stats
 from diffusion_privacy import settings_kinds
 from diffusion_privacy.anonymity import montecarlo
 from diffusion_privacy.audits import attacks
+from diffusion_privacy.data import sources
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import VP
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.calibration import gaussian_epsilon
+from diffusion_privacy.mechanisms.ledger import Entry
 from diffusion_privacy.networks.mlp import MLP
 from diffusion_privacy.reports import joined_schema
 from diffusion_privacy.settings_joined import Joined
 from diffusion_privacy.stages import (
     bundle,
+    dp_training,
     joined_audit,
     joined_certify,
     joined_guarantee,
@@ -34,6 +38,9 @@ from diffusion_privacy.stages import (
 )
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.tasks import ScoreTask
+from diffusion_privacy.training.checkpoint import Checkpoints
+from diffusion_privacy.training.privacy import Privacy, make_plan
+from diffusion_privacy.training.state import TrainState
 
 _FEW = {"steps": 12, "warmup_steps": 2, "log_every": 6, "checkpoint_every": 12, "batch_size": 16}
 _TINY = {
@@ -306,9 +313,70 @@ def test_the_least_of_the_bounds_is_that_of_the_gaussian_profile():
     assert joined_certify.least([(800.0, 1e-5)], 0.5, 1.0)[0] == 1.0
 
 
-def test_a_budget_that_private_training_would_break_is_refused_before_anything_is_made(tmp_path):
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_budget_that_private_training_would_break_is_refused_before_anything_is_made(tmp_path, shared):
+    """Also where another study has an entry of a ``dp_model`` in the same ledger: that one is not this study's."""
     settings = _study({"release.total_epsilon": 5.0})
+    if shared:
+        theirs = Entry("train dp_model, DP-SGD, run 0123456789abcdef", dp_training.spend_of_plan(_plan()), ("theirs",))
+        joined_study.make_ledger(settings, Workdir(tmp_path, settings)).record(theirs)
+        spent = (tmp_path / "ledger.jsonl").read_text()
     with pytest.raises(InputError, match=r"train dp_model.*total_epsilon"):
         run.run(settings, tmp_path, "privatize")
-    assert not (tmp_path / "ledger.jsonl").exists()
+    if shared:
+        assert (tmp_path / "ledger.jsonl").read_text() == spent
+    else:
+        assert not (tmp_path / "ledger.jsonl").exists()
     assert not (tmp_path / "releases").exists()
+
+
+def _plan(noise_multiplier=30.0):
+    return make_plan(Privacy(noise_multiplier=noise_multiplier), records=70, batch_size=16, steps=12)
+
+
+def _trained(folder, secret, plan):
+    """The checkpoint that private training leaves."""
+    zero = jnp.zeros((), jnp.int32)
+    with Checkpoints(folder, {}, keep=1) as checkpoints:
+        progress = {"privacy": {**plan.to_json(), "steps_done": 12, "secret_fingerprint": secret}}
+        checkpoints.save(TrainState(zero, {"w": zero}, {"w": zero}, {"m": zero}), progress)
+        checkpoints.wait()
+
+
+def test_a_privately_trained_model_is_promised_by_its_own_entry_alone(tmp_path):
+    settings = _study()
+    workdir = Workdir(tmp_path, settings)
+    ledger, folder, private = (
+        joined_study.make_ledger(settings, workdir),
+        joined_study.dp_folder(workdir),
+        sources.load("digits", limit=70),
+    )
+    pay = dp_training.payment(ledger, "train dp_model", joined_train.cadp_study.hashes(private))
+    pay(folder, _plan(), "a" * 32)
+    # Paid for, and nothing is there yet: the training is still to come, and may have to be paid for again.
+    assert [entry.stage for entry in joined_train._planned(settings, workdir, private)] == ["train dp_model"]
+    _trained(folder, "a" * 32, _plan())
+    assert joined_train._planned(settings, workdir, private) == []
+    found = joined_guarantee.promise(settings, workdir, "dp_model")
+    assert found.stages == ("train dp_model, DP-SGD, run aaaaaaaaaaaaaaaa",)
+    assert found.account.epsilon == pytest.approx(ledger.total().account.epsilon)
+    # Planted: trained again with another secret, with other noise, and before payments were by secret.
+    note = folder / "ledger_stage.json"
+    faults = {
+        "another secret": lambda: _trained(folder, "b" * 32, _plan()),
+        "none of that name with the event": lambda: _trained(folder, "a" * 32, _plan(20.0)),
+        "an earlier version": lambda: note.write_text(json.dumps({"stage": found.stages[0]})),
+    }
+    for words, plant in faults.items():
+        if "version" not in words:
+            shutil.rmtree(folder / "checkpoints")
+        plant()
+        broken = joined_guarantee.promise(settings, workdir, "dp_model")
+        assert not broken.guarantee
+        assert broken.account.epsilon == math.inf
+        assert words in broken.why
+        assert str(tmp_path) not in broken.why
+        assert len(joined_train._planned(settings, workdir, private)) == 1
+    note.unlink()
+    with pytest.raises(InputError, match=r"ledger_stage\.json: expected the name of this run in the ledger"):
+        joined_guarantee.promise(settings, workdir, "dp_model")

@@ -13,7 +13,7 @@ from training_toys import ToyBatches
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.training import private_step, sharding
-from diffusion_privacy.training.private_step import CLIP_MARGIN
+from diffusion_privacy.training.gradients import CLIP_MARGIN
 
 CLIP = 0.5
 
