@@ -105,7 +105,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory):
 
 def assert_close(found, wanted, tolerance: float = 2e-4) -> None:
     """To a fiftieth of one update (a rate of .01): Adam divides by the gradient's own size, so that a gradient near 0
-    shows the order of its sums, which goes by the processor (2.6e-5 was seen). A wrong sum moves whole updates."""
+    shows the order of its sums, which goes by the processor (2.6e-5 was seen)."""
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), sharding.to_host(found), wanted
     )
