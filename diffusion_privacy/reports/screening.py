@@ -53,8 +53,7 @@ class Screened(TypedDict):
     score: float  # partial variational bound, nats; lower = more suspicious
     stderr: NonNegative  # of the score, nats
     p_value: Probability  # share of held-out records that score as low, this one counted; of one record by itself
-    radius: NonNegative  # of its ball; images are scaled to [-1, 1]
-    nearest_held_out: NonNegative  # distance to the held-out record that sets the radius
+    radius: NonNegative  # of its ball, half the distance to the nearest held-out record; images are scaled to [-1, 1]
     copies_inside: Rate  # share of perturbed copies that the ball holds; higher is better
     reasons: list[str]  # why not to trust the ball; empty when it holds most copies
     t_prime: Bracket

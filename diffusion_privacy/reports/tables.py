@@ -244,9 +244,7 @@ def _screened(record: Mapping[str, Any]) -> list[str]:
         ]
     score = f"{wording.significant(record['score'], 3)} ± {wording.significant(record['stderr'])}"
     held = record["copies_inside"]
-    radius, nearest = (wording.significant(record[key], 3) for key in ("radius", "nearest_held_out"))
-    least = wording.percent(held["lower"], "down")
-    ball = f"{radius} (nearest held-out record at {nearest}); at least {least} of copies"
+    ball = f"{wording.significant(record['radius'], 3)}; at least {wording.percent(held['lower'], 'down')}"
     return [
         f"{record['rank']}: record {record['index']}, label {record['label']}",
         score,

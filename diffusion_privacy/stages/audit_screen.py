@@ -293,7 +293,6 @@ def _entries(
                 "stderr": float(ranked.stderr[row]),
                 "p_value": float(placed.p_value[row]),
                 "radius": balls[r].radius,
-                "nearest_held_out": balls[r].nearest,
                 "copies_inside": estimates.rate_entry(seen[r]),
                 "reasons": nearness.doubts(seen[r]),
                 "t_prime": {

@@ -110,14 +110,14 @@ def screening() -> dict[str, Any]:
     bracket = {"lower": 0.3, "upper": 0.34, "censored": None, "finished": True, "network_calls": 5_120}
     none = {"lower": None, "upper": 0.02, "censored": "below", "finished": True, "network_calls": 640}
     held = {"value": 1.0, "lower": 0.9832, "upper": 1.0, "level": 0.9875, "n": 512}
-    shared = {"label": 3, "stderr": 0.04, "radius": 1.4, "nearest_held_out": 2.8, "copies_inside": held, "reasons": []}
+    shared = {"label": 3, "stderr": 0.04, "radius": 1.4, "copies_inside": held, "reasons": []}
     first = {
         **shared, "rank": 1, "index": 12, "score": 2.04, "p_value": 0.0099, "t_prime": bracket, "dropped_at": None,
         "direct": direct(0.0153, 0.01386, 0.0179, 459, 30_000), "network_calls": 61_120,
         "subspace": subspace(0.0149, 0.0121, 0.0184, 480, 0.41, True),
     }  # fmt: skip
     second = {
-        **shared, "radius": 0.02, "nearest_held_out": 0.04,
+        **shared, "radius": 0.02,
         "copies_inside": {"value": 0.0, "lower": 0.0, "upper": 0.011, "level": 0.9875, "n": 512},
         "reasons": ["the ball holds none of 512 perturbed copies: it would miss a copy, and bounds nothing"],
         "rank": 2, "index": 77, "score": 19.1, "p_value": 0.41, "t_prime": none, "dropped_at": 1,
