@@ -112,8 +112,8 @@ def publish(
       header: column names, for a table.
 
     Raises:
-      InputError: the directory exists, the ledger is exhausted, or the table has another number of rows. Nothing is
-        left behind.
+      InputError: the directory exists, the ledger is exhausted or has no entry of the flow's private training, or the
+        table has another number of rows. Nothing is left behind.
     """
     directory = Path(directory)
     count = release.manifest.count_in
@@ -143,9 +143,9 @@ def _spend(release: Privatised, ledger: Ledger, name: str) -> dict[str, Any]:
     """
     mechanism_only = release.manifest.flow_training == "mechanism-only"
     metric = release.manifest.mechanism == MetricMechanism.name
-    flow = release.flow.spend
-    if flow is not None and all(entry.spend != flow for entry in ledger.entries()):
-        raise InputError(f"{ledger.path}: the flow's DP-SGD training is not in the ledger; expected its event there")
+    flow = release.flow
+    if flow.spend is not None and all((e.stage, e.spend) != (flow.stage, flow.spend) for e in ledger.entries()):
+        raise InputError(f"{ledger.path}: no entry {flow.stage!r} with the event of the flow's training; expected one")
     stage = f"flow training for release {name}"
     if mechanism_only and stage not in {entry.stage for entry in ledger.entries()}:
         ledger.record(Entry(stage, None, release.hashes))

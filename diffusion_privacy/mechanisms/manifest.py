@@ -52,15 +52,18 @@ class FlowProvenance:
       spend: the privacy event of its training; required for ``dp-sgd``, refused otherwise.
       kind: what ``trained_on`` are hashes of, one of `data.records.HASH_KINDS` (`Records.hash_kind` for source hashes);
         empty where that is not known. The manifest of a release then warns that the check may have seen nothing.
+      stage: name of the ledger's entry that pays for the training; required for ``dp-sgd``, refused otherwise. Two runs
+        with equal settings have equal events, and are two mechanisms: the name tells which of them this flow is.
 
     Raises:
-      InputError: an unknown ``training`` or ``kind``, hashes or an event that are missing, or an event too many.
+      InputError: an unknown ``training`` or ``kind``; hashes, an event or its entry's name missing, or one too many.
     """
 
     training: FlowTraining
     trained_on: frozenset[str] | None = None
     spend: Spend | None = None
     kind: str = ""
+    stage: str = ""
 
     def __post_init__(self) -> None:
         if self.training not in FLOW_TRAININGS:
@@ -69,7 +72,10 @@ class FlowProvenance:
             raise InputError("flow_training: 'public' needs the hashes of the flow's training records to be checked")
         if (self.training == "dp-sgd") != (self.spend is not None):
             raise InputError("flow_training: a privacy event of the training is needed for 'dp-sgd' and for no other")
-
+        if (self.spend is not None) != bool(self.stage):
+            raise InputError(
+                "flow_training: the name of the ledger's entry is needed with a privacy event, and only then"
+            )
         if self.kind and self.kind not in HASH_KINDS:
             raise InputError(f"flow_training.kind: expected one of {HASH_KINDS}, or '', got {self.kind!r}")
 

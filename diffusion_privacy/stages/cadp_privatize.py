@@ -43,8 +43,10 @@ def provenance(settings: PrivateStudy, workdir: Workdir, ledger: Ledger) -> Flow
     # Earlier versions did not write the kind: the manifest says so, since nothing else can be said.
     trained_on, kind = frozenset(learnt["hashes"]), learnt.get("kind", "")
     declared = settings.release.flow_training
-    spend = dp_training.require_paid(ledger, workdir.root / "train" / "flow") if declared == "dp-sgd" else None
-    return FlowProvenance(declared, trained_on, spend, kind)  # type: ignore[arg-type]
+    spend, stage, folder = None, "", workdir.root / "train" / "flow"
+    if declared == "dp-sgd":
+        spend, stage = dp_training.require_paid(ledger, folder), dp_training.stage_of(folder)
+    return FlowProvenance(declared, trained_on, spend, kind, stage)  # type: ignore[arg-type]
 
 
 def check_budget(
