@@ -23,12 +23,13 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_privacy.diffusion import multistep
+from diffusion_privacy.diffusion.adaptive_multistep import solve_adaptive_multistep
 from diffusion_privacy.diffusion.ode import HEUN, RK4, Field, ProbabilityFlow, solve_adaptive, solve_fixed
 from diffusion_privacy.diffusion.sde import expand
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import SDE, Array, ScoreFn
 
-SOLVERS = ("rk4", "heun", "adams", "adaptive")
+SOLVERS = ("rk4", "heun", "adams", "adaptive", "adaptive_adams")
 DIVERGENCES = ("exact", "hutchinson")
 PROBES = ("rademacher", "gaussian")
 
@@ -39,9 +40,11 @@ class LikelihoodConfig:
 
     Attributes:
       solver: ``"rk4"`` or ``"heun"`` with ``steps`` equal steps of log-SNR; ``"adams"`` (`diffusion.multistep`), which
-        needs the divergence once a step; or ``"adaptive"``.
+        needs the divergence once a step. With steps chosen for each image: ``"adaptive"`` (`ode.solve_adaptive`) and
+        ``"adaptive_adams"`` (`diffusion.adaptive_multistep`), which needs the divergence in every second call.
       steps: fixed steps.
-      rtol, atol, max_steps: of the adaptive solver; points given up after ``max_steps`` are NaN.
+      rtol, atol, max_steps: of the adaptive solvers; points given up after ``max_steps`` are NaN. The tolerance is of
+        every value for ``"adaptive"``, of an image's root mean square for ``"adaptive_adams"``.
       divergence: ``"exact"`` (D tangents a call, ``chunk`` at a time) or ``"hutchinson"``.
       probe: ``"rademacher"`` (least variance) or ``"gaussian"`` vectors of Hutchinson's estimate.
       probes: how many; 2 or more give a standard error.
@@ -88,7 +91,7 @@ class Likelihood:
       probe_stderr: standard error of ``nats`` from Hutchinson's probes, ``[B]``; 0 for the exact divergence, NaN for a
         single probe. exp(nats) is biased upward by about half its square.
       network_calls: score evaluations a row, ``[B]``; each carries all of its tangents in the same pass, but for
-        ``"adams"``, where every second one has none.
+        the Adams methods, where every second one has none.
     """
 
     nats: Array
@@ -170,10 +173,19 @@ def _integrate(
     """((z, divergence) at log-SNR ``end[B]``, calls), from ``y`` at ``start``; ``field`` is the drift of ``slope``."""
     if config.solver == "adaptive":
         return solve_adaptive(slope, y, start, end, rtol=config.rtol, atol=config.atol, max_steps=config.max_steps)
+
+    def both(log_snr: Array, z: Array) -> tuple[Array, Array]:
+        return slope(log_snr, (z, y[1]))
+
+    if config.solver == "adaptive_adams":
+        *found, calls = solve_adaptive_multistep(
+            field, both, y[0], start, end, rtol=config.rtol, atol=config.atol, max_steps=config.max_steps
+        )
+        return (found[0], found[1]), calls
     if config.solver == "adams":
         grid = multistep.grid(config.steps)
         places, speeds = flow.clock(start, end, jnp.asarray(grid.nodes, start.dtype))
-        y = multistep.solve_multistep(field, lambda s, z: slope(s, (z, y[1])), y[0], grid, places, speeds)
+        y = multistep.solve_multistep(field, both, y[0], grid, places, speeds)
         return y, jnp.full(start.shape, 2 * config.steps)
     tableau = RK4 if config.solver == "rk4" else HEUN
     place = jnp.linspace(0, 1, config.steps + 1, dtype=start.dtype)[:, None]
