@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -147,13 +149,19 @@ def main(argv: list[str]) -> None:
     from diffusion_privacy.errors import DivergenceError, InputError
     from diffusion_privacy.training.loop import Preempted
 
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise Preempted("", 0, number)
+
+    # Training has a handler of its own, which saves first. Elsewhere what is finished lies in the workdir already.
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         _run(_WORKDIR.value or "")
     except (InputError, DivergenceError, FloatingPointError) as error:
         # The last: a score or a detector that is not finite in the middle of an audit, named where it is seen.
         _stop(str(error))
-    except Preempted as stop:
-        print(str(stop), file=sys.stderr)
+    except Preempted as preempted:
+        print(str(preempted), file=sys.stderr)
         _exit(_PREEMPTED)
     except Exception:
         if not _joined:
@@ -161,6 +169,8 @@ def main(argv: list[str]) -> None:
         # A process that was killed shows here too, as a sum over devices that it does not take part in.
         traceback.print_exc()
         _exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

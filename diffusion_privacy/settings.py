@@ -27,6 +27,13 @@ Params = dict[str, Any]
 """Fields of a constructor chosen by name; they are checked by that constructor."""
 
 
+def _check(group: str, values: object, *rules: tuple[str, bool, str]) -> None:
+    """Raises InputError for the first broken one of ``rules``: field, whether its value is right, what was expected."""
+    for field, valid, expected in rules:
+        if not valid:
+            raise InputError(f"config.{group}.{field}: expected {expected}, got {vars(values)[field]!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Named:
     """A choice from a dictionary of constructors: its name and its fields."""
@@ -123,6 +130,17 @@ class Detector:
     perturbation: Params = dataclasses.field(default_factory=dict)
     identity: typing.Literal["classifier", "embedding"] = "classifier"
 
+    def __post_init__(self) -> None:
+        _check(
+            "detector",
+            self,
+            ("false_positive_rate", 0 < self.false_positive_rate < 1, "a number in (0, 1)"),
+            ("negatives", self.negatives >= 1, "1 or more"),
+            ("positives", self.positives >= 2, "2 or more"),
+            ("positive_time", 0 < self.positive_time < 1, "a number in (0, 1)"),
+            ("most_fingerprints", self.most_fingerprints >= 0, "0 or more"),
+        )
+
 
 FEWEST_HELD_OUT = 19
 """Held-out records without which no training record can be told to be unusual at 95 %."""
@@ -146,15 +164,15 @@ class Screen:
     gamma_upper: float = 0.5
 
     def __post_init__(self) -> None:
-        for field, valid, expected in (
+        _check(
+            "audit.screen",
+            self,
             ("top", self.top >= 0, "0 or more"),
             ("finalists", self.finalists >= 1, "1 or more"),
             ("levels", self.levels >= 1, "1 or more"),
             ("draws", self.draws >= 2, "2 or more"),
             ("gamma_upper", 0 < self.gamma_upper < 1, "a number in (0, 1)"),
-        ):
-            if not valid:
-                raise InputError(f"config.audit.screen.{field}: expected {expected}, got {vars(self)[field]!r}")
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +218,22 @@ class Audit:
     pairs: int = 4096
     baselines: tuple[str, ...] = ()
     screen: Screen = dataclasses.field(default_factory=Screen)
+
+    def __post_init__(self) -> None:
+        _check(
+            "audit",
+            self,
+            ("h_draws", self.h_draws >= 16, "16 or more"),
+            ("gamma", 0 <= self.gamma < 1, "a number in [0, 1)"),
+            ("subspace_draws", 100 <= self.subspace_draws <= self.subspace_max_draws, "100 … subspace_max_draws"),
+            ("level", 0.5 < self.level < 1, "a number in (0.5, 1)"),
+            ("chunk", self.chunk >= 0, "0 or more"),
+            ("memory_gb", self.memory_gb > 0, "a positive number"),
+            ("likelihood_records", self.likelihood_records >= 0, "0 or more"),
+            ("flow_draws", self.flow_draws >= 100, "100 or more"),
+            ("pairs", self.pairs >= 100, "100 or more"),
+            ("samples", all(count >= 1 for count in self.samples.values()), "1 or more of each model"),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,10 +305,6 @@ class Study:
         check_profile(self.profile)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"config.seed: expected 0 <= seed < 2**32, got {self.seed}")
-        if self.audit.h_draws < 16:
-            raise InputError(f"config.audit.h_draws: expected at least 16, got {self.audit.h_draws}")
-        if not 0.5 < self.audit.level < 1:
-            raise InputError(f"config.audit.level: expected a number in (0.5, 1), got {self.audit.level}")
         unknown = [name for name in self.audit.estimators if name not in ESTIMATORS]
         if unknown:
             raise InputError(f"config.audit.estimators: expected some of {', '.join(ESTIMATORS)}, got {unknown[0]!r}")
@@ -283,19 +313,11 @@ class Study:
             raise InputError(f"config.split.canaries: expected 0, or 8 or more, got {self.split.canaries}")
         if "one_run" in self.audit.baselines and not self.split.canaries:
             raise InputError("config.split.canaries: expected 8 or more for the baseline 'one_run', got 0")
-        if self.audit.flow_draws < 100:
-            raise InputError(f"config.audit.flow_draws: expected at least 100, got {self.audit.flow_draws}")
-        if self.audit.pairs < 100:
-            raise InputError(f"config.audit.pairs: expected at least 100, got {self.audit.pairs}")
         if set(self.audit.samples) != {"careless", "careful"}:
             raise InputError(f"config.audit.samples: expected fields careless and careful, got {self.audit.samples}")
         if not 1 <= self.audit.h_levels <= self.sampler.steps:
             raise InputError(
                 f"config.audit.h_levels: expected 1 … sampler.steps = {self.sampler.steps}, got {self.audit.h_levels}"
-            )
-        if self.detector.most_fingerprints < 0:
-            raise InputError(
-                f"config.detector.most_fingerprints: expected 0 or more, got {self.detector.most_fingerprints}"
             )
         if self.detector.training.privacy.on:
             # Its tasks hold audited records outside of the batches, which Poisson sampling would not cover.

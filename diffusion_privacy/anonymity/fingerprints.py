@@ -298,7 +298,7 @@ def fingerprint(kind: str, **params: object) -> Fingerprint:
       InputError: an unknown kind, an unknown or missing field, or a field's value out of range.
     """
     if kind not in FINGERPRINTS:
-        raise InputError(f"fingerprint.kind: expected one of {', '.join(FINGERPRINTS)}, got {kind!r}")
+        raise InputError(f"fingerprint.name: expected one of {', '.join(FINGERPRINTS)}, got {kind!r}")
     try:
         inspect.signature(FINGERPRINTS[kind]).bind(**params)
     except TypeError as error:

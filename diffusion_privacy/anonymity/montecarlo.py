@@ -181,6 +181,9 @@ def samples_needed(bound: float, *, tpr_lower: float = 1.0, level: float = 0.95)
     """Smallest N at which no hit at all certifies q <= ``bound`` (two-sided ``level``, after the TPR division).
 
     Without a hit the limit is 1 − ((1 − level)/2)^{1/N}.
+
+    Raises:
+      ValueError: ``bound`` not in (0, 1), or ``tpr_lower`` not in (0, 1].
     """
     if not 0 < bound < 1 or not 0 < tpr_lower <= 1:
         raise ValueError(f"bound must lie in (0, 1) and tpr_lower in (0, 1], got {bound}, {tpr_lower}")

@@ -270,6 +270,7 @@ def estimate(
 
     Raises:
       FloatingPointError: an image or a margin is not finite.
+      InputError: ``level`` not in (0, 1).
     """
     settings = Splitting() if settings is None else settings
     if not 0 < level < 1:

@@ -87,6 +87,9 @@ def design(
         costs variance, never bias.
       guidance: each is crossed with each level.
       unconditional: a_0 in (0, 1).
+
+    Raises:
+      ValueError: ``unconditional`` out of range.
     """
     if not 0 < unconditional < 1:
         raise ValueError(f"unconditional must lie in (0, 1), got {unconditional}")

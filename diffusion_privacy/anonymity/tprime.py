@@ -221,6 +221,9 @@ def statistical_t_prime(curve: HCurve, gamma: float, level: float = 0.95) -> TPr
       curve: of `h_curves`.
       gamma: at least the upper limit of the detector's false-positive rate, in [0, 1).
       level: family-wise confidence level.
+
+    Raises:
+      ValueError: ``gamma`` out of range.
     """
     if not 0 <= gamma < 1:
         raise ValueError(f"gamma must lie in [0, 1), got {gamma}")
@@ -238,6 +241,9 @@ def paper_t_prime(curve: HCurve, draws: int = 16) -> float | None:
     """The highest time with any hit among the first ``draws`` draws; None without a hit.
 
     No interval and no correction: kept for comparison with the paper's table.
+
+    Raises:
+      ValueError: the curve has fewer draws a level.
     """
     if curve.draws < draws:
         raise ValueError(f"the curve holds {curve.draws} draws a level, paper mode needs {draws}")

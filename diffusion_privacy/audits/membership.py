@@ -109,7 +109,10 @@ def _scores(members: np.ndarray, non_members: np.ndarray, name: str) -> tuple[np
 def auc(members: np.ndarray, non_members: np.ndarray, level: float = 0.95) -> AUC:
     """Area under the ROC curve with the interval of DeLong, DeLong & Clarke-Pearson 1988.
 
-    Ranks as in Sun & Xu 2014: O((N + M) log(N + M)). Arguments and errors as in `membership`.
+    Ranks as in Sun & Xu 2014: O((N + M) log(N + M)). Arguments as in `membership`.
+
+    Raises:
+      InputError: as for `membership`, or ``level`` not in (0, 1).
     """
     one, two = _scores(members, non_members, "auc")
     if not 0.0 < level < 1.0:

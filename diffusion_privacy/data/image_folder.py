@@ -107,7 +107,7 @@ def _window(window: Sequence[int] | None, bits: int) -> tuple[int, int]:
 
 def _read(file: Path, prepare: Preparation, bits: int, window: tuple[int, int]) -> tuple[np.ndarray, str]:
     """uint8 or uint16 [H, W, C], turned upright where the file says how, and the hash of the file's bytes."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         content = file.read_bytes()
@@ -117,6 +117,9 @@ def _read(file: Path, prepare: Preparation, bits: int, window: tuple[int, int]) 
             pixels = _decoded(content, file, bits, window)
     except InputError:
         raise
+    except UnidentifiedImageError:
+        # Its own text names the buffer that it was given.
+        raise InputError(f"{file}: not a complete PNG, JPEG or TIFF image") from None
     except (
         OSError,
         SyntaxError,

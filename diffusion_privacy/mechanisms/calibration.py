@@ -85,6 +85,9 @@ def gaussian_epsilon(multiplier: float, delta: float) -> float:
     """Smallest ε >= 0 at which Gaussian noise of σ = multiplier·Δ is (ε, δ)-private: the inverse of the calibration.
 
     Rounded up by at most a relative 1e-12.
+
+    Raises:
+      InputError: ``multiplier`` not positive, or ``delta`` not inside (0, 1).
     """
     if not (multiplier > 0.0 and 0.0 < delta < 1.0):
         raise InputError(f"expected multiplier > 0 and delta inside (0, 1), got {multiplier!r} and {delta!r}")

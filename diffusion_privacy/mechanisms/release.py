@@ -127,6 +127,7 @@ def privatise(
       InputError: unspecified relation, a flow called public that was not or whose hashes are of another kind, a
         ``hash_kind`` that is none, NaN in a record, a class out of range, a person with more records than the relation
         says.
+      ValueError: ``encode`` or ``decode`` gives another shape than records and latents have.
     """
     require_relation(relation)
     records = np.asarray(records)

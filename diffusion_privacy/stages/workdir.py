@@ -59,16 +59,27 @@ def _differences(found: Any, wanted: Any, path: str) -> list[str]:
 
 _FREE = ("report", "outputs", "profile")
 """Groups of settings that decide no number of a run."""
+_AT_ONCE = ("chunk", "memory_gb")
+_FREE_FIELDS = {"data": ("obtain",), "audit": _AT_ONCE, "risk": _AT_ONCE}
+"""Fields that decide none, by their group: where data are to be had, and how much of an audit is computed at a time."""
 
 
-def _deciding(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _deciding(fields: Mapping[str, Any], group: str = "") -> dict[str, Any]:
     """The settings that decide a run's numbers."""
-    kept = {name: value for name, value in fields.items() if name not in _FREE}
-    if isinstance(kept.get("data"), Mapping):
-        kept["data"] = {name: value for name, value in kept["data"].items() if name != "obtain"}
-    if isinstance(kept.get("study"), Mapping):
-        kept["study"] = _deciding(kept["study"])
-    return kept
+    free = _FREE_FIELDS.get(group, ()) if group else _FREE
+    inner = (*_FREE_FIELDS, "study") if not group else ()
+    return {
+        name: _deciding(value, "" if name == "study" else name)
+        if name in inner and isinstance(value, Mapping)
+        else value
+        for name, value in fields.items()
+        if name not in free
+    }
+
+
+def _binds(name: str) -> bool:
+    """Whether a file of this name keeps a run to its config: not that config, nor what other processes of a job try."""
+    return not name.startswith(("config.json", "tmp"))
 
 
 class Workdir:
@@ -76,8 +87,8 @@ class Workdir:
 
     Args:
       root: created if needed.
-      settings: a frozen dataclass; what decides no number (`_FREE`, ``data.obtain``) may change between runs, all else
-        may not.
+      settings: a frozen dataclass; what decides no number (`_FREE`, `_FREE_FIELDS`) may change between runs, all else
+        may not, once there is anything in the directory but the config.
 
     Raises:
       InputError: not writable, or it holds a run with other settings (the first differing field is named).
@@ -90,7 +101,8 @@ class Workdir:
         self.config = fields
         wanted = _deciding(fields)
         path = self.root / "config.json"
-        if path.exists():
+        # A run that ended before it had anything to keep binds nobody: a wrong path is corrected in the same directory.
+        if path.exists() and any(_binds(entry.name) for entry in self.root.iterdir()):
             found = _deciding(self.read_json(path))
             differing = _differences(found, wanted, "config")
             if differing:

@@ -92,11 +92,17 @@ def _alone_on_its_machine(env: Mapping[str, str]) -> bool:
 
 
 def _in_cluster_job(env: Mapping[str, str]) -> bool:
-    """Whether this process is one of several that a launcher started together."""
+    """Whether this process is one of several that a launcher started together; InputError where it cannot join them."""
     several = {"SLURM_STEP_NODELIST": "SLURM_NTASKS", "OMPI_MCA_orte_hnp_uri": "OMPI_COMM_WORLD_SIZE"}
     for present, count in several.items():
         if present in env and int(env.get(count, "1")) > 1:
             return True
+    if int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        # Open MPI 5 no longer says where its first process is; alone, each would write into the others' workdir.
+        raise InputError(
+            "distributed job: mpirun started several processes, which cannot find each other under this version of "
+            "Open MPI; give --coordinator, --num_processes and --process_id=$OMPI_COMM_WORLD_RANK"
+        )
     if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
         return True
     return "," in env.get("TPU_WORKER_HOSTNAMES", "")

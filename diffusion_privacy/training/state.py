@@ -114,7 +114,8 @@ def _require(config: TrainConfig, name: str, holds: bool, expected: str) -> None
         raise InputError(f"training.{name} must be {expected}, got {getattr(config, name)!r}")
 
 
-# Changing one of these does not change the numbers that training computes, so a run may be resumed with others.
+# Changing one of these does not change the numbers that training computes, so a checkpoint may be gone on with with
+# others. (A workdir of `launch.py` is bound to all of its config but what `stages.workdir` names.)
 _BOOKKEEPING = ("log_every", "eval_every", "checkpoint_every", "keep", "tensorboard", "sharding")
 
 

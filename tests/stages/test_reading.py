@@ -139,16 +139,30 @@ def test_missing_data_end_with_the_instruction_and_bind_no_workdir(tmp_path):
         reading.require(dataclasses.replace(job.data, params={"path": None}))
 
 
-def test_what_decides_no_number_may_change(tmp_path):
+def test_a_run_that_came_to_nothing_binds_no_workdir(tmp_path):
     job = study()
     Workdir(tmp_path, job)
+    other = dataclasses.replace(job, seed=job.seed + 1)
+    assert Workdir(tmp_path, other).read_json(tmp_path / "config.json")["seed"] == job.seed + 1
+    (tmp_path / "ledger.jsonl").touch()
+    with pytest.raises(InputError, match=r"config\.seed"):
+        Workdir(tmp_path, job)
+
+
+def test_what_decides_no_number_may_change(tmp_path):
+    job = study()
+    Workdir(tmp_path, job).write_json(tmp_path / "split.json", {})
     other = dataclasses.replace(
         job,
         data=dataclasses.replace(job.data, obtain="elsewhere"),
         outputs=settings.Outputs(grid_every=10),
+        audit=dataclasses.replace(job.audit, memory_gb=0.5, chunk=7),
         profile=3,
     )
     assert Workdir(tmp_path, other).config["profile"] == 3
+    deciding = dataclasses.replace(job, audit=dataclasses.replace(job.audit, gamma=0.25))
+    with pytest.raises(InputError, match=r"config\.audit\.gamma is 0\.05 there and 0\.25 here"):
+        Workdir(tmp_path, deciding)
     with pytest.raises(InputError, match=r"config\.outputs\.png"):
         settings.Outputs(png=-1)
     with pytest.raises(InputError, match=r"config\.profile"):

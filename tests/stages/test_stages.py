@@ -1,9 +1,11 @@
 """The study end to end on few steps: files, resuming, refusals. What it finds is judged in test_digits_job."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -186,6 +188,26 @@ def test_sigterm_saves_and_the_next_start_goes_on(tmp_path):
     assert not (tmp_path / "a" / "train" / "done.json").exists()
 
 
+def test_sigterm_outside_training_ends_with_the_status_that_means_again(monkeypatch, capsys):
+    import types
+
+    import launch as program
+
+    def audit(workdir):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(program, "_run", audit)
+    monkeypatch.setattr(program, "_WORKDIR", types.SimpleNamespace(value="x"))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        program.main([])
+    assert stopped.value.code == 75
+    assert capsys.readouterr().err == "stopped by SIGTERM; start it again to go on\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -253,7 +275,7 @@ def test_bad_inputs_are_named(tmp_path):
 
 
 def test_other_settings_in_the_same_workdir_are_refused(tmp_path):
-    run.Workdir(tmp_path, _study())
+    run.Workdir(tmp_path, _study()).write_json(tmp_path / "split.json", {})
     with pytest.raises(InputError, match=r"config\.sampler\.steps is 10 there and 12 here"):
         run.Workdir(tmp_path, _study({"sampler.steps": 12}))
     shown = _study({"report.show_private": False})

@@ -132,6 +132,13 @@ def test_cluster_detection(env: dict, expected: bool) -> None:
     assert sharding._in_cluster_job(env) is expected
 
 
+def test_processes_of_mpirun_that_cannot_find_each_other_do_not_work_each_for_itself() -> None:
+    """Open MPI 5 sets no OMPI_MCA_orte_hnp_uri."""
+    with pytest.raises(InputError, match="--coordinator, --num_processes"):
+        sharding._in_cluster_job({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"})
+    assert not sharding._in_cluster_job({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"})
+
+
 @pytest.mark.parametrize(
     ("env", "expected"),
     [
