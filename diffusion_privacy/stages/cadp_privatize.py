@@ -21,6 +21,7 @@ from diffusion_privacy.mechanisms.ledger import Entry, Ledger, total
 from diffusion_privacy.mechanisms.manifest import FlowProvenance
 from diffusion_privacy.mechanisms.release import Privatised, privatise
 from diffusion_privacy.mechanisms.table import PrivatisedTable, privatise_table, publish_table
+from diffusion_privacy.rounding import promised
 from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
 from diffusion_privacy.stages import dp_training
@@ -66,10 +67,10 @@ def check_budget(
         entries.append(Entry(f"release {epsilon:g}", spend, hashes, relation))
     found = total([*entries, *planned], settings.release.delta).account.epsilon
     besides = f" and {', '.join(entry.stage for entry in planned)}" if planned else ""
-    _LOG.info("privatize: ε = %.4g at δ = %g after these releases%s", found, settings.release.delta, besides)
+    _LOG.info("privatize: ε = %s at δ = %g after these releases%s", promised(found, 4), ledger.delta, besides)
     if found > ledger.epsilon * (1 + 1e-9):
         raise InputError(
-            f"{ledger.path}: {len(epsilons)} releases{besides} would bring ε to {found:.4g}; "
+            f"{ledger.path}: {len(epsilons)} releases{besides} would bring ε to {promised(found, 4)}; "
             f"config.release.total_epsilon allows {ledger.epsilon:g} at δ = {ledger.delta:g}"
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 from diffusion_privacy.mechanisms import ledger as ledger_module
 from diffusion_privacy.mechanisms.ledger import Covering, event_to_json
 from diffusion_privacy.mechanisms.relation import meet
+from diffusion_privacy.rounding import promised
 from diffusion_privacy.settings_joined import Joined
 from diffusion_privacy.stages import cadp_study, dp_training
 from diffusion_privacy.stages import joined_study as common
@@ -108,7 +109,8 @@ def guarantee(settings: Joined, workdir: Workdir, way: str, certified: list[Any]
     why = total.why
     sentence = "No promise is made to any record."
     if epsilon is not None:
-        sentence = f"ε = {epsilon:.4g} at δ = {total.account.delta:g} for every record ({relation}), {ONLY_THIS}."
+        within = f"ε = {promised(epsilon, 4)} at δ = {promised(total.account.delta)}"
+        sentence = f"{within} for every record ({relation}), {ONLY_THIS}."
     return {
         "epsilon": epsilon,
         "delta": total.account.delta,
