@@ -137,7 +137,7 @@ class Manifest:
       record_identity: what a record is to the ledger and to the check of the flow: ``"source"`` (a hash of its source,
         however it was prepared) or ``"prepared values"`` (another preparation makes another record of it, so the ledger
         counts this release against all records).
-      composition: totals over earlier releases (see `export.publish`).
+      composition: totals over earlier releases, and the `id` of its entry in the ledger (see `export.publish`).
       warnings: what a reader must not overlook.
       versions: of the packages that computed it.
       preparation: what was done to the stored images before anything else (`data.records.Records`); empty for nothing.
