@@ -109,7 +109,8 @@ def _promise(guarantee: Mapping[str, Any]) -> str:
         "",
         f"In words: had another record stood in the place of one of the private ones, nothing that anybody can read "
         f"from this would be more than {times} less likely (e^ε, smaller is better), but for a probability of "
-        f"{promised(guarantee['delta'])} (δ, smaller is better). That is over the noise of its making, for every record.",
+        f"{promised(guarantee['delta'])} (δ, smaller is better). That is over the noise of its making, for every "
+        "record.",
         "",
         _table(
             ("", ""),

@@ -148,10 +148,11 @@ def _require_as_much(path: Path, manifest: Mapping[str, Any], guarantee: Mapping
         raise InputError(f"{path}: expected the manifest of a release, with epsilon, delta and guarantee")
     found = manifest["epsilon"]
     if found is None or str(manifest["guarantee"]).startswith("none"):
-        raise InputError(f"{path}: promises nothing end to end, but the report claims ε = {claimed:g}")
+        raise InputError(f"{path}: promises nothing end to end, but the report claims ε = {promised(claimed)}")
     if guarantee["delta"] <= manifest["delta"] and claimed < found * (1 - 1e-6):
         raise InputError(
-            f"{path}: promises ε = {promised(found)} at δ = {promised(manifest['delta'])}, the report claims {claimed:g}"
+            f"{path}: promises ε = {promised(found)} at δ = {promised(manifest['delta'])}, the report claims "
+            f"{promised(claimed)}"
         )
 
 

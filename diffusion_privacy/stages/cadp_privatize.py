@@ -109,9 +109,9 @@ def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
 
     Raises:
       InputError: the flow learned from these records and is declared neither ``dp-sgd``, with the checkpoint and the
-        ledger to show for it, nor ``mechanism-only``; the ledger is exhausted, lacks a release that is there, or has
-        records of the public share as private ones; the relation, ε or δ is missing or out of range. No release is
-        left half-written.
+        ledger to show for it, nor ``mechanism-only``; the ledger is exhausted, lacks a release that is there, has
+        records of the public share as private ones or of the private share as public ones; the relation, ε or δ is
+        missing or out of range. No release is left half-written.
     """
     metric = settings.release.metric
     if any(not common.release_path(workdir, s, metric).exists() for s in settings.release.strengths):
@@ -128,7 +128,7 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
     # Everything that can be refused is refused before the flow is read, and before the first of several releases.
     hashes = common.hashes(private)
     ledger = common.make_ledger(settings, workdir)
-    common.check_entered(settings, workdir, ledger)
+    common.check_entered(settings, workdir, ledger, hashes)
     common.check_given_up(ledger, parts)
     source = provenance(settings, workdir, ledger)
     source.check(hashes, common.hash_kind(private))
@@ -137,6 +137,8 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
     else:
         check_budget(settings, ledger, missing, private, hashes)
     flow = common.load_flow(settings, workdir, private)
+    # Once more where the flow was trained by an earlier version, which wrote no note.
+    common.give_up(ledger, parts)
     with workdir.timed("privatize"):
         public_z, _ = flow.encode(parts.public.image, flow.given(parts.public), rng.stream(settings.seed, "clip_share"))
         for strength in missing:
