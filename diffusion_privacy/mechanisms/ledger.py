@@ -244,6 +244,6 @@ class Ledger:
             if target.exists() and target.stat().st_nlink > 1:
                 raise InputError(
                     f"{self.path}: has {target.stat().st_nlink} hard links, of which only one would get the new line; "
-                    "expected one file: keep it in one place, and point release.ledger or a symbolic link to it"
+                    "expected one file, with symbolic links for other places (and whole copies for backups)"
                 )
             yield
