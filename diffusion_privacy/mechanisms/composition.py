@@ -18,7 +18,7 @@ class Total:
 
     Attributes:
       account: (ε, δ) that holds for every record, of the stages that have an event: the largest ε, and the largest δ,
-        which may be another record's; δ is at most the ledger's, and 0 where all is pure.
+        which may be another record's; δ is at most the ledger's, and 0 where all is pure. Method and bounds are of ε.
       uncovered: stages without an event, or whose event is not private.
       stages: number of entries.
       relation: the neighbours that ``account`` speaks of: those of all covered stages.
