@@ -153,12 +153,16 @@ class Ledger:
           InputError: some of them are in an entry: what protected them would be given up with them. A second hard link
             to the file.
         """
+        self.check_public(records)
+        if self._are_given_up(records):
+            return  # a finished study that is looked at again touches no file
         with self._locked():
             self.check_public(records)
-            lines = self._lines()
-            known = {record for line in lines if isinstance(line, GivenUp) for record in line.records}
-            if not known.issuperset(records):
-                self._write([*lines, GivenUp(tuple(records), stage, kind)])
+            if not self._are_given_up(records):
+                self._write([*self._lines(), GivenUp(tuple(records), stage, kind)])
+
+    def _are_given_up(self, records: Sequence[str]) -> bool:
+        return {record for note in self.given_up() for record in note.records}.issuperset(records)
 
     def check_public(self, records: Sequence[str]) -> None:
         """`InputError` where some of ``records``, to be used as public ones, are in an entry as private ones."""

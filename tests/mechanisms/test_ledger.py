@@ -283,10 +283,11 @@ def test_nothing_is_promised_to_records_that_were_given_up(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl", 4.0, 1e-5)
     ledger.record(Entry("of a and b", laplace(1.0), ("a", "b"), id="0" * 32))
     ledger.give_up(("x", "y"), "flow of study A", "rows of a table")
-    written = ledger.path.read_bytes()
+    written, lock = ledger.path.read_bytes(), tmp_path / "ledger.jsonl.lock"
+    locked = lock.stat().st_mtime_ns
     for again in (("x", "y"), ("y", "x"), ("x",), ()):
         ledger.give_up(again, "flow of study A once more")
-        assert ledger.path.read_bytes() == written
+        assert (ledger.path.read_bytes(), lock.stat().st_mtime_ns) == (written, locked)
     assert json.loads(written.splitlines()[2]) == {
         "given_up": ["x", "y"], "stage": "flow of study A", "kind": "rows of a table",
     }  # fmt: skip
