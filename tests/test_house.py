@@ -17,7 +17,7 @@ PACKAGE = ROOT / "diffusion_privacy"
 NAME = PACKAGE.name
 
 LEVELS = (
-    ("types", "errors"),
+    ("types", "errors", "rounding"),
     ("data",),
     ("training",),
     ("networks", "diffusion", "flows"),

@@ -205,7 +205,7 @@ def account(spends: Sequence[Spend], delta: float) -> Account:
         raise InputError(f"delta: expected a number in [0, 1), got {delta!r}")
     parts = _normalised(spends)
     if not parts:
-        return Account(0.0, delta, "pure", {"pure": 0.0})
+        return Account(0.0, 0.0, "pure", {"pure": 0.0})
     unknown = (dp_accounting.NonPrivateDpEvent, dp_accounting.UnsupportedDpEvent)
     if any(isinstance(event, unknown) for event, _, _ in parts):
         return Account(math.inf, delta, "none", {})

@@ -112,8 +112,9 @@ def publish(
       header: column names, for a table.
 
     Raises:
-      InputError: the directory exists, the ledger is exhausted or has no entry of the flow's private training, or the
-        table has another number of rows. Nothing is left behind.
+      InputError: the directory exists, the ledger is exhausted or has no entry of the flow's private training, the
+        records were given up as public ones, a public flow learnt from records that the ledger has as private ones, or
+        the table has another number of rows. Nothing is left behind, but the note of what a public flow learnt from.
     """
     directory = Path(directory)
     count = release.manifest.count_in
@@ -137,7 +138,7 @@ def manifest_json(manifest: Any) -> str:
 
 
 def _spend(release: Privatised, ledger: Ledger, name: str) -> dict[str, Any]:
-    """Append the release to the ledger and describe the new total.
+    """Append the release to the ledger and describe the new total, with the number by which the two are known.
 
     One of metric privacy is entered under its own promise; it has no ε, and the total says "no guarantee" from then on.
     """
@@ -146,15 +147,22 @@ def _spend(release: Privatised, ledger: Ledger, name: str) -> dict[str, Any]:
     flow = release.flow
     if flow.spend is not None and all((e.stage, e.spend) != (flow.stage, flow.spend) for e in ledger.entries()):
         raise InputError(f"{ledger.path}: no entry {flow.stage!r} with the event of the flow's training; expected one")
-    stage = f"flow training for release {name}"
-    if mechanism_only and stage not in {entry.stage for entry in ledger.entries()}:
-        ledger.record(Entry(stage, None, release.hashes))
+    if flow.training == "public" and flow.trained_on and release.hashes is not None:
+        # Without source hashes those of the flow are of prepared values, which would meet nothing.
+        ledger.give_up(sorted(flow.trained_on), f"training of the public flow of release {name}", flow.kind)
+    training = Entry(f"flow training for release {name}", None, release.hashes)
+    if mechanism_only and training not in ledger.entries():
+        ledger.record(training)
     entered = f"release {name} ({release.manifest.guarantee})" if metric else f"release {name}"
+    # Drawn anew for each attempt: one that was paid for and never published is another draw of noise.
+    number = secrets.token_hex(16)
     after: Total = ledger.record(
-        Entry(entered, release.spend, release.hashes, release.relation), accept_uncovered=mechanism_only or metric
+        Entry(entered, release.spend, release.hashes, release.relation, number),
+        accept_uncovered=mechanism_only or metric,
     )
     return {
         "ledger": True,
+        "id": number,
         "stages": after.stages,
         "epsilon_covered_stages": after.account.epsilon,
         "delta": after.account.delta,

@@ -29,6 +29,7 @@ from diffusion_privacy.mechanisms.decoding import CoarseSelection
 from diffusion_privacy.mechanisms.ledger import event_to_json
 from diffusion_privacy.mechanisms.mechanism import Mechanism, MetricMechanism
 from diffusion_privacy.mechanisms.relation import REPLACE_RECORD, Neighbours, Relation
+from diffusion_privacy.rounding import promised
 
 FlowTraining = Literal["public", "dp-sgd", "mechanism-only"]
 FLOW_TRAININGS: tuple[FlowTraining, ...] = ("public", "dp-sgd", "mechanism-only")
@@ -136,7 +137,7 @@ class Manifest:
       record_identity: what a record is to the ledger and to the check of the flow: ``"source"`` (a hash of its source,
         however it was prepared) or ``"prepared values"`` (another preparation makes another record of it, so the ledger
         counts this release against all records).
-      composition: totals over earlier releases (see `export.publish`).
+      composition: totals over earlier releases, and the `id` of its entry in the ledger (see `export.publish`).
       warnings: what a reader must not overlook.
       versions: of the packages that computed it.
       preparation: what was done to the stored images before anything else (`data.records.Records`); empty for nothing.
@@ -267,7 +268,7 @@ def _guarantee(
     elif epsilon is None:
         return f"none: the release is not differentially private under {relation.describe()}"
     else:
-        promise = f"({epsilon:.6g}, {delta:g})-differentially private under {relation.describe()}"
+        promise = f"({promised(epsilon)}, {promised(delta)})-differentially private under {relation.describe()}"
     if flow.training == "mechanism-only":
         return f"none end to end; the latent step alone: {promise}"
     return promise

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms import calibration, clipping, noise
 from diffusion_privacy.mechanisms.relation import Relation, require_relation
+from diffusion_privacy.rounding import promised
 from diffusion_privacy.types import Array
 
 if TYPE_CHECKING:
@@ -280,4 +281,6 @@ class MetricMechanism:
 
     def statement(self) -> str:
         """The guarantee in words, for the manifest."""
-        return f"metric privacy: {self.rate:g} nats per unit of {self.metric} distance between latents; not ε-DP"
+        return (
+            f"metric privacy: {promised(self.rate)} nats per unit of {self.metric} distance between latents; not ε-DP"
+        )

@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_privacy.reports.cadp_wording import words
 from diffusion_privacy.reports.figures import DPI, SMALL, STYLES, WIDTH, Picture, dress, new_figure
+from diffusion_privacy.rounding import promised
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,7 +124,7 @@ def linkage(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
         _curve(axes, [e["epsilon"] for e in sets], [e[rank] for e in sets], label=label, **style)
         axes.axhline(sets[0][rank]["chance"], color=style["color"], linewidth=0.9, linestyle=":", label=guess)
         guess = None
-        said.append(f"{label} {sets[0][rank]['value']:.3f} at ε = {sets[0]['epsilon']:g}")
+        said.append(f"{label} {sets[0][rank]['value']:.3f} at ε = {promised(sets[0]['epsilon'])}")
     published = [e["epsilon"] for e in sets if e["kind"] == "released"]
     if len(published) < len(sets):
         edge = published[-1] * 1.4

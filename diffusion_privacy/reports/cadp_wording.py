@@ -279,7 +279,18 @@ def spent(release: Mapping[str, Any]) -> str:
         return str(ledger["summary"])
     return (
         f"all {ledger['stages']} together have ε = {epsilon(ledger['epsilon'])}, δ = {delta(ledger['delta'])} for "
-        f"{relation(release, ledger)}"
+        f"{relation(release, ledger)}{_on_trust(ledger)}"
+    )
+
+
+def _on_trust(ledger: Mapping[str, Any]) -> str:
+    """What the total takes for granted where a release has no number by which its entry could be known."""
+    names = ledger.get("taken_on_trust", ())
+    if not names:
+        return ""
+    return (
+        f", if the entries of {', '.join(names)}, which an earlier version made, are theirs and not those of another "
+        "study with this ledger"
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusion_privacy.reports import wording
+from diffusion_privacy.rounding import promised
 
 KEEP = "DO NOT GIVE THIS AWAY"
 """How the first line of the card of an unprotected thing begins."""
@@ -108,13 +109,14 @@ def _promise(guarantee: Mapping[str, Any]) -> str:
         "",
         f"In words: had another record stood in the place of one of the private ones, nothing that anybody can read "
         f"from this would be more than {times} less likely (e^ε, smaller is better), but for a probability of "
-        f"{guarantee['delta']:g} (δ, smaller is better). That is over the noise of its making, for every record.",
+        f"{promised(guarantee['delta'])} (δ, smaller is better). That is over the noise of its making, for every "
+        "record.",
         "",
         _table(
             ("", ""),
             [
                 ("ε, in nats (smaller is better)", wording.significant(epsilon, 4, "up") if epsilon else "0"),
-                ("δ (smaller is better)", f"{guarantee['delta']:g}"),
+                ("δ (smaller is better)", promised(guarantee["delta"])),
                 ("two data sets are neighbours if they differ by", guarantee["relation"]),
                 ("how", guarantee["mechanism"]),
                 ("rests on these stages of the ledger", "; ".join(guarantee["stages"])),

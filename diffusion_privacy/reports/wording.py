@@ -7,22 +7,21 @@ interval is never narrower than the measured one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Any
+
+from diffusion_privacy.rounding import ROUNDING, Direction, to_digits
 
 RATE_UNIT = "in 10,000 images"
 
-Direction = Literal["nearest", "down", "up"]
-_ROUNDING = {"nearest": ROUND_HALF_EVEN, "down": ROUND_FLOOR, "up": ROUND_CEILING}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def significant(value: float, digits: int = 2, direction: Direction = "nearest") -> str:
     """``value`` with that many significant digits; thousands are set apart, far exponents written as powers of ten."""
-    number = Decimal(repr(float(value)))
+    number = to_digits(value, digits, direction)
     if number == 0:
         return "0"
-    number = number.quantize(Decimal(1).scaleb(number.adjusted() - digits + 1), rounding=_ROUNDING[direction])
     exponent = number.adjusted()
     if not -4 <= exponent < 9:
         mantissa = number.scaleb(-exponent)
@@ -42,9 +41,7 @@ def percent(probability: float, direction: Direction = "nearest") -> str:
     """E.g. ``"95 %"``, with a no-break space; only an upper limit is ever rounded to 100 %."""
     number = Decimal(repr(float(probability))) * 100
     if 99 < number < 100:
-        text = str(
-            number.quantize(Decimal("0.01"), rounding=_ROUNDING["down" if direction == "nearest" else direction])
-        )
+        text = str(number.quantize(Decimal("0.01"), rounding=ROUNDING["down" if direction == "nearest" else direction]))
     else:
         text = significant(float(number), 3, direction)
     return f"{text.rstrip('0').rstrip('.') if '.' in text and '×' not in text else text}\u00a0%"

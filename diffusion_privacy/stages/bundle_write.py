@@ -20,6 +20,7 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.interop import files
 from diffusion_privacy.mechanisms.export import complete_or_absent, sync, write_text
 from diffusion_privacy.reports import card, joined_schema, joined_standing
+from diffusion_privacy.rounding import promised
 from diffusion_privacy.stages.bundle import CARD, CONFIG, MANIFEST, SCHEMA_VERSION, WEIGHTS, Model, require_layout
 from diffusion_privacy.types import PyTree
 
@@ -147,9 +148,12 @@ def _require_as_much(path: Path, manifest: Mapping[str, Any], guarantee: Mapping
         raise InputError(f"{path}: expected the manifest of a release, with epsilon, delta and guarantee")
     found = manifest["epsilon"]
     if found is None or str(manifest["guarantee"]).startswith("none"):
-        raise InputError(f"{path}: promises nothing end to end, but the report claims ε = {claimed:g}")
+        raise InputError(f"{path}: promises nothing end to end, but the report claims ε = {promised(claimed)}")
     if guarantee["delta"] <= manifest["delta"] and claimed < found * (1 - 1e-6):
-        raise InputError(f"{path}: promises ε = {found:g} at δ = {manifest['delta']:g}, the report claims {claimed:g}")
+        raise InputError(
+            f"{path}: promises ε = {promised(found)} at δ = {promised(manifest['delta'])}, the report claims "
+            f"{promised(claimed)}"
+        )
 
 
 def _own_weights(model: Model, params: PyTree) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from diffusion_privacy.mechanisms.ledger import Entry, Ledger, total
 from diffusion_privacy.mechanisms.manifest import FlowProvenance
 from diffusion_privacy.mechanisms.release import Privatised, privatise
 from diffusion_privacy.mechanisms.table import PrivatisedTable, privatise_table, publish_table
+from diffusion_privacy.rounding import promised
 from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
 from diffusion_privacy.stages import dp_training
@@ -66,10 +67,10 @@ def check_budget(
         entries.append(Entry(f"release {epsilon:g}", spend, hashes, relation))
     found = total([*entries, *planned], settings.release.delta).account.epsilon
     besides = f" and {', '.join(entry.stage for entry in planned)}" if planned else ""
-    _LOG.info("privatize: ε = %.4g at δ = %g after these releases%s", found, settings.release.delta, besides)
+    _LOG.info("privatize: ε = %s at δ = %g after these releases%s", promised(found, 4), ledger.delta, besides)
     if found > ledger.epsilon * (1 + 1e-9):
         raise InputError(
-            f"{ledger.path}: {len(epsilons)} releases{besides} would bring ε to {found:.4g}; "
+            f"{ledger.path}: {len(epsilons)} releases{besides} would bring ε to {promised(found, 4)}; "
             f"config.release.total_epsilon allows {ledger.epsilon:g} at δ = {ledger.delta:g}"
         )
 
@@ -108,9 +109,9 @@ def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
 
     Raises:
       InputError: the flow learned from these records and is declared neither ``dp-sgd``, with the checkpoint and the
-        ledger to show for it, nor ``mechanism-only``; the ledger is exhausted, lacks a release that is there, or has
-        records of the public share as private ones; the relation, ε or δ is missing or out of range. No release is
-        left half-written.
+        ledger to show for it, nor ``mechanism-only``; the ledger is exhausted, lacks a release that is there, has
+        records of the public share as private ones or of the private share as public ones; the relation, ε or δ is
+        missing or out of range. No release is left half-written.
     """
     metric = settings.release.metric
     if any(not common.release_path(workdir, s, metric).exists() for s in settings.release.strengths):
@@ -127,7 +128,7 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
     # Everything that can be refused is refused before the flow is read, and before the first of several releases.
     hashes = common.hashes(private)
     ledger = common.make_ledger(settings, workdir)
-    common.check_entered(settings, workdir, ledger)
+    common.check_entered(settings, workdir, ledger, hashes)
     common.check_given_up(ledger, parts)
     source = provenance(settings, workdir, ledger)
     source.check(hashes, common.hash_kind(private))
@@ -136,6 +137,8 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
     else:
         check_budget(settings, ledger, missing, private, hashes)
     flow = common.load_flow(settings, workdir, private)
+    # Once more where the flow was trained by an earlier version, which wrote no note.
+    common.give_up(ledger, parts)
     with workdir.timed("privatize"):
         public_z, _ = flow.encode(parts.public.image, flow.given(parts.public), rng.stream(settings.seed, "clip_share"))
         for strength in missing:

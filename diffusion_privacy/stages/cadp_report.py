@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusion_privacy.data.records import Records
+from diffusion_privacy.data.table_rows import Rows
+from diffusion_privacy.mechanisms import receipt
 from diffusion_privacy.reports import cadp_page, cadp_table_wording, cadp_wording
 from diffusion_privacy.reports.cadp_schema import SCHEMA_VERSION, TABLE_VERSION, TableFacts
 from diffusion_privacy.settings_cadp import CadpTable, PrivateStudy
@@ -17,10 +20,11 @@ _QUESTION = (
 )
 
 
-def _ledger(settings: PrivateStudy, workdir: Workdir) -> dict[str, Any]:
+def _ledger(settings: PrivateStudy, workdir: Workdir, private: Records | Rows) -> dict[str, Any]:
     ledger = common.make_ledger(settings, workdir)
-    common.check_entered(settings, workdir, ledger)
+    common.check_entered(settings, workdir, ledger, common.hashes(private))
     total = ledger.total()
+    folders = [common.release_path(workdir, e) for e in settings.release.epsilons]
     return {
         "summary": total.describe(),
         "stages": total.stages,
@@ -29,6 +33,7 @@ def _ledger(settings: PrivateStudy, workdir: Workdir) -> dict[str, Any]:
         "relation": total.relation.describe(),
         "guarantee": total.guarantee,
         "stated_total": {"epsilon": ledger.epsilon, "delta": ledger.delta},
+        "taken_on_trust": [folder.name for folder in folders if receipt.by_place(folder)],
     }
 
 
@@ -63,7 +68,7 @@ def report(settings: PrivateStudy, workdir: Workdir) -> None:
     release: dict[str, Any] = {
         **_facts(settings, workdir, parts),
         "releases": releases,
-        "ledger": _ledger(settings, workdir),
+        "ledger": _ledger(settings, workdir, parts.private),
         "n_test": evaluation["n_test"],
         "arms": evaluation["arms"],
         **audit,

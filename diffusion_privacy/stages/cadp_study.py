@@ -16,7 +16,7 @@ from diffusion_privacy.data.records import ROW_HASH, Records, split_records
 from diffusion_privacy.data.table_rows import RowBatches, Rows
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.flows.objective import FlowModel
-from diffusion_privacy.mechanisms import clipping, decoding, study
+from diffusion_privacy.mechanisms import clipping, decoding, receipt, study
 from diffusion_privacy.mechanisms.condition import (
     ConditionMechanism,
     PublicAttributes,
@@ -117,32 +117,48 @@ def make_ledger(settings: PrivateStudy, workdir: Workdir) -> Ledger:
     return Ledger(workdir.root / Path(settings.release.ledger), settings.release.total_epsilon, settings.release.delta)
 
 
-def check_entered(settings: PrivateStudy, workdir: Workdir, ledger: Ledger) -> None:
-    """`InputError` when a data set was released and the ledger does not know of it: its total would be too small."""
-    entered = [entry.stage for entry in ledger.entries()]
+def check_entered(
+    settings: PrivateStudy, workdir: Workdir, ledger: Ledger, records: tuple[str, ...] | None = None
+) -> None:
+    """`InputError` when a data set was released and the ledger does not know of it: its total would be too small.
+
+    An entry of that name may be another study's, see `receipt.paid_by`; ``records`` are the private ones' `hashes`.
+    """
+    entries = ledger.entries()
     for strength in settings.release.strengths:
         path = release_path(workdir, strength, settings.release.metric)
-        # That of metric privacy goes on with its promise, see `export.publish`.
-        known = any(stage == f"release {path.name}" or stage.startswith(f"release {path.name} (") for stage in entered)
-        if path.exists() and not known:
+        if path.exists() and not receipt.paid_by(entries, path, records):
             raise InputError(
-                f"{ledger.path}: lacks 'release {path.name}', while {path} is there; expected the ledger in which it "
-                "was entered"
+                f"{ledger.path}: lacks 'release {path.name}' of the manifest that is in {path}; expected the ledger in "
+                "which it was entered"
             )
 
 
 def check_given_up(ledger: Ledger, parts: Parts[Any]) -> None:
-    """`InputError` when records of the public share are in the ledger: what protected them once is given up here.
+    """`InputError` when records are public in one study of the ledger and private in another, whichever came first.
 
-    Another seed, or other shares, would do so: a flow that learnt from them without privacy would be called public.
-    Copies within the study are not meant here, see `FlowProvenance.check`.
+    Another seed, or other shares, would do so: what a flow learnt without privacy, and hands out, would be of records
+    to which an ε is promised.
     """
-    protected = {record for entry in ledger.entries() for record in entry.records or ()}
-    if protected and (shared := len(protected.intersection(hashes(parts.public)) - set(hashes(parts.private)))):
-        raise InputError(
-            f"{ledger.path}: {shared} of the {len(parts.public)} records of the public share are in it as private ones;"
-            " expected a split in which they stay private (seed and shares as before)"
-        )
+    ledger.check_public(_public_only(parts))
+    ledger.check_private(hashes(parts.private), hash_kind(parts.private))
+
+
+def give_up(ledger: Ledger, parts: Parts[Any]) -> None:
+    """Notes in the ledger that the public share is one; before anything is computed from it that leaves the memory.
+
+    Raises:
+      InputError: as `check_given_up`.
+    """
+    check_given_up(ledger, parts)
+    ledger.give_up(_public_only(parts), "public share of a study", hash_kind(parts.public))
+
+
+def _public_only(parts: Parts[Any]) -> tuple[str, ...]:
+    """Hashes of the public share without those that the private one has too: copies within a study are not meant here,
+    see `FlowProvenance.check`."""
+    private = set(hashes(parts.private))
+    return tuple(record for record in hashes(parts.public) if record not in private)
 
 
 def batches(records: Records | Rows, batch_size: int, seed: int) -> Batches:

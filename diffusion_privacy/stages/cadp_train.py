@@ -26,6 +26,8 @@ def train(settings: PrivateStudy, workdir: Workdir) -> None:
     parts = common.load_parts(settings, workdir)
     done = workdir.root / "train" / "done.json"
     if done.exists():
+        # Earlier versions wrote no note: other studies of this ledger are to know of the share all the same.
+        common.give_up(common.make_ledger(settings, workdir), parts)
         return
     records = fit_flow(settings, workdir, parts)
     workdir.write_json(done, {"models": ["flow"], "records": len(records)})
@@ -36,14 +38,14 @@ def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
 
     Raises:
       InputError: a record is in the public and in the private share, and the flow is to be called public, or one of the
-        public share is in the ledger as a private one.
+        public share is in the ledger as a private one, or one of the private share as a public one.
     """
     records = parts.public if settings.flow.trained_on == "public" else parts.private
-    common.check_given_up(common.make_ledger(settings, workdir), parts)
     if settings.flow.trained_on == "public" and settings.release.flow_training == "public":
         # The release will refuse copies of one record in both shares: better said before hours of training.
         public = FlowProvenance("public", frozenset(common.hashes(records)), kind=common.hash_kind(records))
         public.check(common.hashes(parts.private), common.hash_kind(parts.private))
+    common.give_up(common.make_ledger(settings, workdir), parts)
     learnt = {"kind": common.hash_kind(records), "hashes": list(common.hashes(records))}
     workdir.write_json(workdir.path("train", "trained_on.json"), learnt)
     config, folder = settings.flow.training, workdir.path("train", "flow")

@@ -26,6 +26,7 @@ import numpy as np
 from diffusion_privacy.anonymity import inherited, montecarlo, verdict
 from diffusion_privacy.anonymity.inherited import Pooled
 from diffusion_privacy.data.records import Records
+from diffusion_privacy.rounding import promised
 from diffusion_privacy.settings_joined import Joined
 from diffusion_privacy.stages import audit as audit_stage
 from diffusion_privacy.stages import cadp_study, joined_audit, joined_guarantee, joined_train
@@ -170,7 +171,9 @@ def _entry(settings: Joined, way: _Way, pairs: list[tuple[float, float]], found:
         value, _ = least(pairs, found.value, 1.0)
         upper, (epsilon, delta) = least(pairs, found.upper, tpr)
         reasons = [] if upper < 1 else ["the bound is 1: too few of them, or too large an ε"]
-        assumes.append(f"the guarantee is read at ε = {epsilon:.4g}, δ = {delta:g}, where it bounds q best")
+        assumes.append(
+            f"the guarantee is read at ε = {promised(epsilon, 4)}, δ = {promised(delta)}, where it bounds q best"
+        )
     return {
         "index": facts["index"],
         "value": min(value, upper),

@@ -7,19 +7,24 @@ is "no guarantee", and the report says so. A stage that the ledger does not know
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusion_privacy.mechanisms import ledger as ledger_module
-from diffusion_privacy.mechanisms.ledger import Covering, event_to_json
+from diffusion_privacy.mechanisms import receipt
+from diffusion_privacy.mechanisms.ledger import Covering, Entry, event_to_json
 from diffusion_privacy.mechanisms.relation import meet
+from diffusion_privacy.rounding import promised
 from diffusion_privacy.settings_joined import Joined
 from diffusion_privacy.stages import cadp_study, dp_training
 from diffusion_privacy.stages import joined_study as common
 from diffusion_privacy.stages.workdir import Workdir
 
 ONLY_THIS = "if nothing else that was computed from these records is given away, this report included"
+_ON_TRUST = (
+    "The copy was made by an earlier version: that its entry in the ledger is not another study's is taken on trust."
+)
 _MODEL_PUBLIC = (
     "the number of records",
     "the share of each class among the records, by which the model draws classes",
@@ -72,7 +77,7 @@ def promise(settings: Joined, workdir: Workdir, way: str, delta: float | None = 
     """The composition of the way's stages at ``delta`` (default: the release's).
 
     "No guarantee" where one has no event or is not in the ledger, or where the entry of a private training is that of
-    another run than the model's (`unpaid`).
+    another run than the model's (`unpaid`). Entries of other studies in the same ledger pay for nothing here.
 
     Raises:
       InputError: as `unpaid`; δ out of range.
@@ -80,7 +85,25 @@ def promise(settings: Joined, workdir: Workdir, way: str, delta: float | None = 
     ledger = common.make_ledger(settings, workdir)
     wanted = settings.release.delta if delta is None else delta
     not_for_this = unpaid(settings, workdir, way)
-    return ledger_module.covering(ledger.entries(), stages(settings, workdir, way), wanted, not_for_this)
+    entries = ledger.entries()
+    ours = _ours(settings, workdir, entries)
+    return ledger_module.covering(entries, stages(settings, workdir, way), wanted, not_for_this, ours)
+
+
+def _ours(settings: Joined, workdir: Workdir, entries: Sequence[Entry]) -> Callable[[Entry], bool]:
+    """Whether an entry is this study's: the release by its number, other stages by the records of that one.
+
+    A stage of the same name and records costs as much whichever study wrote it: nothing, or all.
+    """
+    name = common.release_stage(settings, workdir)
+    paid = receipt.paid_by(entries, cadp_study.release_path(workdir, settings.epsilon))
+
+    def ours(entry: Entry) -> bool:
+        if entry.stage == name:
+            return entry in paid
+        return not paid or entry.records == paid[0].records
+
+    return ours
 
 
 def _manifest(settings: Joined, workdir: Workdir) -> dict[str, Any]:
@@ -108,7 +131,11 @@ def guarantee(settings: Joined, workdir: Workdir, way: str, certified: list[Any]
     why = total.why
     sentence = "No promise is made to any record."
     if epsilon is not None:
-        sentence = f"ε = {epsilon:.4g} at δ = {total.account.delta:g} for every record ({relation}), {ONLY_THIS}."
+        within = f"ε = {promised(epsilon, 4)} at δ = {promised(total.account.delta)}"
+        sentence = f"{within} for every record ({relation}), {ONLY_THIS}."
+        of_copy = way in (common.COPY, "copy_model")
+        if of_copy and receipt.by_place(cadp_study.release_path(workdir, settings.epsilon)):
+            sentence += f" {_ON_TRUST}"
     return {
         "epsilon": epsilon,
         "delta": total.account.delta,
@@ -144,7 +171,8 @@ def ledger_entry(settings: Joined, workdir: Workdir) -> dict[str, Any]:
     """
     ledger = common.make_ledger(settings, workdir)
     entries, total = ledger.entries(), ledger.total()
-    known, ways = {entry.stage for entry in entries}, (*common.MODELS, common.COPY)
+    ours, ways = _ours(settings, workdir, entries), (*common.MODELS, common.COPY)
+    known = {entry.stage for entry in entries if ours(entry)}
     expected = {stage for way in ways for stage in stages(settings, workdir, way)}
     expected |= {common.DETECTOR_STAGE, common.AUDIT_STAGE}
     missing = sorted((expected - known).union(*(unpaid(settings, workdir, way) for way in ways)))

@@ -108,7 +108,8 @@ def train(settings: Joined, workdir: Workdir) -> None:
     """Trains every model of the study; one that is finished costs nothing, an interrupted one goes on.
 
     Raises:
-      InputError: the ledger has no room for the private training, or there is no private copy yet.
+      InputError: the ledger has no room for the private training, or knows of a study with another split; there is no
+        private copy yet.
     """
     done = workdir.path("train", "done.json")
     if done.exists():
@@ -117,6 +118,7 @@ def train(settings: Joined, workdir: Workdir) -> None:
     private, test, seed = sets.parts.private, sets.parts.test, settings.seed
     released = common.load_copy(settings, workdir, private).records
     ledger, hashes = common.make_ledger(settings, workdir), cadp_study.hashes(private)
+    cadp_study.give_up(ledger, sets.parts)
     config, pay = settings.private_training, dp_training.payment(ledger, "train dp_model", hashes)
     with workdir.timed("train dp_model"):
         fit_score(settings, workdir, "dp_model", private, config, seed, common.dp_folder(workdir), test, pay)

@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.rounding import promised
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -127,7 +128,7 @@ class Plan:
 
     def describe(self, steps: int | None = None) -> str:
         """ε, δ and relation in words, e.g. for a line of progress."""
-        return f"ε = {self.epsilon(steps):.4g} at δ = {self.delta:g} ({self.relation})"
+        return f"ε = {promised(self.epsilon(steps), 4)} at δ = {promised(self.delta)} ({self.relation})"
 
     def to_json(self) -> dict[str, Any]:
         """Flat JSON; `from_json` reads it back exactly."""

@@ -104,6 +104,20 @@ def test_an_entry_that_pays_for_something_else_is_no_guarantee_and_the_reason_is
     assert lost.unpaid == ()
 
 
+def test_an_entry_of_another_study_pays_for_nothing():
+    """Planted: matched by name alone, the other study's cheaper release passes for the one that is shared."""
+    theirs, mine = Entry("release copy", gaussian(9.0), id="theirs"), Entry("release copy", gaussian(3.0), id="mine")
+    ledger = [Entry("flow", gaussian(2.0)), theirs]
+
+    def ours(entry):
+        return entry.id in (None, "mine")
+
+    assert refused(covering(ledger, ["release copy", "flow"], DELTA, ours=ours), "release copy without an entry")
+    found = covering([*ledger, mine], ["release copy", "flow"], DELTA, ours=ours)
+    assert found.account.epsilon == pytest.approx(epsilon_of(2.0, 3.0), rel=1e-9)
+    assert (found.repeated, found.left_out) == ((), ("release copy",))
+
+
 def test_nothing_named_is_no_guarantee_and_not_an_epsilon_of_zero():
     assert refused(covering(LEDGER, [], DELTA), "no stage was named")
 

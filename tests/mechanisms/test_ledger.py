@@ -12,7 +12,16 @@ import pytest
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.accounting import Spend, account
-from diffusion_privacy.mechanisms.ledger import Entry, Ledger, covering, event_from_json, event_to_json, value_hashes
+from diffusion_privacy.mechanisms.ledger import (
+    Entry,
+    GivenUp,
+    Ledger,
+    covering,
+    event_from_json,
+    event_to_json,
+    total,
+    value_hashes,
+)
 from diffusion_privacy.mechanisms.relation import (
     REPLACE_RECORD,
     REPLACE_RECORD_AND_CONDITION,
@@ -232,3 +241,123 @@ def test_hashes_tell_records_apart():
     assert value_hashes(records.astype(np.float64)) == value_hashes(records.reshape(3, 4)) == hashes
     assert value_hashes(-0.0 * records) == value_hashes(0.0 * records)
     assert not set(value_hashes(records / 2)) & set(hashes)
+
+
+# --- the total holds for every record ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_pure_release_of_some_records_does_not_hide_the_delta_of_others(tmp_path, backwards):
+    """Planted: δ of the record with the largest ε alone. ε = 2 at δ = 0 would be false for "c" and "d"."""
+    from diffusion_privacy.mechanisms.calibration import gaussian_multiplier
+
+    gaussian = Spend(dp_accounting.GaussianDpEvent(gaussian_multiplier(1.0, 1e-5)), "replace-one")
+    nothing = Spend(dp_accounting.NoOpDpEvent(), "replace-one")
+    entries = [Entry("laplace", laplace(2.0), ("a", "b")), Entry("gaussian", gaussian, ("c", "d"))]
+    entries += [Entry("post-processing", nothing, ("e",))]
+    ledger = Ledger(tmp_path / "ledger.jsonl", 2.0, 1e-5)
+    for entry in reversed(entries) if backwards else entries:
+        recorded = ledger.record(entry)
+    names = ["laplace", "gaussian"]
+    for found in (recorded, total(ledger.entries(), 1e-5), covering(ledger.entries(), names, 1e-5)):
+        assert (found.account.epsilon, found.account.delta) == (2.0, 1e-5)
+        assert "ε = 2 at δ = 1e-05" in found.describe()
+    # Whoever spent nothing has no δ, and what is pure for all stays so.
+    pure = [entry for entry in ledger.entries() if entry.stage != "gaussian"]
+    assert total(pure, 1e-5).account.delta == covering(pure, ["laplace"], 1e-5).account.delta == 0.0
+    assert (total([], 1e-5).account.epsilon, total([], 1e-5).account.delta) == (0.0, 0.0)
+
+
+def test_a_printed_total_is_no_less_than_the_total(tmp_path):
+    """Planted: rounding to the nearest prints every second total too small."""
+    for number in range(20):
+        entries = [Entry("a", laplace(0.3)), Entry("b", laplace(0.1 + number / 97.0))]
+        for found in (total(entries, 0.0), covering(entries, ["a", "b"], 0.0)):
+            assert float(found.describe().split()[2]) >= found.account.epsilon
+
+
+# --- records that were given up ---------------------------------------------------------------------------------------
+
+
+def test_nothing_is_promised_to_records_that_were_given_up(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl", 4.0, 1e-5)
+    ledger.record(Entry("of a and b", laplace(1.0), ("a", "b"), id="0" * 32))
+    ledger.give_up(("x", "y"), "flow of study A", "rows of a table")
+    written, lock = ledger.path.read_bytes(), tmp_path / "ledger.jsonl.lock"
+    locked = lock.stat().st_mtime_ns
+    for again in (("x", "y"), ("y", "x"), ("x",), ()):
+        ledger.give_up(again, "flow of study A once more")
+        assert (ledger.path.read_bytes(), lock.stat().st_mtime_ns) == (written, locked)
+    assert json.loads(written.splitlines()[2]) == {
+        "given_up": ["x", "y"], "stage": "flow of study A", "kind": "rows of a table",
+    }  # fmt: skip
+    assert ledger.given_up() == [GivenUp(("x", "y"), "flow of study A", "rows of a table")]
+    # It is no stage, and costs nothing.
+    assert [entry.stage for entry in ledger.entries()] == ["of a and b"]
+    assert (ledger.total().account.epsilon, ledger.total().stages) == (pytest.approx(1.0), 1)
+    # Planted: public first, private later; and the reverse.
+    with pytest.raises(
+        InputError, match=r"1 of the 2 records of 'of x' were given up as public ones \(flow of study A\)"
+    ):
+        ledger.record(Entry("of x", laplace(1.0), ("c", "x")))
+    with pytest.raises(InputError, match="2 of the 2 records of the private share were given up"):
+        ledger.check_private(("x", "y"))
+    with pytest.raises(InputError, match="1 of the 2 records of the public share are in it as private ones"):
+        ledger.give_up(("b", "z"), "flow of study B")
+    assert ledger.path.read_bytes() == written
+    # What has happened is written, and others go on beside it.
+    assert not ledger.record(Entry("trained without privacy", None, ("x",))).guarantee
+    ledger.record(Entry("of c", laplace(1.0), ("c",)), accept_uncovered=True)
+    ledger.give_up(("y", "z"), "flow of study C")
+    assert [line.records for line in ledger.given_up()] == [("x", "y"), ("y", "z")]
+    assert [entry.id for entry in ledger.entries()] == ["0" * 32, None, None]
+
+
+def test_records_known_by_another_hash_are_said_to_be_unknown(tmp_path, caplog):
+    ledger = Ledger(tmp_path / "ledger.jsonl", 4.0, 1e-5)
+    ledger.give_up(("x",), "flow", "bytes of files")
+    for kind in ("", "bytes of files"):
+        ledger.check_private(("a",), kind)
+        assert not caplog.records
+    ledger.check_private(("a",), "stored grey levels")
+    assert "known by stored grey levels: whether they meet cannot be told" in caplog.text
+
+
+def test_lines_of_neither_kind_are_refused_and_old_ones_are_read(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl", 4.0, 1e-5)
+    ledger.record(Entry("one", laplace(1.0), ("a",), REPLACE_RECORD, "12ab"))
+    ledger.give_up(("x",), "flow")
+    head, entry, note = [json.loads(line) for line in ledger.path.read_text().splitlines()]
+    assert head == {"schema": 2, "epsilon": 4.0, "delta": 1e-5, "relation": "replace-one"}
+    assert entry["id"] == "12ab"
+
+    def write(*lines):
+        ledger.path.write_text("".join(json.dumps(line) + "\n" for line in (head, *lines)))
+
+    write({name: value for name, value in entry.items() if name not in ("id", "relation")})
+    assert ledger.entries() == [Entry("one", laplace(1.0), ("a",))]
+    assert "id" not in Entry("one", None).to_json()
+    for damaged in ({**note, "given_up": "x"}, {**note, "more": 1}, {"given_up": []}, {**note, "stage": None}):
+        write(entry, damaged)
+        with pytest.raises(InputError, match="line 3: expected hashes of records that were given up"):
+            ledger.entries()
+    write({**entry, "id": 7})
+    with pytest.raises(InputError, match="line 2: expected a ledger entry"):
+        ledger.given_up()
+
+
+def test_a_second_hard_link_would_fork_the_ledger(tmp_path):
+    """Planted: two studies share a file by a hard link; each went on with a file of its own, and spent all of it."""
+    ledger = Ledger(tmp_path / "ledger.jsonl", 8.0, 0.0)
+    ledger.record(Entry("first", laplace(6.0), ("x",)))
+    (tmp_path / "b").mkdir()
+    other = Ledger(tmp_path / "b" / "ledger.jsonl", 8.0, 0.0)
+    other.path.hardlink_to(ledger.path)
+    for one in (ledger, other):
+        with pytest.raises(InputError, match="2 hard links"):
+            one.record(Entry("second", laplace(1.0), ("x",)))
+        with pytest.raises(InputError, match="2 hard links"):
+            one.give_up(("y",), "flow")
+        assert len(one.entries()) == 1
+    other.path.unlink()
+    ledger.record(Entry("second", laplace(1.0), ("x",)))

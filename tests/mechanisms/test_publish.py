@@ -144,6 +144,28 @@ def test_the_ledger_knows_a_record_again_however_it_was_prepared(tmp_path):
         run(hashes=["a"])
 
 
+def test_a_public_flow_gives_up_what_it_learnt_from(tmp_path):
+    """Planted: two releases, each by a flow that was trained without noise on the records of the other."""
+
+    def go(private, public):
+        return run(hashes=[f"{private}{i}" for i in range(10)], flow=FlowProvenance("public", frozenset(public)))
+
+    ledger = Ledger(tmp_path / "ledger.jsonl", 50.0, 1e-5)
+    export.publish(go("a", ["b1", "b2", "c1"]), tmp_path / "one", ledger=ledger)
+    assert [line.records for line in ledger.given_up()] == [("b1", "b2", "c1")]
+    export.publish(go("a", ["b1", "c1"]), tmp_path / "two", ledger=ledger)
+    assert len(ledger.given_up()) == 1
+    with pytest.raises(InputError, match="2 of the 10 records of 'release three' were given up as public ones"):
+        export.publish(go("b", ["d1"]), tmp_path / "three", ledger=ledger)
+    with pytest.raises(InputError, match="1 of the 2 records of the public share are in it as private ones"):
+        export.publish(go("e", ["a3", "f1"]), tmp_path / "four", ledger=ledger)
+    assert not (tmp_path / "three").exists()
+    assert not (tmp_path / "four").exists()
+    # Without source hashes the ledger would never know these again.
+    export.publish(run(flow=FlowProvenance("public", frozenset(["g1"]))), tmp_path / "five", ledger=ledger)
+    assert all("g1" not in line.records for line in ledger.given_up())
+
+
 def test_class_names_cannot_leave_the_folder(tmp_path):
     for names in (["a", "..", "c"], ["a", "x/y", "c"], ["a", "b"], ["a", "a", "c"]):
         with pytest.raises(InputError, match="class_names"):

@@ -15,6 +15,7 @@ from toy_release import PUBLIC, SHAPE, decode, encode, gaussian, go, records, ru
 from diffusion_privacy.data.records import FILE_HASH, LEVEL_HASH, VALUE_HASH
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms import export
+from diffusion_privacy.mechanisms import manifest as manifest_module
 from diffusion_privacy.mechanisms.accounting import Spend
 from diffusion_privacy.mechanisms.condition import (
     PublicAttributes,
@@ -31,6 +32,17 @@ from diffusion_privacy.mechanisms.relation import REPLACE_RECORD, REPLACE_RECORD
 from diffusion_privacy.mechanisms.release import privatise
 
 dp_accounting = pytest.importorskip("dp_accounting")
+
+
+def test_a_manifest_s_sentence_promises_no_more_than_its_numbers():
+    """Planted: to the nearest, 1.23456749 is printed as 1.23457 and 1.23456049 as 1.23456."""
+    for epsilon, delta in ((1.23456049, 1.2345604e-5), (1.0000004, 1e-5), (7.1234561, 0.0)):
+        said = manifest_module._guarantee(gaussian(), PUBLIC, epsilon, delta, REPLACE_RECORD)
+        printed = [float(text) for text in said[1:].partition(")")[0].split(", ")]
+        assert epsilon <= printed[0] <= epsilon * (1 + 1e-5)
+        assert delta <= printed[1] <= delta * (1 + 1e-5)
+    rate = float(MetricMechanism(0.123456049, "l2").statement().split()[2])
+    assert 0.123456049 <= rate <= 0.123457
 
 
 def test_promise_and_count():

@@ -121,3 +121,7 @@ def test_a_total_names_its_own_neighbours() -> None:
     release["ledger"]["relation"] = "replace-record-and-condition, 3 records a person"
     assert "of the same" not in cadp_wording.spent(release)
     assert cadp_wording.spent(release).endswith("(up to 3 records a person)")
+    release["ledger"]["taken_on_trust"] = []
+    assert cadp_wording.spent(release).endswith("(up to 3 records a person)")
+    release["ledger"]["taken_on_trust"] = ["eps_1", "eps_8"]
+    assert ", if the entries of eps_1, eps_8, which an earlier version made, are theirs" in cadp_wording.spent(release)

@@ -441,6 +441,8 @@ def test_a_privately_trained_flow_is_composed_with_its_release_and_refused_witho
     assert json.loads((tmp_path / "train" / "trained_on.json").read_text())["kind"] == LEVEL_HASH
     manifest = json.loads((tmp_path / "releases" / "eps_4" / "manifest.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    # Beside the entries: what is public in this study.
+    assert set(lines.pop(1)) == {"given_up", "stage", "kind"}
     assert [line["stage"].split(",")[0] for line in lines[1:]] == ["train flow", "release eps_4"]
     assert manifest["flow_event"] == {**lines[1]["event"], "adjacency": "add-or-remove-one"}
     assert manifest["flow_training"] == "dp-sgd"

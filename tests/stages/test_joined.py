@@ -21,6 +21,7 @@ from diffusion_privacy.data import sources
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import VP
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.mechanisms.accounting import Spend
 from diffusion_privacy.mechanisms.calibration import gaussian_epsilon
 from diffusion_privacy.mechanisms.ledger import Entry
 from diffusion_privacy.networks.mlp import MLP
@@ -41,6 +42,8 @@ from diffusion_privacy.tasks import ScoreTask
 from diffusion_privacy.training.checkpoint import Checkpoints
 from diffusion_privacy.training.privacy import Privacy, make_plan
 from diffusion_privacy.training.state import TrainState
+
+dp_accounting = pytest.importorskip("dp_accounting")
 
 _FEW = {"steps": 12, "warmup_steps": 2, "log_every": 6, "checkpoint_every": 12, "batch_size": 16}
 _TINY = {
@@ -328,6 +331,68 @@ def test_a_budget_that_private_training_would_break_is_refused_before_anything_i
     else:
         assert not (tmp_path / "ledger.jsonl").exists()
     assert not (tmp_path / "releases").exists()
+
+
+def test_records_that_another_study_gave_up_are_refused_before_anything_is_made(tmp_path):
+    first, other = (
+        _study({"release.ledger": str(tmp_path / "ledger.jsonl"), "split": split})
+        for split in ({"public": 0.3, "private": 0.04, "test": 0.66}, {"public": 0.1, "private": 0.2, "test": 0.7})
+    )
+    parts = joined_study.load_sets(first, Workdir(tmp_path / "a", first)).parts
+    ledger = joined_study.make_ledger(first, Workdir(tmp_path / "a", first))
+    joined_train.cadp_study.give_up(ledger, parts)
+    for mode in ("privatize", "train"):
+        if mode == "train":
+            (tmp_path / "b" / "releases" / "eps_1").mkdir(parents=True)
+            copy_of = joined_study.load_sets(other, Workdir(tmp_path / "b", other)).parts.private
+            np.savez(
+                tmp_path / "b" / "releases" / "eps_1" / "data.npz",
+                image=np.zeros(copy_of.image.shape, np.uint8), label=copy_of.label,
+            )  # fmt: skip
+            (tmp_path / "b" / "releases" / "eps_1" / "manifest.json").write_text("{}")
+        with pytest.raises(InputError, match=r"records of the private share were given up as public ones"):
+            run.run(other, tmp_path / "b", mode)
+    assert not (tmp_path / "b" / "train" / "flow").exists()
+    assert not joined_study.dp_folder(Workdir(tmp_path / "b", other)).exists()
+    assert ledger.entries() == []
+
+
+def test_no_way_is_promised_by_the_entries_of_another_study(tmp_path, monkeypatch):
+    """Planted: two studies with one ledger, each with a release of this name; and one that lacks its own."""
+    settings = _study({"release.ledger": str(tmp_path / "ledger.jsonl")})
+    workdir, records = Workdir(tmp_path / "a", settings), ("a", "b")
+    ledger, name = joined_study.make_ledger(settings, workdir), joined_study.release_stage(settings, workdir)
+
+    def spend(epsilon):
+        return Spend(dp_accounting.LaplaceDpEvent(1 / epsilon), "replace-one")
+
+    for number, size, hashes in (("theirs", 0.5, records), ("others'", 0.25, ("c",))):
+        ledger.record(Entry(name, spend(size), hashes, id=number))
+    manifest = workdir.path("releases", "eps_1", "manifest.json")
+    manifest.write_text(json.dumps({"composition": {"stages": 1, "id": "mine"}}))
+    joined_study.note(ledger, joined_study.COPY_STAGE, joined_train._nothing(), ("c",))
+    lost = joined_guarantee.promise(settings, workdir, "copy")
+    assert (lost.guarantee, lost.missing) == (False, (name,))
+    ledger.record(Entry(name, spend(1.0), records, id="mine"))
+    assert joined_guarantee.promise(settings, workdir, "copy").account.epsilon == pytest.approx(1.0)
+    # The other's note that its model learnt from its copy is none for this one's.
+    assert joined_guarantee.promise(settings, workdir, "copy_model").missing == (joined_study.COPY_STAGE,)
+    ours = joined_guarantee._ours(settings, workdir, ledger.entries())
+    assert [entry.id for entry in ledger.entries() if ours(entry)] == ["mine"]
+    joined_study.note(ledger, joined_study.COPY_STAGE, joined_train._nothing(), records)
+    assert joined_guarantee.promise(settings, workdir, "copy_model").account.epsilon == pytest.approx(1.0)
+    # A release of an earlier version is known by its place, and the page says what that rests on.
+    ledger.record(Entry(name, spend(0.12341), records))
+    steps = {"mechanism": "laplace", "noise_scale": 1.0, "clip_norm": 1.0, "flow_training": "public", "public": ["n"]}
+    manifest.write_text(json.dumps({**steps, "composition": {"stages": len(ledger.entries())}}))
+    old = joined_guarantee.promise(settings, workdir, "copy")
+    assert old.account.epsilon == pytest.approx(0.12341)
+    assert len(old.left_out) == len(ledger.entries()) - 1
+    monkeypatch.setattr(joined_guarantee, "_dp_sgd", lambda *_: "not trained here")
+    said = joined_guarantee.guarantee(settings, workdir, "copy", [])["sentence"]
+    assert "is taken on trust" in said
+    # Upwards: to the nearest it would be .1234.
+    assert said.startswith("ε = 0.1235 at δ = 0 ")
 
 
 def _plan(noise_multiplier=30.0):
