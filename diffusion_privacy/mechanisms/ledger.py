@@ -114,8 +114,9 @@ class Entry:
     Attributes:
       stage: what was done, e.g. ``"flow training"``, ``"release dir-name"``.
       spend: its event, or None when it touched the records without one.
-      records: source hashes of the records it touched; None for "all of them", or where no such hash is known. An
-        empty list counts as None: a stage that touched nothing has no entry.
+      records: source hashes of the records it touched, sorted, whatever order they are given in: that of a release is
+        not the ledger's to tell. None for "all of them", or where no such hash is known. An empty list counts as None:
+        a stage that touched nothing has no entry.
       relation: that the event was computed for; None where it is not known, or where there is no event.
     """
 
@@ -123,6 +124,10 @@ class Entry:
     spend: Spend | None
     records: tuple[str, ...] | None = None
     relation: Relation | None = None
+
+    def __post_init__(self) -> None:
+        if self.records is not None:
+            object.__setattr__(self, "records", tuple(sorted(self.records)))
 
     def to_json(self) -> dict[str, Any]:
         """The ledger line."""
