@@ -81,7 +81,7 @@ def test_kubernetes():
 def test_no_private_data_and_no_run_is_copied_into_the_image():
     """README has the workdir below the checkout, configs the data; a ledger holds hashes of private records."""
     left_out = {line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")}
-    assert {"data", "runs", "**/*.npz", "**/*.jsonl", ".git", ".venv"} <= left_out
+    assert {"data", "runs", "**/*.npz", "**/*.jsonl", "**/*NEVER_PUBLISH*", ".git", ".venv"} <= left_out
     assert "COPY . ." in (ROOT / "deploy" / "Dockerfile").read_text()
 
 

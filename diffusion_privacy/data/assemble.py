@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from diffusion_privacy.data.records import LEVEL_HASH, Records
+from diffusion_privacy.data.records import CLASSES_KEPT, LEVEL_HASH, LIST_OF_CLASSES, Records
 from diffusion_privacy.errors import InputError, MissingDataError
 
 T = TypeVar("T")
@@ -140,6 +140,16 @@ def choose(
     return keep
 
 
+def assumed(stated: bool, classes: Sequence[int] | None) -> tuple[str, ...]:
+    """`Records.assumed` of a source.
+
+    Args:
+      stated: whether the list of classes is known without looking at a record.
+      classes: those that were asked for, None for all: who is kept depends on the records' classes.
+    """
+    return (*(() if stated else (LIST_OF_CLASSES,)), *(() if classes is None else (CLASSES_KEPT,)))
+
+
 def level_hashes(pixels: np.ndarray) -> list[str]:
     """One hash an image of stored grey levels, integers ``[N, H, W]`` or ``[N, H, W, C]`` in [0, 2^16).
 
@@ -174,13 +184,15 @@ def assemble(
     preparation: tuple[str, ...] = (),
     attributes: np.ndarray | None = None,
     attribute_names: Sequence[str] = (),
+    listing: str = "",
+    assumed: tuple[str, ...] = (),
 ) -> Records:
     """Records from grey levels: 0..levels−1 map affinely to [-1, 1], both ends exactly.
 
     Args:
       pixels: integers ``[N, H, W]`` or ``[N, H, W, C]`` in [0, levels).
       label, identity, index: integers ``[N]``, see `Records`.
-      num_classes, name, levels, preparation, attributes, attribute_names: see `Records`.
+      num_classes, name, levels, preparation, attributes, attribute_names, listing, assumed: see `Records`.
       source_hash: one text a record; None where the source stores these grey levels themselves, see `level_hashes`.
       hash_kind: what ``source_hash`` is of, see `Records`; that of `level_hashes` where it is None.
 
@@ -205,6 +217,8 @@ def assemble(
         preparation=preparation,
         attributes=None if attributes is None else attributes.astype(np.int32),
         attribute_names=tuple(attribute_names),
+        listing=listing,
+        assumed=assumed,
     )
 
 

@@ -20,7 +20,15 @@ from typing import Any, Literal
 import numpy as np
 
 from diffusion_privacy.data import folders
-from diffusion_privacy.data.assemble import assemble, bytes_hash, choose, existing_folder, number_people, one_line
+from diffusion_privacy.data.assemble import (
+    assemble,
+    assumed,
+    bytes_hash,
+    choose,
+    existing_folder,
+    number_people,
+    one_line,
+)
 from diffusion_privacy.data.preparation import Preparation, Sides, preparation
 from diffusion_privacy.data.records import FILE_HASH, Records
 from diffusion_privacy.errors import InputError
@@ -65,6 +73,7 @@ def dicom_folder(
     table: str | None = None,
     columns: Mapping[str, str] | None = None,
     num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
     classes: Sequence[int] | None = None,
     limit: int | None = None,
 ) -> Records:
@@ -84,7 +93,7 @@ def dicom_folder(
       patients: ``"tag"``: by PatientID, which every file must have; ``"unknown"``: each file is another person, which
         is right only if it is so. An ``identity`` column of the table goes before either.
       burned_in: read images that say that text is burned into them. It may name the person.
-      table, columns, num_classes, classes, limit: as for `image_folder.image_folder`.
+      table, columns, num_classes, class_names, classes, limit: as for `image_folder.image_folder`.
 
     Raises:
       InputError: pydicom is not installed; no files; a file that is damaged, compressed in a way that cannot be read
@@ -97,7 +106,7 @@ def dicom_folder(
         raise InputError(f"patients is {patients!r}; expected 'tag' or 'unknown'")
     _require_pydicom()
     folder = existing_folder(path, "path")
-    found = folders.listing(folder, table, num_classes, _KIND, columns)
+    found = folders.listing(folder, table, num_classes, _KIND, columns, class_names=class_names)
     keep = choose(found.label, found.num_classes, classes, limit, found.where)
     names: list[str] = []
     pixels, source = folders.stack(
@@ -119,6 +128,8 @@ def dicom_folder(
         source_hash=source,
         hash_kind=FILE_HASH,
         preparation=(*_steps(reading), *reading.prepare.steps()),
+        listing=found.order,
+        assumed=(*assumed(found.stated, classes), *found.ties),
     )
 
 

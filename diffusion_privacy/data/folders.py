@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_privacy.data.assemble import existing_file, infer_num_classes, number_people, read_table
+from diffusion_privacy.data.records import SHARED_NAMES
 from diffusion_privacy.errors import InputError
+
+BY_NAME = "files by the hash of their path below the class folder"
+"""How class sub-folders are listed, see `Listing.order`."""
 
 _COLUMNS = {"path": "path", "label": "label", "identity": "identity"}
 """What a table is expected to call them."""
@@ -40,6 +46,9 @@ class Listing(NamedTuple):
       num_classes: number of classes.
       where: what to name in messages about labels.
       attributes: int64 [N, A] of 0 and 1, or None where none were asked for.
+      stated: whether the list of classes is known without looking at a record.
+      order: `BY_NAME`, or empty where a table gives the order.
+      ties: `SHARED_NAMES` where files of one name lie in several class folders, else empty.
     """
 
     files: list[Path]
@@ -48,6 +57,9 @@ class Listing(NamedTuple):
     num_classes: int
     where: str
     attributes: np.ndarray | None = None
+    stated: bool = False
+    order: str = ""
+    ties: tuple[str, ...] = ()
 
 
 def listing(
@@ -58,45 +70,71 @@ def listing(
     columns: Mapping[str, str] | None = None,
     person: str | None = None,
     attributes: Sequence[str] = (),
+    class_names: Sequence[str] | None = None,
 ) -> Listing:
     """The records of ``folder``, by class sub-folders or by a CSV table.
 
-    Without a table each sub-folder is a class, numbered by sorted name; its records are all files of the kind below
-    it, sorted. Files and folders that start with a dot, and files that are no images, are passed over. A table has
-    columns ``path`` (relative to the folder), ``label`` (numbers, or names numbered in sorted order) and, if known,
-    ``identity`` (blank: unknown); its rows are the records.
+    Without a table each sub-folder is a class, numbered by sorted name; its records are all files of the kind below it.
+    They are ordered by the SHA-256 of their path below the class folder: a file's place does not tell its class, and
+    stays when it is moved into another class folder or its content is exchanged. Hashed, since names such as cat_1 and
+    dog_1 would sort by class. Files of one name in several class folders follow each other by class
+    (`Listing.ties`). Files and folders that start with a dot, and files that are no images, are passed over.
+
+    A table has columns ``path`` (relative to the folder), ``label`` (numbers, or names numbered in sorted order) and,
+    if known, ``identity`` (blank: unknown); its rows are the records, in their order.
 
     Args:
       folder: an existing folder.
       table: path of the CSV, or None.
-      num_classes: how many classes there are; None: the number of sub-folders, or as many as occur in the table.
+      num_classes: how many classes there are; None: as many as ``class_names``, else the number of sub-folders, or as
+        many as occur in the table.
       kind: which files.
       columns: what the table calls them, where not ``path``, ``label``, ``identity``: ``{"path": "Image Index", …}``.
       person: regular expression that is searched for in every file's name; what its groups match names the person.
       attributes: columns of the table that hold 0 or 1 for each record.
+      class_names: the sub-folders, or the labels of the table, in the order of their numbers, whether or not a record
+        has them; None: those that are found. (With sub-folders ``num_classes`` states them as well, where there are so
+        many, empty ones included; with labels that are numbers it always does.)
 
     Raises:
-      InputError: no records, a loose image, an image of another format, a table that does not fit, or a name in which
-        ``person`` is not found.
+      InputError: a class that ``class_names`` lacks, no records, a loose image, an image of another format, a table
+        that does not fit, or a name in which ``person`` is not found.
     """
     if columns is not None and (table is None or not set(columns) <= set(_COLUMNS)):
         raise InputError(f"columns is {dict(columns)!r}; expected names of {', '.join(_COLUMNS)}, beside a table")
     if attributes and table is None:
         raise InputError(f"attributes is {list(attributes)!r}; expected none without a table that has such columns")
-    marks = None
+    names = _class_names(class_names, num_classes)
+    wanted = num_classes if names is None else len(names)
+    marks, order = None, ""
+    ties: tuple[str, ...] = ()
     if table is not None:
         table_file, named = existing_file(table, "table"), {**_COLUMNS, **(columns or {})}
-        files, label, people, marks = _from_table(folder, table_file, kind, named, attributes)
-        classes, where = infer_num_classes(label, num_classes, str(table_file)), str(table_file)
+        files, label, people, marks, numbered = _from_table(folder, table_file, kind, named, attributes, names)
+        classes, where = infer_num_classes(label, wanted, str(table_file)), str(table_file)
+        # Names are numbered by their rank among those that occur: a number of classes does not say which these are.
+        stated = names is not None or (numbered and num_classes is not None)
     else:
-        files, label, found = _from_folders(folder, kind)
-        people, where = None, str(folder)
-        classes = infer_num_classes(label, found if num_classes is None else num_classes, where)
+        files, label, found, ties = _from_folders(folder, kind, names)
+        people, where, order = None, str(folder), BY_NAME
+        classes = infer_num_classes(label, found if wanted is None else wanted, where)
+        stated = names is not None or num_classes == found
     if person is not None:
         if people is not None:
             raise InputError(f"person is {person!r}, but {where} has a column of people; expected one of the two")
         people = _from_names(files, person)
-    return Listing(files, label, people, classes, where, marks)
+    return Listing(files, label, people, classes, where, marks, stated, order, ties)
+
+
+def _class_names(class_names: object, num_classes: int | None) -> tuple[str, ...] | None:
+    if class_names is None:
+        return None
+    given = tuple(class_names) if isinstance(class_names, Sequence) and not isinstance(class_names, str) else ()
+    if not given or not all(isinstance(name, str) and name for name in given) or len(set(given)) < len(given):
+        raise InputError(f"class_names is {class_names!r}; expected different names")
+    if num_classes not in (None, len(given)):
+        raise InputError(f"num_classes is {num_classes!r}; expected {len(given)}, as many as class_names")
+    return given
 
 
 def _marks(table: Mapping[str, list[str]], table_file: Path, names: Sequence[str]) -> np.ndarray:
@@ -128,25 +166,36 @@ def _from_names(files: list[Path], pattern: str) -> np.ndarray:
     return number_people(names)
 
 
-def _from_folders(folder: Path, kind: Kind) -> tuple[list[Path], np.ndarray, int]:
-    """Files, their class int64 [N], and the number of classes."""
+def _from_folders(
+    folder: Path, kind: Kind, names: tuple[str, ...] | None
+) -> tuple[list[Path], np.ndarray, int, tuple[str, ...]]:
+    """Files in an order that does not tell their class, the class int64 [N], how many there are, and `Listing.ties`."""
     stray = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and kind.reads(p))
     if stray:
         raise InputError(f"{folder / stray[0]}: lies beside the class sub-folders of {folder}; expected it inside one")
     class_folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files: list[Path] = []
-    label: list[int] = []
-    for number, class_folder in enumerate(class_folders):
+    if names is not None and (other := [p for p in class_folders if p.name not in names]):
+        raise InputError(f"{other[0]}: is no class of class_names; expected one of {', '.join(names)}")
+    numbers = {name: number for number, name in enumerate(names or [p.name for p in class_folders])}
+    listed: list[tuple[bytes, str, Path]] = []
+    for class_folder in class_folders:
         found = sorted(p for p in class_folder.rglob("*") if p.is_file() and not _hidden(p, class_folder))
         for file in found:
             if file.suffix.lower() in kind.refused:
                 raise InputError(f"{file}: format is not read; expected {kind.name}")
-        images = [p for p in found if kind.reads(p)]
-        files += images
-        label += [number] * len(images)
-    if not files:
+        listed += [(_name_hash(p, class_folder), class_folder.name, p) for p in found if kind.reads(p)]
+    if not listed:
         raise InputError(f"{folder}: holds zero records; expected {kind.name} files in one sub-folder for each class")
-    return files, np.asarray(label, np.int64), len(class_folders)
+    # By class where names are shared, and not by content: then exchanging a file's content would move the others.
+    listed.sort()
+    ties = (SHARED_NAMES,) if len({name for name, _, _ in listed}) < len(listed) else ()
+    label = np.asarray([numbers[class_name] for _, class_name, _ in listed], np.int64)
+    return [file for _, _, file in listed], label, len(numbers), ties
+
+
+def _name_hash(file: Path, below: Path) -> bytes:
+    """SHA-256 of a file's path below a folder, the same on every system."""
+    return hashlib.sha256(os.fsencode(file.relative_to(below).as_posix())).digest()
 
 
 def _hidden(file: Path, below: Path) -> bool:
@@ -154,9 +203,16 @@ def _hidden(file: Path, below: Path) -> bool:
 
 
 def _from_table(
-    folder: Path, table_file: Path, kind: Kind, columns: Mapping[str, str], attributes: Sequence[str]
-) -> tuple[list[Path], np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Files, their label int64 [N] and, where the table says it, person int32 [N]; attributes int64 [N, A]."""
+    folder: Path,
+    table_file: Path,
+    kind: Kind,
+    columns: Mapping[str, str],
+    attributes: Sequence[str],
+    names: tuple[str, ...] | None,
+) -> tuple[list[Path], np.ndarray, np.ndarray | None, np.ndarray | None, bool]:
+    """Files, their label int64 [N] and, where the table says it, person int32 [N]; attributes int64 [N, A]; whether
+    labels are numbers.
+    """
     given = read_table(table_file, [columns["path"], columns["label"], *attributes])
     marks = _marks(given, table_file, attributes) if attributes else None
     table = {ours: given[theirs] for ours, theirs in columns.items() if theirs in given}
@@ -171,11 +227,19 @@ def _from_table(
     cells = table["label"]
     if "" in cells:
         raise InputError(f"{table_file}: label in row {cells.index('') + 2} is blank; expected a number or a name")
-    if all(re.fullmatch(r"-?[0-9]{1,9}", cell) for cell in cells):
+    numbered = names is None and all(re.fullmatch(r"-?[0-9]{1,9}", cell) for cell in cells)
+    if names is not None:
+        if other := [row for row, cell in enumerate(cells, start=2) if cell not in names]:
+            raise InputError(
+                f"{table_file}: label in row {other[0]} is {cells[other[0] - 2]!r}; expected one of {', '.join(names)}"
+            )
+        label = np.asarray([names.index(cell) for cell in cells], np.int64)
+    elif numbered:
         label = np.asarray([int(cell) for cell in cells], np.int64)
     else:
         label = np.unique(np.asarray(cells), return_inverse=True)[1].astype(np.int64)
-    return files, label, number_people(table["identity"]) if "identity" in table else None, marks
+    people = number_people(table["identity"]) if "identity" in table else None
+    return files, label, people, marks, numbered
 
 
 def stack(files: list[Path], read: Callable[[Path], tuple[np.ndarray, str]]) -> tuple[np.ndarray, list[str]]:

@@ -11,7 +11,15 @@ from typing import IO
 
 import numpy as np
 
-from diffusion_privacy.data.assemble import assemble, choose, existing_file, infer_num_classes, level_hashes, one_line
+from diffusion_privacy.data.assemble import (
+    assemble,
+    assumed,
+    choose,
+    existing_file,
+    infer_num_classes,
+    level_hashes,
+    one_line,
+)
 from diffusion_privacy.data.preparation import Sides, preparation
 from diffusion_privacy.data.records import LEVEL_HASH, Records
 from diffusion_privacy.errors import InputError
@@ -50,6 +58,7 @@ def idx(
     pixels = read_idx(image_file, ndim=3)
     if len(pixels) != len(label):
         raise InputError(f"{label_file}: holds {len(label)} labels; expected {len(pixels)}, as many as {image_file}")
+    stated = num_classes is not None
     num_classes = infer_num_classes(label, num_classes, str(label_file))
     keep = choose(label, num_classes, classes, limit, str(label_file))
     return assemble(
@@ -62,6 +71,7 @@ def idx(
         source_hash=level_hashes(pixels[keep]),
         hash_kind=LEVEL_HASH,
         preparation=prepare.steps(),
+        assumed=assumed(stated, classes),
     )
 
 

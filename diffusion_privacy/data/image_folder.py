@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffusion_privacy.data import folders
-from diffusion_privacy.data.assemble import assemble, bytes_hash, choose, existing_folder, number_people, one_line
+from diffusion_privacy.data.assemble import (
+    assemble,
+    assumed,
+    bytes_hash,
+    choose,
+    existing_folder,
+    number_people,
+    one_line,
+)
 from diffusion_privacy.data.preparation import Preparation, Sides, preparation
 from diffusion_privacy.data.records import FILE_HASH, Records
 from diffusion_privacy.errors import InputError
@@ -44,6 +52,7 @@ def image_folder(
     person: str | None = None,
     attributes: Sequence[str] = (),
     num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
     classes: Sequence[int] | None = None,
     limit: int | None = None,
 ) -> Records:
@@ -60,9 +69,10 @@ def image_folder(
       table: path of the CSV.
       columns, person: see `folders.listing`: other names of its columns; persons by file name.
       attributes: columns of the table with 0 or 1 for each record (`Records.attributes`).
-      num_classes: how many classes there are; None: the number of sub-folders, or as many as occur in the table.
+      num_classes, class_names: see `folders.listing`; without either, the list of classes is read off the records.
       classes: keep these class numbers only; labels keep their numbers.
-      limit: keep the first so many. As sub-folders come class after class, `split_records` takes a fairer part.
+      limit: keep the first so many: of sub-folders a fair part, since their files come by the hashes of their names;
+        of a table its first rows.
 
     Raises:
       InputError: no such folder, no images, an unreadable or transparent image or one with another number of bits,
@@ -73,7 +83,7 @@ def image_folder(
         raise InputError(f"bits is {bits!r}; expected 8 or 16 bits a pixel")
     ends = _window(window, bits)
     folder = existing_folder(path, "path")
-    found = folders.listing(folder, table, num_classes, _KIND, columns, person, attributes)
+    found = folders.listing(folder, table, num_classes, _KIND, columns, person, attributes, class_names)
     keep = choose(found.label, found.num_classes, classes, limit, found.where)
     people = number_people([""] * len(found.files)) if found.person is None else found.person
     read = functools.partial(_read, prepare=prepare, bits=bits, window=ends)
@@ -92,6 +102,8 @@ def image_folder(
         preparation=(*said, *prepare.steps()),
         attributes=None if found.attributes is None else found.attributes[keep],
         attribute_names=attributes,
+        listing=found.order,
+        assumed=(*assumed(found.stated, classes), *found.ties),
     )
 
 

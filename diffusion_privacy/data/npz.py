@@ -13,6 +13,7 @@ import numpy as np
 
 from diffusion_privacy.data.assemble import (
     assemble,
+    assumed,
     choose,
     existing_file,
     infer_num_classes,
@@ -158,7 +159,7 @@ def npz(
         column ``label``, if there, must agree with the archive. A plain archive needs no ``split`` column.
       identity_array: name of the array of people (``{split}_`` goes before it); default: ``patient`` where it exists.
         Equal numbers mean the same person across the splits of one file, not across files.
-      num_classes: how many classes there are; None: as many as occur in the whole file.
+      num_classes: how many classes there are; None: 2 with ``finding``, else as many as occur in the whole file.
       finding: where labels are [N, K] of 0 and 1 (ChestMNIST): the class is 1 if finding number 0 … K−1 is there, or,
         for ``"any"``, if one of them is. None: labels are [N] or [N, 1].
       channels, crop, size: see `preparation.Preparation`.
@@ -178,6 +179,9 @@ def npz(
         pixels = _pixels(archive, chosen, labels)
         starts = dict(zip(parts, np.cumsum([0] + [len(labels[part]) for part in parts]), strict=False))
         every = np.concatenate(list(labels.values()))
+        # A finding is there or is not, whether or not some record has it.
+        num_classes = 2 if num_classes is None and finding is not None else num_classes
+        stated = num_classes is not None
         num_classes = infer_num_classes(every, num_classes, str(file))
         if identities is not None and identity_array is not None:
             raise InputError("identities and identity_array are both given; expected one of them")
@@ -199,6 +203,7 @@ def npz(
         source_hash=level_hashes(pixels[keep]),
         hash_kind=LEVEL_HASH,
         preparation=prepare.steps(),
+        assumed=assumed(stated, classes),
     )
 
 

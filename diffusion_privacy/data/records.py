@@ -17,6 +17,11 @@ HASH_KINDS = (FILE_HASH, LEVEL_HASH, ROW_HASH, VALUE_HASH)
 """What a hash of a record may be of: `assemble.bytes_hash`, `assemble.level_hashes`, `mechanisms.table.row_hashes`,
 `mechanisms.ledger.value_hashes`. Hashes of two kinds never meet, whatever the records."""
 
+LIST_OF_CLASSES = "the list of classes"
+CLASSES_KEPT = "which records of the source are of the classes kept"
+SHARED_NAMES = "which of the files that share a name lies in which class folder"
+"""What `Records.assumed` may name."""
+
 _SPLIT_TAG = 0x5350
 """Keeps the draws of a split apart from every other use of the same seed."""
 
@@ -42,6 +47,9 @@ class Records:
       attributes: int32 ``[N, A]`` of 0 and 1, facts about each record that may all hold at once; None where the source
         has none or was not asked for them.
       attribute_names: A different names, in their order.
+      listing: how the records are ordered, in words, where the source stores them in no order; else empty.
+      assumed: what the source took from the records themselves and nobody stated, of `LIST_OF_CLASSES`,
+        `CLASSES_KEPT` and `SHARED_NAMES`: what is released of the records tells it, and no ε counts it.
 
     Raises:
       InputError: a field has another shape, dtype or range, a pixel is not finite, or there is no record.
@@ -59,6 +67,8 @@ class Records:
     attributes: np.ndarray | None = None
     attribute_names: tuple[str, ...] = ()
     hash_kind: str = ""
+    listing: str = ""
+    assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_images()

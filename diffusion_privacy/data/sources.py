@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_privacy.data.assemble import assemble, choose, construct, existing_file, existing_folder
+from diffusion_privacy.data.assemble import assemble, assumed, choose, construct, existing_file, existing_folder
 from diffusion_privacy.data.dicom_folder import dicom_folder
 from diffusion_privacy.data.idx import idx
 from diffusion_privacy.data.image_folder import image_folder
@@ -35,7 +35,9 @@ def digits(*, classes: Sequence[int] | None = None, limit: int | None = None) ->
     label = bunch.target.astype(np.int64)
     keep = choose(label, 10, classes, limit, "digits")
     pixels = bunch.images[keep].astype(np.int64)
-    return assemble(pixels, label[keep], keep, keep, num_classes=10, name="digits", levels=17)
+    return assemble(
+        pixels, label[keep], keep, keep, num_classes=10, name="digits", levels=17, assumed=assumed(True, classes)
+    )
 
 
 SOURCES: dict[str, Callable[..., Records]] = {

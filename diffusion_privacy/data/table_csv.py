@@ -3,7 +3,7 @@
 Nothing is guessed about a missing value and no row disappears by itself: the first missing cell is an error that names
 row and column, unless a policy is chosen for its column:
 
-- ``drop``: leave the row out; `Table.dropped` counts them.
+- ``drop``: leave the row out; `Table.dropped` counts them, and the others keep their places (`Table.place`).
 - ``category``: the mark itself ("?", say) becomes one more category of a categorical column.
 - ``median``: the median of the present values of a number, which is a statistic of these rows.
 """
@@ -96,7 +96,17 @@ def read_csv(
         columns.append(given)
         data[name] = reader.values(given)
     made = Schema(tuple(columns), "inferred") if schema is None else schema
-    return Table(made, data, where, len(cells) - len(kept), None if who is None else number_people(who)[kept])
+    people = None if who is None else number_people(who)
+    dropped = len(cells) - len(kept)
+    return Table(
+        made,
+        data,
+        where,
+        dropped,
+        None if people is None else people[kept],
+        np.asarray(kept, np.int64) if dropped else None,
+        people if dropped else None,
+    )
 
 
 def write_csv(table: Table, path: str | Path, delimiter: str = ",") -> None:

@@ -27,7 +27,7 @@ class Rows:
     Attributes:
       table: the rows.
       encoder: of the same schema.
-      index: int32 [N], positions in the source.
+      index: int32 [N], positions in the source, whatever was left out of it.
 
     Raises:
       InputError: too many combinations of the columns apart.
@@ -121,6 +121,22 @@ def together(*keys: np.ndarray) -> np.ndarray:
     return connected_components(links, directed=False)[1][:n]
 
 
+def groups_of_source(table: Table, same: np.ndarray) -> np.ndarray:
+    """int [M]: ``same`` for all rows of the source: one that was left out is in no row's group but its person's.
+
+    So the division of rows into shares does not depend on which of them were left out.
+
+    Args:
+      same: int [N], one number for the rows of the table that belong together.
+    """
+    if table.place is None:
+        return same if table.person is None else together(same, table.person)
+    kept = np.unique(same, return_inverse=True)[1]
+    every = len(kept) + np.arange(len(kept) + table.dropped)
+    every[table.place] = kept
+    return every if table.people is None else together(every, table.people)
+
+
 def split_rows(
     table: Table,
     same: np.ndarray,
@@ -133,9 +149,12 @@ def split_rows(
 ) -> tuple[Rows, ...]:
     """Divides a table; ranges and statistics that nobody stated come from the FIRST part, which is given up as public.
 
+    The places of the source are dealt, those of rows that were left out too: whether a row is complete moves no other.
+
     Args:
-      table: all rows.
-      same: int [N]; rows with one number stay together, so that no part holds a copy of another's row.
+      table: all rows that were kept.
+      same: int [N]; rows with one number stay together, so that no part holds a copy of another's row. So do a person's
+        rows.
       fractions: see `records.split_records`.
       seed: of the split.
       apart: see `Encoder`.
@@ -143,10 +162,14 @@ def split_rows(
       vouched: see `Schema.vouched`.
 
     Raises:
-      InputError: as these.
+      InputError: as these, or every row of a part was left out.
     """
     schema = ranges(table.schema, {} if bounds is None else bounds)
-    positions = split_positions(same, fractions, seed, table.name)
+    place = np.arange(len(table)) if table.place is None else table.place
+    dealt = split_positions(groups_of_source(table, same), fractions, seed, table.name)
+    positions = [np.flatnonzero(np.isin(place, part)) for part in dealt]
+    if empty := [part for part, kept in enumerate(positions) if not len(kept)]:
+        raise InputError(f"{table.name}: every row of part {empty[0]} was left out; expected fewer missing values")
     schema = schema.standardised_by(table.take(positions[0]))
     encoder = Encoder(schema.vouched() if vouched else schema, apart)
-    return tuple(Rows(table.take(p).with_schema(encoder.schema), encoder, p.astype(np.int32)) for p in positions)
+    return tuple(Rows(table.take(p).with_schema(encoder.schema), encoder, place[p].astype(np.int32)) for p in positions)

@@ -182,6 +182,9 @@ class Table:
       name: what to call it in messages.
       dropped: rows of the source that were left out on request because of missing values.
       person: int32 [N], equal for rows of one person; None where each row is taken for another person.
+      place: int64 [N], positions in the source, counting rows that were left out; None: all rows in their order.
+      people: int32 [M], ``person`` of all M rows of the source, those left out too; None where none was left out, or
+        where ``person`` is.
 
     Raises:
       InputError: no rows, a column that is missing or of another length or type, a number that is not finite, a
@@ -193,6 +196,8 @@ class Table:
     name: str
     dropped: int = 0
     person: np.ndarray | None = None
+    place: np.ndarray | None = None
+    people: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if set(self.data) != set(self.schema.header):
@@ -206,6 +211,8 @@ class Table:
         object.__setattr__(self, "data", views)
         if self.person is not None and self.person.shape != (len(self),):
             raise InputError(f"{self.name}: person has shape {self.person.shape}; expected one number for each row")
+        if self.place is not None and self.place.shape != (len(self),):
+            raise InputError(f"{self.name}: place has shape {self.place.shape}; expected one number for each row")
 
     def _check(self, column: Column, values: np.ndarray) -> None:
         where = f"{self.name}: column {column.name!r}"
@@ -227,11 +234,12 @@ class Table:
         return len(self.data[self.schema.columns[0].name])
 
     def take(self, rows: np.ndarray | Sequence[int]) -> Table:
-        """The rows at these positions, in this order; ``dropped`` is that of the whole."""
+        """The rows at these positions, in this order; ``dropped`` and ``people`` are those of the whole."""
         index = np.asarray(rows, np.int64)
         person = None if self.person is None else self.person[index]
         data = {name: values[index] for name, values in self.data.items()}
-        return dataclasses.replace(self, data=data, person=person)
+        place = None if self.place is None else self.place[index]
+        return dataclasses.replace(self, data=data, person=person, place=place)
 
     def with_schema(self, schema: Schema) -> Table:
         """The same values under a schema with other ranges or statistics."""

@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_privacy.data.assemble import assemble, choose, infer_num_classes, level_hashes, number_people, one_line
+from diffusion_privacy.data.assemble import (
+    assemble,
+    assumed,
+    choose,
+    infer_num_classes,
+    level_hashes,
+    number_people,
+    one_line,
+)
 from diffusion_privacy.data.preparation import Sides, preparation
 from diffusion_privacy.data.records import LEVEL_HASH, Records
 from diffusion_privacy.errors import InputError, MissingDataError
@@ -28,6 +36,7 @@ def tfds(
     label: str | None = "label",
     identity: str | None = None,
     attributes: Sequence[str] = (),
+    num_classes: int | None = None,
     channels: int | None = None,
     crop: Sides | str | None = None,
     size: Sides | None = None,
@@ -50,6 +59,8 @@ def tfds(
       attributes: features with 0 or 1 (true or false) for each record, for `Records.attributes`; the name of a group of
         features stands for all of them, in sorted order, as ``("attributes",)`` of celeb_a. They are named by the
         last part of their names.
+      num_classes: how many classes there are, where the set's own description does not say; None: as it says, else as
+        many as occur.
       channels, crop, size: see `preparation.Preparation`.
       classes: keep these labels only; labels keep their numbers.
       limit: keep the first so many.
@@ -87,7 +98,10 @@ def tfds(
             break
     if not images:
         raise InputError(f"{where}: holds zero records; expected at least one")
-    num_classes = infer_num_classes(labels, _num_classes(builder.info.features, label), where)
+    if num_classes is None:
+        num_classes = _num_classes(builder.info.features, label)
+    stated = num_classes is not None
+    num_classes = infer_num_classes(labels, num_classes, where)
     keep = choose(labels, num_classes, classes, limit, where)
     return assemble(
         np.stack([images[i] for i in keep]),
@@ -99,6 +113,7 @@ def tfds(
         source_hash=[hashes[i] for i in keep],
         hash_kind=LEVEL_HASH,
         preparation=prepare.steps(),
+        assumed=assumed(stated, classes),
         attributes=np.asarray(marks)[keep] if facts else None,
         attribute_names=[fact.rpartition("/")[2] for fact in facts],
     )

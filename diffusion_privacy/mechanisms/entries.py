@@ -73,8 +73,9 @@ class Entry:
     Attributes:
       stage: what was done, e.g. ``"flow training"``, ``"release dir-name"``.
       spend: its event, or None when it touched the records without one.
-      records: source hashes of the records it touched; None for "all of them", or where no such hash is known. An
-        empty list counts as None: a stage that touched nothing has no entry.
+      records: source hashes of the records it touched, sorted, whatever order they are given in: that of a release is
+        not the ledger's to tell. None for "all of them", or where no such hash is known. An empty list counts as None:
+        a stage that touched nothing has no entry.
       relation: that the event was computed for; None where it is not known, or where there is no event.
       id: drawn at random for one release, and written into its manifest too: the names of two studies' releases are
         often the same. None for other stages, and for releases of earlier versions.
@@ -85,6 +86,10 @@ class Entry:
     records: tuple[str, ...] | None = None
     relation: Relation | None = None
     id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.records is not None:
+            object.__setattr__(self, "records", tuple(sorted(self.records)))
 
     def to_json(self) -> dict[str, Any]:
         """The ledger line."""

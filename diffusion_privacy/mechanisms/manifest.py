@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy import __version__
-from diffusion_privacy.data.records import HASH_KINDS
+from diffusion_privacy.data.records import HASH_KINDS, LIST_OF_CLASSES
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.accounting import Spend, account, record_spend
-from diffusion_privacy.mechanisms.condition import ConditionMechanism
+from diffusion_privacy.mechanisms.condition import ConditionMechanism, RandomizedResponse
 from diffusion_privacy.mechanisms.decoding import CoarseSelection
 from diffusion_privacy.mechanisms.ledger import event_to_json
 from diffusion_privacy.mechanisms.mechanism import Mechanism, MetricMechanism
@@ -39,6 +39,12 @@ SOURCE, PREPARED_VALUES = "source", "prepared values"
 
 CLASS_IS_PUBLIC = "the class of every record"
 """Among what a manifest calls public, where the condition may not differ between neighbours."""
+
+ORDER_IS_PUBLIC = "the order of the records"
+"""Among what a manifest calls public, unless the order is `RANDOM_ORDER`."""
+
+RANDOM_ORDER, GIVEN_ORDER = "random", "as the records came in"
+"""What `Manifest.order` may say."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +147,8 @@ class Manifest:
       warnings: what a reader must not overlook.
       versions: of the packages that computed it.
       preparation: what was done to the stored images before anything else (`data.records.Records`); empty for nothing.
+      order: `RANDOM_ORDER`: the records lie in an order that was drawn uniformly, whatever they are, and is kept
+        secret; or `GIVEN_ORDER`: a record's place may tell which one it came from, and ``public`` says so.
     """
 
     mechanism: str
@@ -172,6 +180,7 @@ class Manifest:
     warnings: tuple[str, ...]
     versions: dict[str, str]
     preparation: tuple[str, ...] = ()
+    order: str = GIVEN_ORDER
     schema: int = 2
 
 
@@ -194,6 +203,8 @@ def describe(
     match: bool,
     known_by: str,
     hash_kind: str,
+    random_order: bool = False,
+    assumed: Sequence[str] = (),
 ) -> Manifest:
     """The manifest of a release by `mechanism` and ``condition`` under ``relation``, before the ledger knows of it.
 
@@ -203,6 +214,7 @@ def describe(
       dim: length of the latents.
       known_by: `SOURCE` or `PREPARED_VALUES`.
       hash_kind: what the records' hashes are of, see `FlowProvenance.check`.
+      random_order, assumed: see `release.privatise`.
 
     Raises:
       InputError: a guarantee for a person by a flow whose training counts single records.
@@ -218,11 +230,13 @@ def describe(
     whole = account(spends, delta)
     metric = isinstance(mechanism, MetricMechanism)
     sensitivity = mechanism.sensitivity(relation)
-    public = ["the number of records"]
+    public = ["the number of records", *([] if random_order else [ORDER_IS_PUBLIC])]
     public += [] if flow.training == "mechanism-only" else ["the flow's parameters"]
     same = relation.neighbours is Neighbours.SAME_CONDITION
     public += [f"the {condition.subject} of every record"] if same else []
+    public += [LIST_OF_CLASSES] if isinstance(condition, RandomizedResponse) else []
     public += [] if selection is None else [f"which {len(selection.indices)} of {dim} latent coordinates are used"]
+    public += list(assumed)
     warnings = _warnings(flow, relation, persons, mechanism, hash_kind)
     return Manifest(
         mechanism=mechanism.name,
@@ -253,6 +267,7 @@ def describe(
         composition={"ledger": False, "note": "earlier releases of the same records, if any, are not counted"},
         warnings=warnings,
         versions=versions(),
+        order=RANDOM_ORDER if random_order else GIVEN_ORDER,
     )
 
 

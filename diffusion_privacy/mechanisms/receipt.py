@@ -38,7 +38,7 @@ def paid_by(entries: Sequence[Entry], directory: Path, records: Sequence[str] | 
     if not isinstance(place, int) or not 0 < place <= len(entries):
         return ()
     own = entries[place - 1]
-    if own.id is not None or own not in named or (records and own.records not in (None, tuple(records))):
+    if own.id is not None or own not in named or (records and own.records not in (None, tuple(sorted(records)))):
         return ()
     return tuple(entry for entry in named if entry.id is None and entry.records == own.records)
 

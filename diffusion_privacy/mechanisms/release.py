@@ -100,6 +100,8 @@ def privatise(
     hashes: Sequence[str] | None = None,
     hash_kind: str = "",
     public_latents: np.ndarray | None = None,
+    random_order: bool = False,
+    assumed: Sequence[str] = (),
     batch_size: int = 256,
 ) -> Privatised:
     """One private record for each record, in the same order.
@@ -120,6 +122,10 @@ def privatise(
       hash_kind: what ``hashes`` are of (`Records.hash_kind`), one of `data.records.HASH_KINDS`; empty where that is not
         known. Known kinds that differ are refused; where one is not known, the manifest warns.
       public_latents: [M, D] latents of public records, for clip_share.
+      random_order: whether the caller has put the records into an order that was drawn uniformly from fresh entropy
+        and that nobody else knows. Otherwise a record's place may tell which it is, and the manifest calls the order
+        public.
+      assumed: what else must be public, in words, such as `data.records.CLASSES_KEPT`; for the manifest.
       batch_size: records encoded and decoded at once; the last batch is padded by repeating, and the padding dropped
         again.
 
@@ -154,8 +160,9 @@ def privatise(
         raise ValueError(f"decode returned {data.shape[0]} records for {count}")
     known_by = PREPARED_VALUES if hashes is None else SOURCE
     manifest = describe(
-        mechanism, condition, relation, delta, flow, persons, count, dim, selection, match, known_by, kind
-    )
+        mechanism, condition, relation, delta, flow, persons, count, dim, selection, match, known_by, kind,
+        random_order, assumed,
+    )  # fmt: skip
     if public_latents is not None:
         manifest = dataclasses.replace(manifest, clip_share=public_clip_share(mechanism, public_latents, selection))
     for warning in manifest.warnings:

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -133,6 +133,8 @@ def privatise_table(
     selection: CoarseSelection | None = None,
     match: bool = True,
     public_latents: np.ndarray | None = None,
+    random_order: bool = False,
+    assumed: Sequence[str] = (),
     batch_size: int = 256,
 ) -> PrivatisedTable:
     """One private row for each row.
@@ -148,7 +150,7 @@ def privatise_table(
       flow: how the flow was trained; ``trained_on`` are the `row_hashes` of its training table, of
         kind `data.records.ROW_HASH`.
       response_epsilon: ε_y in nats, split evenly over the columns apart; None releases them as they are.
-      selection, match, public_latents, batch_size: see `release.privatise`.
+      selection, match, public_latents, random_order, assumed, batch_size: see `release.privatise`.
 
     Raises:
       InputError: a schema that was read off these rows, a response without columns apart or without a relation in which
@@ -188,6 +190,8 @@ def privatise_table(
         hashes=row_hashes(table),
         hash_kind=ROW_HASH,
         public_latents=public_latents,
+        random_order=random_order,
+        assumed=assumed,
         batch_size=batch_size,
     )
     known = [name for name in release.manifest.public if name != CLASS_IS_PUBLIC]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffusion_privacy.mechanisms.manifest import ORDER_IS_PUBLIC
 from diffusion_privacy.reports import wording
 from diffusion_privacy.reports.cadp_wording import with_interval
 from diffusion_privacy.reports.joined_schema import WAYS
@@ -111,6 +112,19 @@ def answer(release: Mapping[str, Any]) -> str:
     return " ".join(f"{sentence_case(text)}." for text in sentences if text)
 
 
+MARKED_FIRST = "which records of the source come first (they are marked)"
+"""Among what the manifest of a joined study's copy calls public."""
+
+_ORDERED = (
+    "The copy holds its images in the order of the private records. Linkage was measured without that order; "
+    "whoever knows it knows which image was made from whom. Shuffle the copy where the order is known."
+)
+_SHUFFLED = (
+    "The copy holds the images of the marked records first, and the others in a random order. Whoever has the file of "
+    "that order knows which image was made from whom: keep it with the data."
+)
+
+
 # --- what it does not say, and what stayed open -----------------------------------------------------------------------
 
 
@@ -137,8 +151,7 @@ def limits(release: Mapping[str, Any]) -> list[str]:
         "q counts images. Who is given a model holds its weights too: of attacks on those only ε speaks.",
         "The private copy is ONE draw of its mechanism. Its q was counted in copies made alike that were never given "
         "to anybody: it speaks of the mechanism. Linkage and utility were measured on the one copy.",
-        "The copy holds its images in the order of the private records. Linkage was measured without that order; "
-        "whoever knows it knows which image was made from whom. Shuffle the copy where the order is known.",
+        _SHUFFLED if MARKED_FIRST in public and ORDER_IS_PUBLIC not in public else _ORDERED,
         f"A promise protects one record against being told from another, as its relation says. It does not protect "
         f"what the records have in common, a person with several records, or what it calls public: "
         f"{'; '.join(public) or 'nothing was named'}.",

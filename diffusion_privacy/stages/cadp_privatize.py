@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from diffusion_privacy.data.records import Records
+from diffusion_privacy.data.records import CLASSES_KEPT, Records
 from diffusion_privacy.data.table_rows import Rows
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.accounting import record_spend
@@ -24,11 +24,14 @@ from diffusion_privacy.mechanisms.table import PrivatisedTable, privatise_table,
 from diffusion_privacy.rounding import promised
 from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
-from diffusion_privacy.stages import dp_training
+from diffusion_privacy.stages import dp_training, private_order
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
 
 _LOG = logging.getLogger(__name__)
+
+ROWS_KEPT = "which rows of the source are complete"
+"""Among what a manifest calls public, where incomplete rows are left out of a table."""
 
 
 def provenance(settings: PrivateStudy, workdir: Workdir, ledger: Ledger) -> FlowProvenance:
@@ -82,6 +85,8 @@ def _release(
     source: FlowProvenance,
     private: Records | Rows,
     public_z: np.ndarray,
+    random_order: bool,
+    assumed: Sequence[str],
 ) -> Privatised | PrivatisedTable:
     dims, release = flow.model.dims, settings.release
     mechanism = common.make_mechanism(settings, epsilon, dims, len(private))
@@ -91,15 +96,24 @@ def _release(
             private.table, private.encoder, flow.release_encode, flow.release_decode,
             mechanism=mechanism, relation=relation, delta=release.delta, flow=source,
             response_epsilon=common.response_epsilon(settings), selection=selection, match=release.prior_matched,
-            public_latents=public_z,
+            public_latents=public_z, random_order=random_order, assumed=assumed,
         )  # fmt: skip
     return privatise(
         flow.release_encode, flow.release_decode, private.image, flow.given(private),
         mechanism=mechanism, condition=common.make_condition(settings, private), relation=relation,
         delta=release.delta, flow=source, selection=selection, match=release.prior_matched,
         person=private.identity, hashes=common.hashes(private), hash_kind=common.hash_kind(private),
-        public_latents=public_z,
+        public_latents=public_z, random_order=random_order, assumed=assumed,
     )  # fmt: skip
+
+
+def assumed_public(settings: PrivateStudy, records: Records | Rows) -> tuple[str, ...]:
+    """What the source makes depend on the records, and the manifest must call public: who is kept at all."""
+    if isinstance(records, Records):
+        return tuple(fact for fact in records.assumed if fact == CLASSES_KEPT)
+    policies = settings.data.params.get("missing", "error")
+    drop = "drop" in (policies.values() if isinstance(policies, Mapping) else (policies,))
+    return (ROWS_KEPT,) if drop else ()
 
 
 def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
@@ -118,8 +132,15 @@ def privatize(settings: PrivateStudy, workdir: Workdir) -> None:
         release_all(settings, workdir, common.load_parts(settings, workdir))
 
 
-def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[Any]) -> None:
-    """`privatize` of records that are at hand; the public ones only say how often the clip shortens a latent."""
+def release_all(
+    settings: PrivateStudy, workdir: Workdir, parts: common.Parts[Any], assumed: Sequence[str] = ()
+) -> None:
+    """`privatize` of records that are at hand; the public ones only say how often the clip shortens a latent.
+
+    Args:
+      parts: with the private records in the order of ``workdir``, see `private_order`.
+      assumed: what else is public, for the manifest.
+    """
     metric = settings.release.metric
     missing = [s for s in settings.release.strengths if not common.release_path(workdir, s, metric).exists()]
     if not missing:
@@ -139,10 +160,11 @@ def release_all(settings: PrivateStudy, workdir: Workdir, parts: common.Parts[An
     flow = common.load_flow(settings, workdir, private)
     # Once more where the flow was trained by an earlier version, which wrote no note.
     common.give_up(ledger, parts)
+    shuffled, public = private_order.is_random(workdir), (*assumed_public(settings, private), *assumed)
     with workdir.timed("privatize"):
         public_z, _ = flow.encode(parts.public.image, flow.given(parts.public), rng.stream(settings.seed, "clip_share"))
         for strength in missing:
-            made = _release(settings, strength, flow, source, private, public_z)
+            made = _release(settings, strength, flow, source, private, public_z, shuffled, public)
             if isinstance(made, Privatised) and isinstance(private, Records):
                 manifest = dataclasses.replace(made.manifest, preparation=private.preparation)
                 made = dataclasses.replace(made, manifest=manifest)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy.data.pipeline import Batches
-from diffusion_privacy.data.records import ROW_HASH, Records, split_records
+from diffusion_privacy.data.records import LIST_OF_CLASSES, ROW_HASH, SHARED_NAMES, Records, split_records
 from diffusion_privacy.data.table_rows import RowBatches, Rows
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.flows.objective import FlowModel
@@ -31,7 +31,7 @@ from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMec
 from diffusion_privacy.mechanisms.relation import Neighbours, Relation, parse_relation
 from diffusion_privacy.mechanisms.table import column_condition, row_hashes
 from diffusion_privacy.settings_cadp import METRICS, Cadp, CadpTable, PrivateStudy
-from diffusion_privacy.stages import cadp_flow, cadp_table_study, reading
+from diffusion_privacy.stages import cadp_flow, cadp_table_study, private_order, reading
 from diffusion_privacy.stages.cadp_flow import TableFlow, TrainedFlow
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.tasks import FlowTask
@@ -43,7 +43,10 @@ R = TypeVar("R", Records, Rows)
 
 @dataclasses.dataclass(frozen=True)
 class Parts(Generic[R]):
-    """The records by share, images or rows; no person is in two."""
+    """The records by share, images or rows; no person is in two.
+
+    Public and test records lie in the order of the source, private ones in that of `private_order`.
+    """
 
     public: R
     private: R
@@ -57,7 +60,12 @@ def load_parts(settings: CadpTable, workdir: Workdir) -> Parts[Rows]: ...
 @overload
 def load_parts(settings: PrivateStudy, workdir: Workdir) -> Parts[Any]: ...
 def load_parts(settings: PrivateStudy, workdir: Workdir) -> Parts[Any]:
-    """Loads the source and divides it; writes split.json once."""
+    """Loads the source and divides it; writes split.json, in the order of the source, and draws the order of the
+    private records, both once.
+
+    Raises:
+      InputError: as `reading.write_split` and `private_order.places`.
+    """
     parts: Parts[Any]
     if isinstance(settings, CadpTable):
         parts = Parts(*cadp_table_study.load_parts(settings))
@@ -68,7 +76,8 @@ def load_parts(settings: PrivateStudy, workdir: Workdir) -> Parts[Any]:
     by_name = {f.name: getattr(parts, f.name) for f in dataclasses.fields(parts)}
     index = {name: part.index for name, part in by_name.items()}
     reading.write_split(workdir, parts.public, index, {name: part.identity for name, part in by_name.items()})
-    return parts
+    order = private_order.places(workdir, parts.private.index)
+    return dataclasses.replace(parts, private=parts.private.take(order))
 
 
 def target_of(settings: PrivateStudy) -> str:
@@ -215,15 +224,38 @@ def make_relation(settings: PrivateStudy) -> Relation:
 
 
 def make_condition(settings: PrivateStudy, records: Records | Rows) -> ConditionMechanism:
-    """How the class, the attributes, or the columns apart are released."""
+    """How the class, the attributes, or the columns apart are released; InputError as `require_stated_classes`."""
     if isinstance(records, Rows):
         return column_condition(records.encoder.sizes, response_epsilon(settings), make_relation(settings))
     if settings.flow.condition == "attributes":
         count, epsilon = len(records.attribute_names), settings.release.label_epsilon
         return RandomizedAttributes.even(epsilon, count) if epsilon > 0 else PublicAttributes(count)
+    require_stated_classes(settings, records)
     if settings.release.label_epsilon > 0:
         return RandomizedResponse(settings.release.label_epsilon, records.num_classes)
     return PublicCondition(records.num_classes)
+
+
+def require_stated_classes(settings: PrivateStudy, records: Records | Rows) -> None:
+    """`InputError` where the class is to be randomised and something else that is published would tell it.
+
+    Randomised response publishes any class of the list with some probability: one that a single record has would be
+    published, or could not be, by that record alone. Equal names in class folders are listed by class.
+    """
+    randomised = settings.release.label_epsilon > 0 and settings.flow.condition == "label"
+    if not randomised or isinstance(records, Rows):
+        return
+    if LIST_OF_CLASSES in records.assumed:
+        raise InputError(
+            "config.data.params.num_classes: expected the number of classes (config.data.params.class_names where they "
+            "are folders or names), since release.label_epsilon randomises the class and the list of classes would be "
+            "read off the private records"
+        )
+    if SHARED_NAMES in records.assumed:
+        raise InputError(
+            "config.data.params.path: files of one name lie in several class folders; expected names that differ, or a "
+            "table, since release.label_epsilon randomises the class and such files would be told apart by it"
+        )
 
 
 def response_epsilon(settings: PrivateStudy) -> float | None:

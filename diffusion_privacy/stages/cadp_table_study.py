@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_privacy.data.table_csv import read_csv
-from diffusion_privacy.data.table_rows import Rows, split_rows, together
+from diffusion_privacy.data.table_rows import Rows, split_rows
 from diffusion_privacy.data.table_sources import load_table
 from diffusion_privacy.data.tables import Schema, Table
 from diffusion_privacy.errors import InputError
@@ -77,7 +77,8 @@ def load_parts(settings: CadpTable) -> tuple[Rows, Rows, Rows]:
     copies of private ones.
 
     The division is public and not accounted for. It depends on places in the file, on whose rows they are and on which
-    are equal: exchanging a row that equals no other for another such row moves nobody.
+    are equal: exchanging a row that equals no other for another such row moves nobody, nor does it where one of the two
+    is left out for a missing value. How many rows a share keeps then changes: which rows are complete is public too.
 
     Raises:
       InputError: as `load_source` and `table_rows.split_rows`.
@@ -86,8 +87,6 @@ def load_parts(settings: CadpTable) -> tuple[Rows, Rows, Rows]:
     if table.dropped:
         _LOG.info("%s: %d rows with missing values left out, as the config asks", table.name, table.dropped)
     _, same = np.unique(np.array(row_hashes(table)), return_inverse=True)
-    if table.person is not None:
-        same = together(same, table.person)
     return split_rows(  # type: ignore[return-value]
         table,
         same,

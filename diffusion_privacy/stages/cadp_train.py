@@ -8,10 +8,10 @@ import numpy as np
 
 from diffusion_privacy import settings as settings_module
 from diffusion_privacy.data.records import Records
-from diffusion_privacy.mechanisms.manifest import FlowProvenance
+from diffusion_privacy.mechanisms.manifest import GIVEN_ORDER, RANDOM_ORDER, FlowProvenance
 from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
-from diffusion_privacy.stages import dp_training, watching
+from diffusion_privacy.stages import dp_training, private_order, watching
 from diffusion_privacy.stages.cadp_flow import TrainedFlow
 from diffusion_privacy.stages.cadp_study import Parts, R
 from diffusion_privacy.stages.watching import Watch
@@ -38,15 +38,19 @@ def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
 
     Raises:
       InputError: a record is in the public and in the private share, and the flow is to be called public, or one of the
-        public share is in the ledger as a private one, or one of the private share as a public one.
+        public share is in the ledger as a private one, or one of the private share as a public one; as
+        `cadp_study.require_stated_classes`.
     """
     records = parts.public if settings.flow.trained_on == "public" else parts.private
+    common.require_stated_classes(settings, parts.private)
     if settings.flow.trained_on == "public" and settings.release.flow_training == "public":
         # The release will refuse copies of one record in both shares: better said before hours of training.
         public = FlowProvenance("public", frozenset(common.hashes(records)), kind=common.hash_kind(records))
         public.check(common.hashes(parts.private), common.hash_kind(parts.private))
     common.give_up(common.make_ledger(settings, workdir), parts)
-    learnt = {"kind": common.hash_kind(records), "hashes": list(common.hashes(records))}
+    # From here on another order of the private records would not go with what is there, see `private_order`.
+    order = RANDOM_ORDER if private_order.is_random(workdir) else GIVEN_ORDER
+    learnt = {"kind": common.hash_kind(records), "hashes": list(common.hashes(records)), "order": order}
     workdir.write_json(workdir.path("train", "trained_on.json"), learnt)
     config, folder = settings.flow.training, workdir.path("train", "flow")
     pay = None

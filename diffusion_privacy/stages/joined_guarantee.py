@@ -14,6 +14,7 @@ from typing import Any
 from diffusion_privacy.mechanisms import ledger as ledger_module
 from diffusion_privacy.mechanisms import receipt
 from diffusion_privacy.mechanisms.ledger import Covering, Entry, event_to_json
+from diffusion_privacy.mechanisms.manifest import ORDER_IS_PUBLIC, RANDOM_ORDER
 from diffusion_privacy.mechanisms.relation import meet
 from diffusion_privacy.rounding import promised
 from diffusion_privacy.settings_joined import Joined
@@ -120,6 +121,8 @@ def guarantee(settings: Joined, workdir: Workdir, way: str, certified: list[Any]
     # it draws and was audited: these would change with the record's class.
     relation = meet((cadp_study.make_relation(settings.cadp), total.relation)).describe()
     public = list(_MODEL_PUBLIC) if way in ("raw_model", "dp_model") else list(manifest["public"])
+    if way in ("copy", "copy_model") and manifest.get("order") != RANDOM_ORDER and ORDER_IS_PUBLIC not in public:
+        public.append(ORDER_IS_PUBLIC)  # so it was before manifests said it
     if way == "copy_model":
         public = list(dict.fromkeys([*public, *_MODEL_PUBLIC]))
     mechanism = {

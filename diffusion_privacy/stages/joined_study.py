@@ -25,7 +25,7 @@ from diffusion_privacy.mechanisms.accounting import Spend
 from diffusion_privacy.mechanisms.ledger import Entry, Ledger
 from diffusion_privacy.settings import Named
 from diffusion_privacy.settings_joined import Joined
-from diffusion_privacy.stages import cadp_study, reading
+from diffusion_privacy.stages import cadp_study, private_order, reading
 from diffusion_privacy.stages import study as score_study
 from diffusion_privacy.stages.cadp_study import Parts
 from diffusion_privacy.stages.workdir import Workdir
@@ -65,10 +65,12 @@ class Sets:
 
 
 def load_sets(settings: Joined, workdir: Workdir) -> Sets:
-    """Loads the source, divides it, plants the fingerprints; writes split.json once.
+    """Loads the source, divides it, plants the fingerprints; writes split.json, and draws the order of the private
+    records that are not marked, both once.
 
     Raises:
-      InputError: too few people for the marked records or the controls.
+      InputError: too few people for the marked records or the controls; as `reading.write_split` and
+        `private_order.places`.
     """
     source = reading.load(settings.data)
     shares = settings.split
@@ -77,6 +79,9 @@ def load_sets(settings: Joined, workdir: Workdir) -> Sets:
     rest = _first_people(rest, settings.marks.controls, settings.seed, "marks.controls")
     count, held = settings.marks.private, rest.take(np.arange(settings.marks.controls))
     test = rest.take(np.flatnonzero(~np.isin(rest.identity, held.identity)))
+    listed, order = private, private_order.places(workdir, private.index)
+    # The audited records come first, chosen by the seed, which the manifest calls public. Other places tell nothing.
+    private = private.take(np.concatenate([np.arange(count), order[order >= count]]))
     clean = _joined(private.take(np.arange(count)), held)
     mark = fingerprints.fingerprint(settings.fingerprint.name, **settings.fingerprint.params)
     keys = rng.per_record(rng.stream(settings.seed, "fingerprint"), jnp.asarray(clean.index))
@@ -90,7 +95,7 @@ def load_sets(settings: Joined, workdir: Workdir) -> Sets:
         without(parts, number)  # refused before anything is paid for
     train = {score_study.REFERENCE: public, "careful": public}
     roles = score_study.Roles(clean.take(np.arange(count)), held, marked, params, test, train)
-    rows = {"public": public, "private": private, "marked": roles.private, "controls": held, "test": test}
+    rows = {"public": public, "private": listed, "marked": roles.private, "controls": held, "test": test}
     index = {name: one.index for name, one in rows.items()}
     reading.write_split(workdir, source, index, {name: one.identity for name, one in rows.items()})
     return Sets(parts, roles)

@@ -20,6 +20,7 @@ from diffusion_privacy.data.records import Records
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.mechanisms.accounting import Spend
 from diffusion_privacy.mechanisms.ledger import Entry
+from diffusion_privacy.reports.joined_wording import MARKED_FIRST
 from diffusion_privacy.settings_joined import Joined
 from diffusion_privacy.stages import cadp_privatize, cadp_study, cadp_train, dp_training, watching
 from diffusion_privacy.stages import joined_study as common
@@ -47,7 +48,7 @@ def privatize(settings: Joined, workdir: Workdir) -> None:
     hashes = cadp_study.hashes(private)
     cadp_privatize.check_budget(settings.cadp, ledger, settings.release.epsilons, private, hashes, planned)
     cadp_train.fit_flow(settings.cadp, workdir, sets.parts)
-    cadp_privatize.release_all(settings.cadp, workdir, sets.parts)
+    cadp_privatize.release_all(settings.cadp, workdir, sets.parts, (MARKED_FIRST,))
 
 
 def _planned(settings: Joined, workdir: Workdir, private: Records) -> list[Entry]:

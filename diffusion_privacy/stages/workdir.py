@@ -2,6 +2,7 @@
 
 config.json          the settings that every file here was computed with
 split.json           who is in which set; data.json what the images are and, by pseudonym, whose
+private_order_NEVER_PUBLISH.json  of a private data set: which released record is which
 train/NAME/          checkpoints, metrics.csv, tensorboard of each model
 samples/NAME.npz     images drawn from each model
 likelihood.json

@@ -42,6 +42,7 @@ def test_records(pair):
     records = load("idx", images=str(pair[0]), labels=pair[1])
     assert records.image.shape == (5, 3, 4, 1)
     assert (records.num_classes, records.levels) == (10, 256)
+    assert records.assumed == ()
     assert records.label.tolist() == [3, 1, 3, 0, 9]
     assert records.identity.tolist() == records.index.tolist() == [0, 1, 2, 3, 4]
     levels = np.round((records.image[..., 0].astype(np.float64) + 1) * 127.5)

@@ -1,6 +1,7 @@
 """PNG and JPEG folders: exact grey levels, classes by folder or table, and every way to break one."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -9,7 +10,13 @@ Image = pytest.importorskip("PIL.Image")
 
 from diffusion_privacy.data.assemble import bytes_hash  # noqa: E402
 from diffusion_privacy.data.pipeline import Batches  # noqa: E402
-from diffusion_privacy.data.records import FILE_HASH  # noqa: E402
+from diffusion_privacy.data.records import (  # noqa: E402
+    CLASSES_KEPT,
+    FILE_HASH,
+    LIST_OF_CLASSES,
+    SHARED_NAMES,
+    split_records,
+)
 from diffusion_privacy.data.sources import load  # noqa: E402
 from diffusion_privacy.errors import InputError  # noqa: E402
 
@@ -39,15 +46,92 @@ def levels(records):
     return np.round((records.image.astype(np.float64) + 1) * 127.5).astype(int)
 
 
-def test_folders_are_classes_in_sorted_order(folder):
+def test_folders_are_classes_and_files_come_by_the_hash_of_their_names(folder):
+    names = sorted(("b.png", "a.PNG", "p1/x.png"), key=lambda name: hashlib.sha256(name.encode()).digest())
     records = load("image_folder", path=folder)
-    assert records.label.tolist() == [0, 1, 1]
+    assert records.label.tolist() == [int(name != "p1/x.png") for name in names]
     assert records.num_classes == 2
     assert records.identity.tolist() == records.index.tolist() == [0, 1, 2]
-    np.testing.assert_array_equal(levels(records)[..., 0], [GREY + 2, GREY, GREY + 1])
+    content = {"p1/x.png": GREY + 2, "a.PNG": GREY, "b.png": GREY + 1}
+    np.testing.assert_array_equal(levels(records)[..., 0], [content[name] for name in names])
     colour = load("image_folder", path=str(folder), channels=3, classes=[1], limit=1)
-    assert colour.index.tolist() == [1]
-    np.testing.assert_array_equal(levels(colour)[0], np.repeat(GREY[..., None], 3, axis=2))
+    [first, *_] = [name for name in names if name != "p1/x.png"]
+    assert colour.index.tolist() == [names.index(first)]
+    np.testing.assert_array_equal(levels(colour)[0], np.repeat(content[first][..., None], 3, axis=2))
+
+
+def _by_class(root, count=40):
+    """So many files of each of two classes, with names that sort by class."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        for i in range(count):
+            put(root / name / f"{name}_{i:03}.png", rng.integers(0, 256, (4, 5), dtype=np.uint8))
+    return root
+
+
+def test_a_files_place_does_not_tell_its_class(tmp_path):
+    label = load("image_folder", path=_by_class(tmp_path)).label
+    # Runs of a random order of 40 + 40: mean 41, deviation 4.4; class after class has 2. False alarm below 1e-4.
+    assert 41 - 18 < 1 + np.count_nonzero(np.diff(label)) < 41 + 18
+
+
+def test_a_file_in_another_class_folder_moves_nobody(tmp_path):
+    shares = (0.5, 0.3, 0.2)
+    before = load("image_folder", path=_by_class(tmp_path))
+    parts = split_records(before, shares, 0)
+    private = parts[1].source_hash[3]
+    file = next(p for p in tmp_path.rglob("*.png") if bytes_hash(p.read_bytes()) == private)
+    file.rename(tmp_path / ({"cat", "dog"} - {file.parent.name}).pop() / file.name)
+    after = load("image_folder", path=tmp_path)
+    assert np.flatnonzero(after.label != before.label).tolist() == [parts[1].index[3]]
+    for part, other in zip(parts, split_records(after, shares, 0), strict=True):
+        assert part.source_hash.tolist() == other.source_hash.tolist()
+
+
+def test_names_that_classes_share_stay_when_a_content_is_exchanged(tmp_path):
+    for name in "ab":
+        for i in range(20):
+            put(tmp_path / name / f"{i}.png", np.full((4, 5), 2 * i + (name == "b"), np.uint8))
+    before = load("image_folder", path=tmp_path)
+    assert before.assumed == (LIST_OF_CLASSES, SHARED_NAMES)
+    for value in (100, 150, 200, 250):
+        put(tmp_path / "a" / "7.png", np.full((4, 5), value, np.uint8))
+        after = load("image_folder", path=tmp_path)
+        assert (after.source_hash != before.source_hash).sum() == 1
+        assert after.label.tolist() == before.label.tolist()
+
+
+def test_classes_are_stated_or_said_to_be_read_off_the_records(folder):
+    assert load("image_folder", path=folder).assumed == (LIST_OF_CLASSES,)
+    assert load("image_folder", path=folder, num_classes=2).assumed == ()
+    # Which of three folders is missing is not said by their number.
+    assert load("image_folder", path=folder, num_classes=3).assumed == (LIST_OF_CLASSES,)
+    named = load("image_folder", path=folder, class_names=["healthy", "dead", "ill"], classes=[2])
+    assert (named.num_classes, set(named.label.tolist())) == (3, {2})
+    assert named.assumed == (CLASSES_KEPT,)
+    for wrong, message in (
+        ({"class_names": ["healthy"]}, "ill: is no class of class_names"),
+        ({"class_names": "ab"}, "class_names is 'ab'"),
+        ({"class_names": ["ill", "ill"]}, "expected different names"),
+        ({"class_names": ["healthy", "ill"], "num_classes": 3}, "num_classes is 3; expected 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load("image_folder", path=folder, **wrong)
+
+
+def test_a_table_states_classes_by_numbers_or_by_names(folder):
+    table = folder / "table.csv"
+    table.write_text("path,label\nill/b.png,sick\nill/a.PNG,fine\n")
+    given = {"path": folder, "table": table}
+    # A name's number is its rank among those that occur, whatever their number is said to be.
+    assert load("image_folder", **given, num_classes=2).assumed == (LIST_OF_CLASSES,)
+    named = load("image_folder", **given, class_names=["fine", "dead", "sick"])
+    assert (named.label.tolist(), named.num_classes, named.assumed) == ([2, 0], 3, ())
+    with pytest.raises(InputError, match=r"label in row 2 is 'sick'; expected one of fine, dead"):
+        load("image_folder", **given, class_names=["fine", "dead"])
+    table.write_text("path,label\nill/b.png,1\nill/a.PNG,0\n")
+    assert load("image_folder", **given).assumed == (LIST_OF_CLASSES,)
+    assert load("image_folder", **given, num_classes=3).assumed == ()
 
 
 def test_colour_to_grey_and_resize(tmp_path):
@@ -245,12 +329,15 @@ def test_bits_and_window_are_checked(folder, params):
 
 
 def test_people_by_file_name(tmp_path):
-    for name in ("person1_bacteria_1", "person1_bacteria_2", "person1_virus_9", "IM-0115-0001", "NORMAL2-IM-0115-0002"):
-        put(tmp_path / "a" / f"{name}.png")
+    names = ("person1_bacteria_1", "person1_bacteria_2", "person1_virus_9", "IM-0115-0001", "NORMAL2-IM-0115-0002")
+    for i, name in enumerate(names):
+        put(tmp_path / "a" / f"{name}.png", GREY + i)
     pattern = r"(person\d+_(?:bacteria|virus))|IM-(\d+)"
     records = load("image_folder", path=tmp_path, person=pattern)
     assert len(np.unique(records.identity)) == 3
-    assert records.identity[0] == records.identity[1]  # IM-0115 and NORMAL2-IM-0115
+    by_name = records.identity[np.argsort(levels(records)[:, 0, 0, 0])]
+    assert by_name[3] == by_name[4]  # IM-0115 and NORMAL2-IM-0115
+    assert by_name[0] == by_name[1] != by_name[2]
     put(tmp_path / "a" / "other.png")
     with pytest.raises(InputError, match=r"other.png: person .* is not found in its name"):
         load("image_folder", path=tmp_path, person=pattern)

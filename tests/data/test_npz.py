@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_privacy.data.records import split_records
+from diffusion_privacy.data.records import CLASSES_KEPT, LIST_OF_CLASSES, split_records
 from diffusion_privacy.data.sources import load
 from diffusion_privacy.errors import InputError
 
@@ -256,3 +256,14 @@ def test_chest_patients(shared_data):
     assert records.image.shape == (2205, 64, 64, 1)
     assert np.bincount(records.label).tolist() == [200, 1607, 398]
     assert len(np.unique(records.identity)) == 643
+
+
+def test_classes_are_stated_or_said_to_be_read_off_the_records(tmp_path):
+    path = save(tmp_path, medmnist())
+    assert load("npz", path=path, split="val").assumed == (LIST_OF_CLASSES,)
+    assert load("npz", path=path, split="val", num_classes=2).assumed == ()
+    assert load("npz", path=path, split="val", num_classes=2, classes=[1]).assumed == (CLASSES_KEPT,)
+    # Whether a finding is there has two answers, although no record may give one of them.
+    np.savez(path, images=np.zeros((3, 4, 5), np.uint8), labels=np.ones((3, 2), np.uint8))
+    ill = load("npz", path=path, finding="any")
+    assert (ill.num_classes, ill.assumed) == (2, ())

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from diffusion_privacy.data.records import CLASSES_KEPT
 from diffusion_privacy.data.sources import SOURCES, load
 from diffusion_privacy.errors import InputError
 
@@ -28,6 +29,7 @@ def test_classes_and_limit():
     np.testing.assert_array_equal(records.image, everything.image[records.index])
     np.testing.assert_array_equal(records.index, np.flatnonzero(np.isin(everything.label, [3, 8]))[:20])
     assert len(load("digits", limit=10**6)) == 1797
+    assert (everything.assumed, records.assumed) == ((), (CLASSES_KEPT,))
 
 
 @pytest.mark.parametrize(

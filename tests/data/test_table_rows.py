@@ -122,3 +122,11 @@ def test_persons_of_a_table_come_along_and_are_never_parted():
     assert not who[0] & who[1] | who[1] & who[2] | who[0] & who[2]
     with pytest.raises(InputError, match="one number for each row"):
         dataclasses.replace(table, person=np.zeros(3, np.int32))
+
+
+def test_a_part_of_which_no_row_was_kept_is_refused():
+    table = _table(copies=False)
+    place = split_rows(table, np.arange(200), SHARES, 3)[0].index.astype(np.int64)
+    left = dataclasses.replace(table.take(place), dropped=200 - len(place), place=place)
+    with pytest.raises(InputError, match="every row of part 1 was left out"):
+        split_rows(left, np.arange(len(left)), SHARES, 3)

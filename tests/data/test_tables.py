@@ -93,11 +93,12 @@ def test_missing_values_are_an_error_that_names_row_and_column(tmp_path):
 def test_policies_for_missing_values(tmp_path):
     path = file(tmp_path, GAPS)
     dropped = read_csv(path, missing="drop")
-    assert (len(dropped), dropped.dropped) == (1, 2)
+    assert (len(dropped), dropped.dropped, dropped.place.tolist()) == (1, 2, [0])
     mixed = read_csv(path, missing={"age": "median", "job": "category", "pay": "drop"})
-    assert (len(mixed), mixed.dropped) == (2, 1)
+    assert (len(mixed), mixed.dropped, mixed.take([1]).place.tolist()) == (2, 1, [1])
     assert mixed.data["age"].tolist() == [41, 41]
     filled = read_csv(path, missing={"age": "median", "job": "category", "pay": "median"})
+    assert filled.place is None
     assert filled.data["age"].tolist() == [41, 36, 30]
     assert filled.data["pay"].tolist() == [10, 20, 15]
     assert filled.schema.column("job").categories == ("cook", "nurse", "?")

@@ -61,7 +61,7 @@ def test_records_of_a_prepared_set_without_tensorflow(folder):
     assert sorted(order) == list(range(6))  # stored shuffled
     assert records.label.tolist() == [i % 2 for i in order]
     assert records.identity.tolist() == [i // 2 for i in order]
-    assert records.num_classes == 2
+    assert (records.num_classes, records.assumed) == (2, ())
     assert records.index.tolist() == list(range(6))
     small = load("tfds", name="tiny_scans:1.0.0", data_dir=str(folder), channels=1, crop="square", size=4, limit=3)
     assert small.image.shape == (3, 4, 4, 1)

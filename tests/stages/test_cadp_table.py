@@ -221,6 +221,31 @@ def test_exchanging_a_row_moves_nobody(tmp_path):
             np.testing.assert_array_equal(part.index, before.index)
 
 
+@pytest.mark.parametrize("persons", [False, True])
+def test_a_row_that_is_left_out_moves_nobody(tmp_path, persons):
+    """Dealt over the rows that were kept, one missing value would move every row behind it by a place."""
+    file = tmp_path / "t.csv"
+
+    def parts(**gaps):
+        _write(file, **gaps)
+        if persons:
+            head, *rows = file.read_text(encoding="utf-8").splitlines()
+            text = [f"patient,{head}", *(f"{'' if i < 9 else i // 3},{row}" for i, row in enumerate(rows))]
+            file.write_text("\n".join(text) + "\n", encoding="utf-8")
+        params = {"path": str(file), "missing": "drop", **({"person": "patient"} if persons else {})}
+        return cadp_table_study.load_parts(_study(file, {"data.params": params}))
+
+    complete = parts()
+    row = int(complete[1].index[7])
+    for gaps in ({f"at_{row}_1": ""}, {"at_3_1": "?", f"at_{row}_1": ""}):
+        left = {int(name.split("_")[1]) for name in gaps}
+        for part, before in zip(parts(**gaps), complete, strict=True):
+            assert part.index.tolist() == [i for i in before.index.tolist() if i not in left]
+            assert row_hashes(part.table) == tuple(
+                h for i, h in zip(before.index, row_hashes(before.table), strict=True) if i not in left
+            )
+
+
 def test_a_released_table_of_another_size_is_refused(tmp_path):
     private = cadp_table_study.load_parts(_study(_write(tmp_path / "t.csv")))[1]
     with (tmp_path / "data.csv").open("w", newline="") as file:
