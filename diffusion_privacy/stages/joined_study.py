@@ -68,7 +68,8 @@ def load_sets(settings: Joined, workdir: Workdir) -> Sets:
     """Loads the source, divides it, plants the fingerprints; writes split.json once.
 
     Raises:
-      InputError: too few people for the marked records or the controls.
+      InputError: too few people for the marked records or the controls, or other records than when the workdir was
+        made (`reading.write_split`).
     """
     source = reading.load(settings.data)
     shares = settings.split
@@ -92,7 +93,7 @@ def load_sets(settings: Joined, workdir: Workdir) -> Sets:
     roles = score_study.Roles(clean.take(np.arange(count)), held, marked, params, test, train)
     rows = {"public": public, "private": private, "marked": roles.private, "controls": held, "test": test}
     index = {name: one.index for name, one in rows.items()}
-    reading.write_split(workdir, source, index, {name: one.identity for name, one in rows.items()})
+    reading.write_split(workdir, source, index, {name: one.identity for name, one in rows.items()}, rows)
     return Sets(parts, roles)
 
 

@@ -126,9 +126,15 @@ def split(study: Study, source: Records) -> dict[str, np.ndarray]:
 
 
 def load_roles(study: Study, workdir: Workdir, source: Records | None = None) -> Roles:
-    """Loads the source unless it is given, splits it and plants the fingerprints; writes split.json once."""
+    """Loads the source unless it is given, splits it and plants the fingerprints; writes split.json once.
+
+    Raises:
+      InputError: too few records, or others than when the workdir was made (`reading.write_split`).
+    """
     source = reading.load(study.data) if source is None else source
     rows = split(study, source)
+    train = {name: source.take(rows[name]) for name in trained(study)}
+    _write_split(workdir, source, rows, train["careful"])
     mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
     private, controls = source.take(rows["private"]), source.take(rows["controls"])
     clean = source.take(np.concatenate([rows["private"], rows["controls"]]))
@@ -138,16 +144,22 @@ def load_roles(study: Study, workdir: Workdir, source: Records | None = None) ->
     params = [
         {name: np.asarray(value)[i].tolist() for name, value in planted.params.items()} for i in range(len(clean))
     ]
-    train = {name: source.take(rows[name]) for name in trained(study)}
     for name in MODELS:
         images = np.array(train[name].image)
         images[train[name].index == private.index[0]] = marked.image[0]
         train[name] = train[name].with_images(images)
-    index = {name: source.index[value] for name, value in rows.items()}
-    reading.write_split(workdir, source, index, {name: source.identity[value] for name, value in rows.items()})
     canaries = source.take(rows["canaries"]) if len(rows["canaries"]) else None
     included = np.isin(rows["canaries"], rows["planted"]) if canaries is not None else None
     return Roles(private, controls, marked, params, source.take(rows["held_out"]), train, canaries, included)
+
+
+def _write_split(workdir: Workdir, source: Records, rows: dict[str, np.ndarray], careful: Records) -> None:
+    """`reading.write_split`; the other sets are parts of those with a digest, at places that the settings decide."""
+    apart = ("private", "controls", "held_out", "canaries")
+    sets = {"careful": careful, **{name: source.take(rows[name]) for name in apart if len(rows[name])}}
+    index = {name: source.index[value] for name, value in rows.items()}
+    who = {name: source.identity[value] for name, value in rows.items()}
+    reading.write_split(workdir, source, index, who, sets)
 
 
 def make_sde(study: Study) -> SDE:
