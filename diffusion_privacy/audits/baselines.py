@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import special
 
+from diffusion_privacy.anonymity import lanes
 from diffusion_privacy.anonymity.conformal import conformal_count
 from diffusion_privacy.anonymity.intervals import Rate, rate
 from diffusion_privacy.audits import attacks, dimension, extraction, frechet, neighbours, one_run
@@ -349,4 +350,6 @@ def run(chosen: Sequence[str], subject: Subject) -> list[Row]:
                 f"baselines.{name}: expected at least 8 records of shape {np.shape(subject.members)[1:]}, "
                 f"got {np.shape(x)}"
             )
+    # One program for all of them, and none from before: an object's weights may be others by now.
+    subject = dataclasses.replace(subject, score=lanes.fresh(subject.score))
     return [row for name in chosen for row in BASELINES[name](subject)]
