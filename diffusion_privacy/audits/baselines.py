@@ -70,7 +70,8 @@ class Subject:
       score: the model; a `jax.tree_util.Partial` reuses compiled programs across models.
       sde: its forward process.
       members: its whole training set ``[N, ...]``.
-      non_members: records of the same law without a person in common ``[M, ...]``.
+      non_members: records of the same law without a person in common ``[M, ...]``. One that equals a member is none,
+        and few of them are enough to hide copies from `copy_ratio`.
       samples: independent draws of the model ``[G, ...]``.
       features: ``x[B, ...] -> [B, D]`` of a network trained in this project; None: no number for `frechet_gap`.
       attacked: members that score attacks look at, the first so many; a random choice if the members are in no order.
@@ -181,6 +182,9 @@ def _copy_ratio(subject: Subject) -> list[Row]:
         neighbours_used=_neighbours_used(subject),
         level=subject.level,
     )
+    if found.share is None:
+        reason = "held-out records equal training records, and no sample can be closer: leave such records out"
+        return [_missing("copy_ratio", unit, HIGHER, subject, reason)]
     notes = (
         f"given the threshold {found.threshold:.3g} of {len(subject.non_members)} held-out records",
         "samples that are smoother than records are closer to everything, without being copies",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import jax
@@ -28,6 +29,8 @@ from diffusion_privacy.tasks import Classify, ScoreTask
 from diffusion_privacy.training import rng
 from diffusion_privacy.training.checkpoint import restore_ema
 from diffusion_privacy.types import SDE, PyTree, ScoreFn
+
+_LOG = logging.getLogger(__name__)
 
 MODELS = ("careless", "careful")
 """The two models that are audited."""
@@ -160,6 +163,24 @@ def _write_split(workdir: Workdir, source: Records, rows: dict[str, np.ndarray],
     index = {name: source.index[value] for name, value in rows.items()}
     who = {name: source.identity[value] for name, value in rows.items()}
     reading.write_split(workdir, source, index, who, sets)
+
+
+def never_seen(roles: Roles, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out and control records ``[m, H, W, C]`` and their numbers ``[m]``, without those that were seen after all.
+
+    One that equals a training record of the model ``name`` (data sets hold an image twice, under two names) tells of
+    that record and not of the model's usual distance from what it never saw: it is left out, with a line in the log.
+    """
+    images = np.concatenate([roles.held_out.image, roles.controls.image])
+    numbers = np.concatenate([roles.held_out.index, roles.controls.index])
+    # The held-out records are few: a set of all training images would hold the data once more.
+    held = [image.tobytes() for image in images]
+    wanted = set(held)
+    seen = {key for image in roles.train[name].image if (key := image.tobytes()) in wanted}
+    kept = np.array([key not in seen for key in held])
+    if not kept.all():
+        _LOG.warning("audit %s: %d held-out records equal a training record", name, int(np.sum(~kept)))
+    return images[kept], numbers[kept]
 
 
 def make_sde(study: Study) -> SDE:
