@@ -26,7 +26,7 @@ from scipy import special
 
 from diffusion_privacy.anonymity import lanes
 from diffusion_privacy.anonymity.conformal import conformal_count
-from diffusion_privacy.anonymity.intervals import Rate, rate
+from diffusion_privacy.anonymity.intervals import Rate, outwards, rate
 from diffusion_privacy.audits import attacks, dimension, extraction, frechet, neighbours, one_run
 from diffusion_privacy.audits.authenticity import authenticity
 from diffusion_privacy.audits.membership import Membership, OperatingPoint, attack_with, membership
@@ -159,7 +159,8 @@ def _attack(name: str) -> Callable[[Subject], list[Row]]:
 def _authpct(subject: Subject) -> list[Row]:
     found = authenticity(subject.samples[: subject.drawn], subject.members, level=subject.level).share
     usual = authenticity(subject.non_members, subject.members, level=subject.level).share
-    notes = (f"held-out records: {usual.value:.3g} ({usual.lower:.3g} to {usual.upper:.3g})",)
+    limits = f"{outwards(usual.lower, 'down')} to {outwards(usual.upper, 'up')}"
+    notes = (f"held-out records: {usual.value:.3g} ({limits})",)
     unit = "share of samples further from their nearest record than it is from its own neighbour"
     return [Row("authpct", found.value, found.lower, found.upper, found.level, unit, LOWER, found.n, notes)]
 
@@ -263,7 +264,7 @@ def _frechet_gap(subject: Subject) -> list[Row]:
     found = frechet.frechet_gap(*sets, level=subject.level, seed=subject.seed)
     notes = (
         f"distance to members {found.train:.3g}, to non-members {found.held_out:.3g}, {found.size} records a side",
-        f"p = {found.p_value:.2g} for members and non-members being alike",
+        f"p = {outwards(found.p_value, 'up', 2)} for members and non-members being alike",
     )
     n = sum(len(x) for x in sets)
     return [Row(name, found.value, found.lower, found.upper, found.level, unit, HIGHER, n, notes)]

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from diffusion_privacy.anonymity import lanes, montecarlo, subspace, tprime, verdict
-from diffusion_privacy.anonymity.intervals import Rate, rate
+from diffusion_privacy.anonymity.intervals import Rate, outwards, rate
 from diffusion_privacy.anonymity.montecarlo import DirectResult
 from diffusion_privacy.anonymity.subspace import SubspaceResult
 from diffusion_privacy.anonymity.tprime import HCurve, TPrime
@@ -380,6 +380,6 @@ def _reasons(seen: Rate, control: ControlTest, plan: Plan) -> tuple[str, ...]:
     if others:
         reasons.append(
             f"draws also fall into the balls of {others} of {len(control.control_hits)} records that the model never "
-            f"saw (rank test: p = {control.p_value:.3g})"
+            f"saw (rank test: p = {outwards(control.p_value, 'up')})"
         )
     return tuple(reasons)

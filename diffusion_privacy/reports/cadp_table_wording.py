@@ -13,12 +13,13 @@ from diffusion_privacy.reports.cadp_wording import (
     promise_and_attack,
     with_interval,
 )
-from diffusion_privacy.reports.wording import count
+from diffusion_privacy.reports.wording import count, fixed
 
 
 def number(entry: Mapping[str, Any]) -> str:
     """``0.431 (0.312 to 0.520)``, which no line end breaks."""
-    return f"{entry['value']:.3f} ({entry['lower']:.3f} to {entry['upper']:.3f})".replace(" ", "\u00a0")
+    limits = f"{fixed(entry['lower'], 3, 'down')} to {fixed(entry['upper'], 3, 'up')}"
+    return f"{fixed(entry['value'], 3)} ({limits})".replace(" ", "\u00a0")
 
 
 def scored(release: Mapping[str, Any], score: Mapping[str, Any]) -> str:
