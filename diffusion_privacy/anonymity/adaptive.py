@@ -342,7 +342,8 @@ def intervals_of(
 
     Args:
       chain: the sampler as it is run.
-      score_fn: ``score(x, t)``; a `jax.tree_util.Partial` reuses the program across models.
+      score_fn: ``score(x, t)``; a `jax.tree_util.Partial` reuses the program across models. Weights that are not its
+        leaves may be exchanged between two calls only if it is given as `lanes.fresh` each time.
       detect: ``margin(x[B, ...], record[B]) -> [B]``; positive means record number ``record[B]`` is shown.
       records: ``[R, ...]``.
       key: of the run; a lane folds in its record's uid, its level and its draw.

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy.anonymity.conformal import conformal_rate, conformal_threshold
-from diffusion_privacy.anonymity.intervals import Rate, rate
+from diffusion_privacy.anonymity.intervals import Rate, outwards, rate
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import Array, Detector
 
@@ -228,7 +228,9 @@ def _verdict(fpr: Rate, tpr: Rate, name: str, parts: Mapping[str, tuple[float, f
         if len(parts) > 1 and of_negatives > 0.5
     ]
     if tpr.lower < 0.5:
-        reasons.append(f"it may miss more than half of the copies: true-positive rate at least {tpr.lower:.3g}")
+        reasons.append(
+            f"it may miss more than half of the copies: true-positive rate at least {outwards(tpr.lower, 'down')}"
+        )
     if tpr.lower <= fpr.upper:
         reasons.append("it is not shown to fire more often on the record than on others")
     return tuple(reasons)

@@ -9,7 +9,9 @@ give near 0, where an audit lives.
 from __future__ import annotations
 
 import dataclasses
-from typing import overload
+import math
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -114,3 +116,18 @@ def rate(hits: int, n: int, level: float = 0.95) -> Rate:
     """``hits`` of ``n`` as a `Rate`; errors as in `clopper_pearson`."""
     lower, upper = clopper_pearson(hits, n, level)
     return Rate(hits=hits, n=n, lower=lower, upper=upper, level=level)
+
+
+def outwards(limit: float, direction: Literal["down", "up"], digits: int = 3) -> str:
+    """A limit in a sentence, like ``f"{limit:.3g}"``, but never narrower than it is: a lower one is rounded down.
+
+    Args:
+      limit: any number; one that is not finite is printed as it is.
+      direction: ``"down"`` for a lower limit, ``"up"`` for an upper one and for a p-value.
+      digits: significant ones.
+    """
+    if limit == 0 or not math.isfinite(limit):
+        return f"{limit:g}"
+    number = Decimal(repr(float(limit)))
+    rounding = ROUND_FLOOR if direction == "down" else ROUND_CEILING
+    return f"{float(number.quantize(Decimal(1).scaleb(number.adjusted() - digits + 1), rounding)):.{digits}g}"

@@ -9,9 +9,12 @@ them call `run` with the same lanes, each computes those of its devices, and all
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import functools
 import logging
 import time
+import types
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -98,8 +101,54 @@ def operand(fn: Callable[..., Any]) -> jax.tree_util.Partial:
 
     Wrapping a Partial once more would hide its parameters from jax: they would be compiled in, and every model would
     compile anew.
+
+    What is compiled in is known again by the callable (``fn``, or a Partial's ``func``), not by what it holds: an
+    object whose weights are exchanged between two calls is evaluated with those of the first. Weights that may change
+    belong into leaves of a Partial; where that cannot be asked for, see `fresh`.
     """
     return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fresh:
+    """``fn`` under an identity of its own: no program that was compiled before is taken for it."""
+
+    fn: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.fn(*args, **kwargs)
+
+
+def fresh(fn: Callable[..., Any]) -> jax.tree_util.Partial:
+    """`operand` for one audit of a callable that may hold weights where jax does not see them.
+
+    Calls of `run` with one result of this function share programs, those with two results do not. Programs are shared
+    beyond it only where the weights are leaves: a Partial that has leaves, and whose ``func`` is a function or an
+    object that is compared by its fields, stays as it is. Partials among its arguments are looked at in the same way.
+    """
+    if not isinstance(fn, jax.tree_util.Partial):
+        return jax.tree_util.Partial(Fresh(fn))
+    args, keywords = jax.tree.map(
+        lambda leaf: fresh(leaf) if isinstance(leaf, jax.tree_util.Partial) else leaf,
+        (fn.args, fn.keywords),
+        is_leaf=lambda leaf: isinstance(leaf, jax.tree_util.Partial),
+    )
+    known = _by_value(fn.func) and jax.tree.leaves((fn.args, fn.keywords))
+    return jax.tree_util.Partial(fn.func if known else Fresh(fn.func), *args, **keywords)
+
+
+def _by_value(value: Any) -> bool:
+    """Whether ``value`` equals another one only if both compute alike, as long as functions have no state."""
+    if value is None or isinstance(value, types.FunctionType | type | enum.Enum):
+        return True
+    if isinstance(value, tuple):
+        return all(map(_by_value, value))
+    if isinstance(value, types.MethodType):
+        return _by_value(value.__self__)
+    if dataclasses.is_dataclass(value) and type(value).__eq__ is not object.__eq__:
+        # Its fields may be compared by identity all the same.
+        return all(_by_value(getattr(value, field.name)) for field in dataclasses.fields(value) if field.compare)
+    return type(value).__eq__ is not object.__eq__
 
 
 def checked_margin(detect: Callable[..., Array], x: Array, record: Array) -> Array:

@@ -46,7 +46,9 @@ def sample(
 ) -> np.ndarray:
     """``[count, *shape]`` samples of the model, float32, in one compiled program.
 
-    Sample i is a function of (key, first + i): drawing more later continues the same sequence.
+    Sample i is a function of (key, first + i): drawing more later continues the same sequence. Of one object whose
+    weights are exchanged between two calls the second would see the first ones: give them as leaves of a
+    `jax.tree_util.Partial`, or the score as `lanes.fresh`.
 
     Raises:
       FloatingPointError: a sample is not finite.

@@ -146,7 +146,8 @@ def screen(
 
     Args:
       chain: the sampler as it is run; clipping and kernel variance enter the terms.
-      score_fn: ``score(x, t)``; a `jax.tree_util.Partial` reuses the program across models.
+      score_fn: ``score(x, t)``; a `jax.tree_util.Partial` reuses the program across models. Weights that are not its
+        leaves may be exchanged between two calls only if it is given as `lanes.fresh` each time.
       records: ``[N, ...]``.
       key: of the run; a stream of its own, into which a lane folds its record's uid, its level and its draw.
       levels: distinct, in 2 … J; default `window`.

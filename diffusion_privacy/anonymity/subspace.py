@@ -205,7 +205,8 @@ def estimate(
 
     Args:
       chain: the sampler as it is run.
-      score_fn: ``score(x, t)``; a `jax.tree_util.Partial` reuses compiled programs across models.
+      score_fn: ``score(x, t)``; a `jax.tree_util.Partial` reuses compiled programs across models. Weights that are
+        not its leaves may be exchanged between two calls only if it is given as `lanes.fresh` each time.
       detect: ``margin(x[B, ...], record[B]) -> [B]``, positive means record number ``record[B]`` is shown.
       records: ``[R, ...]``, the private images with their fingerprints.
       mixtures: one `Mixture` a record (`design`).

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 from diffusion_privacy.anonymity import change_of_variables, counterfactual, inherited, splitting
 from diffusion_privacy.anonymity.counterfactual import Counterfactual
+from diffusion_privacy.anonymity.intervals import outwards
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import Estimate
 
@@ -166,8 +168,8 @@ def row(found: Estimate | Counterfactual) -> Row:
     )
 
 
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+def _cell(limit: float | None, direction: Literal["down", "up"]) -> str:
+    return "–" if limit is None else outwards(limit, direction)
 
 
 def table(rows: Mapping[str, Row] | list[Row]) -> str:
@@ -183,9 +185,9 @@ def table(rows: Mapping[str, Row] | list[Row]) -> str:
         trust = doubt if r.reliable else f"NOT RELIABLE HERE: {doubt}"
         cells = [
             title,
-            _cell(r.lower),
-            _cell(r.value),
-            _cell(r.upper),
+            _cell(r.lower, "down"),
+            "–" if r.value is None else f"{r.value:.3g}",
+            _cell(r.upper, "up"),
             f"{r.level:.3g}",
             f"{r.network_calls:,}",
             "; ".join(r.kind.assumes),

@@ -138,7 +138,8 @@ def h_curves(
 
     Args:
       chain: the sampler as it is run.
-      score_fn: ``score(x, t)``; a `jax.tree_util.Partial` reuses the program across models.
+      score_fn: ``score(x, t)``; a `jax.tree_util.Partial` reuses the program across models. Weights that are not its
+        leaves may be exchanged between two calls only if it is given as `lanes.fresh` each time.
       detect: ``margin(x[B, ...], record[B]) -> [B]``; positive means record number ``record[B]`` is shown.
       records: ``[R, ...]``.
       levels: distinct integers in 1 … J.

@@ -24,8 +24,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import special
 
+from diffusion_privacy.anonymity import lanes
 from diffusion_privacy.anonymity.conformal import conformal_count
-from diffusion_privacy.anonymity.intervals import Rate, rate
+from diffusion_privacy.anonymity.intervals import Rate, outwards, rate
 from diffusion_privacy.audits import attacks, dimension, extraction, frechet, neighbours, one_run
 from diffusion_privacy.audits.authenticity import authenticity
 from diffusion_privacy.audits.membership import Membership, OperatingPoint, attack_with, membership
@@ -69,7 +70,8 @@ class Subject:
       score: the model; a `jax.tree_util.Partial` reuses compiled programs across models.
       sde: its forward process.
       members: its whole training set ``[N, ...]``.
-      non_members: records of the same law without a person in common ``[M, ...]``.
+      non_members: records of the same law without a person in common ``[M, ...]``. One that equals a member is none,
+        and few of them are enough to hide copies from `copy_ratio`.
       samples: independent draws of the model ``[G, ...]``.
       features: ``x[B, ...] -> [B, D]`` of a network trained in this project; None: no number for `frechet_gap`.
       attacked: members that score attacks look at, the first so many; a random choice if the members are in no order.
@@ -157,7 +159,8 @@ def _attack(name: str) -> Callable[[Subject], list[Row]]:
 def _authpct(subject: Subject) -> list[Row]:
     found = authenticity(subject.samples[: subject.drawn], subject.members, level=subject.level).share
     usual = authenticity(subject.non_members, subject.members, level=subject.level).share
-    notes = (f"held-out records: {usual.value:.3g} ({usual.lower:.3g} to {usual.upper:.3g})",)
+    limits = f"{outwards(usual.lower, 'down')} to {outwards(usual.upper, 'up')}"
+    notes = (f"held-out records: {usual.value:.3g} ({limits})",)
     unit = "share of samples further from their nearest record than it is from its own neighbour"
     return [Row("authpct", found.value, found.lower, found.upper, found.level, unit, LOWER, found.n, notes)]
 
@@ -180,6 +183,9 @@ def _copy_ratio(subject: Subject) -> list[Row]:
         neighbours_used=_neighbours_used(subject),
         level=subject.level,
     )
+    if found.share is None:
+        reason = "held-out records equal training records, and no sample can be closer: leave such records out"
+        return [_missing("copy_ratio", unit, HIGHER, subject, reason)]
     notes = (
         f"given the threshold {found.threshold:.3g} of {len(subject.non_members)} held-out records",
         "samples that are smoother than records are closer to everything, without being copies",
@@ -258,7 +264,7 @@ def _frechet_gap(subject: Subject) -> list[Row]:
     found = frechet.frechet_gap(*sets, level=subject.level, seed=subject.seed)
     notes = (
         f"distance to members {found.train:.3g}, to non-members {found.held_out:.3g}, {found.size} records a side",
-        f"p = {found.p_value:.2g} for members and non-members being alike",
+        f"p = {outwards(found.p_value, 'up', 2)} for members and non-members being alike",
     )
     n = sum(len(x) for x in sets)
     return [Row(name, found.value, found.lower, found.upper, found.level, unit, HIGHER, n, notes)]
@@ -349,4 +355,6 @@ def run(chosen: Sequence[str], subject: Subject) -> list[Row]:
                 f"baselines.{name}: expected at least 8 records of shape {np.shape(subject.members)[1:]}, "
                 f"got {np.shape(x)}"
             )
+    # One program for all of them, and none from before: an object's weights may be others by now.
+    subject = dataclasses.replace(subject, score=lanes.fresh(subject.score))
     return [row for name in chosen for row in BASELINES[name](subject)]

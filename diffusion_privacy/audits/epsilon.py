@@ -17,6 +17,7 @@ import math
 
 import numpy as np
 
+from diffusion_privacy.anonymity.intervals import outwards
 from diffusion_privacy.errors import InputError
 
 
@@ -164,8 +165,9 @@ def judge_claim(bound: EpsilonBound, epsilon: float, tightness: float = 0.8) -> 
         raise InputError(
             f"audit: {bound.trials} trials show at most ε = {bound.ceiling:.3g}, the claim is {epsilon:.3g}"
         )
+    shown = outwards(bound.lower, "down")
     if bound.lower > epsilon:
-        return Verdict(False, bound, f"leaks at least ε = {bound.lower:.3g}, more than the claimed {epsilon:.3g}")
+        return Verdict(False, bound, f"leaks at least ε = {shown}, more than the claimed {epsilon:.3g}")
     if bound.lower < tightness * epsilon:
-        return Verdict(False, bound, f"shows ε = {bound.lower:.3g}, under {tightness:.0%} of the claimed {epsilon:.3g}")
-    return Verdict(True, bound, f"shows ε = {bound.lower:.3g}, consistent with the claimed {epsilon:.3g}")
+        return Verdict(False, bound, f"shows ε = {shown}, under {tightness:.0%} of the claimed {epsilon:.3g}")
+    return Verdict(True, bound, f"shows ε = {shown}, consistent with the claimed {epsilon:.3g}")

@@ -129,12 +129,13 @@ class CopyRatio:
     """How many generated images are closer to a training record than held-out records of the same law are.
 
     Attributes:
-      share: share of generated images whose ratio is below the threshold, exact interval given the threshold.
+      share: share of generated images whose ratio is below the threshold, exact interval given the threshold; None
+        where that is 0, which no ratio is below: so many held-out records equal a training record.
       threshold: that all but a share ``requested`` of fresh held-out records exceed.
       requested: that share: what a model without copies shows at most, were it as varied as the held-out records.
     """
 
-    share: Rate
+    share: Rate | None
     threshold: float
     requested: float
 
@@ -162,7 +163,8 @@ def calibrated_copy_ratio(
     own, _, _ = copy_ratios(generated, training, neighbours_used=neighbours_used, chunk=chunk)
     other, _, _ = copy_ratios(held_out, training, neighbours_used=neighbours_used, chunk=chunk)
     threshold = -conformal_threshold(-other, requested)
-    return CopyRatio(rate(int(np.sum(own < threshold)), len(own), level), threshold, requested)
+    share = rate(int(np.sum(own < threshold)), len(own), level) if threshold > 0 else None
+    return CopyRatio(share, threshold, requested)
 
 
 @dataclasses.dataclass(frozen=True)

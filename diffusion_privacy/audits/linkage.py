@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from scipy import special
 
-from diffusion_privacy.anonymity.intervals import Rate, rate
+from diffusion_privacy.anonymity.intervals import Rate, outwards, rate
 from diffusion_privacy.errors import InputError
 
 METRICS = ("cosine", "l2")
@@ -88,8 +88,8 @@ class LinkageResult:
         verdict = "more often than chance" if linked else "no more often than chance allows"
         sentence = (
             f"{found.hits} of {found.n} originals are among the first {k} of {self.gallery} "
-            f"({found.value:.3g}, {found.level:.0%} interval {found.lower:.3g} to {found.upper:.3g}; "
-            f"chance {chance:.3g}, p = {p_value:.2g}): {verdict}"
+            f"({found.value:.3g}, {100 * found.level:.6g} % interval {outwards(found.lower, 'down')} to "
+            f"{outwards(found.upper, 'up')}; chance {chance:.3g}, p = {outwards(p_value, 'up', 2)}): {verdict}"
         )
         return AboveChance(k, linked, p_value, sentence)
 
@@ -103,7 +103,7 @@ def linkage(
     *,
     metric: str = "cosine",
     chunk: int = 1024,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> LinkageResult:
     """Rank the gallery for every released record.
 
@@ -115,7 +115,8 @@ def linkage(
       level: two-sided confidence level of the intervals.
       metric: ``"cosine"``, or ``"l2"``: Euclidean distance. The cosine of a zero vector with anything is 0.
       chunk: rows of either side held against each other at once; memory is of the order of chunk² + chunk·D numbers.
-      seed: breaks ties (a release of constants has a gallery full of them), so that chance is exactly k/M.
+      seed: breaks ties (a release of constants has a gallery full of them), so that chance is exactly k/M. Results
+        that are added up need seeds of their own: ``(seed, number)``.
 
     Raises:
       InputError: shapes that do not fit, a value that is not finite, an original outside the gallery, k outside 1 … M.

@@ -23,7 +23,7 @@ import numpy as np
 from diffusion_privacy.anonymity import lanes
 from diffusion_privacy.anonymity.conformal import conformal_count, conformal_rate
 from diffusion_privacy.anonymity.detector_tasks import Perturbation
-from diffusion_privacy.anonymity.intervals import Rate, rate
+from diffusion_privacy.anonymity.intervals import Rate, outwards, rate
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.training import rng
 from diffusion_privacy.types import Array, PyTree
@@ -229,5 +229,6 @@ def doubts(seen: Rate) -> list[str]:
     if seen.hits == 0:
         return [f"the ball holds none of {seen.n} perturbed copies: it would miss a copy, and bounds nothing"]
     if seen.lower < 0.5:
-        return [f"the ball may miss more than half of the copies: it holds at least {seen.lower:.3g} of them"]
+        least = outwards(seen.lower, "down")
+        return [f"the ball may miss more than half of the copies: it holds at least {least} of them"]
     return []

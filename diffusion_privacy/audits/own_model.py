@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from diffusion_privacy.anonymity import lanes, montecarlo, subspace, tprime, verdict
-from diffusion_privacy.anonymity.intervals import Rate, rate
+from diffusion_privacy.anonymity.intervals import Rate, outwards, rate
 from diffusion_privacy.anonymity.montecarlo import DirectResult
 from diffusion_privacy.anonymity.subspace import SubspaceResult
 from diffusion_privacy.anonymity.tprime import HCurve, TPrime
@@ -145,7 +145,8 @@ def audit_model(
     """How often does this model give these records back?
 
     Args:
-      model: score and sampler, see `diffusion.given_model` and `interop.diffusers`.
+      model: score and sampler, see `diffusion.given_model` and `interop.diffusers`. The score is looked at anew in
+        every audit, so that one object may be audited, trained on and audited again (`lanes.fresh`).
       private: ``[R, ...]`` records in question, as the model would draw them (images in [-1, 1]).
       held_out: ``[M, ...]`` records of the same kind that the model certainly never saw, M >= 19; none of them may
         equal a private one. With M = 19 "leaks" can be said at 95 %, with M = 99 at 99 %.
@@ -166,9 +167,10 @@ def audit_model(
         raise InputError(f"seed: expected 0 … 2**32 − 1, got {seed}")
     private, held_out = _checked(private, held_out, n_train)
     given_model.check(model, private.shape[1:])
-    measure = nearness.named(distance)
+    # Programs of what the user gives are this audit's alone: an object may hold other weights by the next one.
+    measure = nearness.named(distance) if isinstance(distance, str) else lanes.Fresh(distance)
+    score = lanes.fresh(model.score)
     found = _detector(measure, private, held_out, plan)
-    score = lanes.operand(model.score)
     chunk = plan.chunk or lanes.chunk_for_budget(score, private.shape[1:], plan.memory_gb * 2**30, ceiling=256)
     work = _Work(dataclasses.replace(model, score=score), private, held_out, n_train, measure, found, plan, chunk, seed)
     try:
@@ -378,6 +380,6 @@ def _reasons(seen: Rate, control: ControlTest, plan: Plan) -> tuple[str, ...]:
     if others:
         reasons.append(
             f"draws also fall into the balls of {others} of {len(control.control_hits)} records that the model never "
-            f"saw (rank test: p = {control.p_value:.3g})"
+            f"saw (rank test: p = {outwards(control.p_value, 'up')})"
         )
     return tuple(reasons)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from diffusion_privacy.anonymity.intervals import outwards
 from diffusion_privacy.audits.epsilon import EpsilonBound, epsilon_from_scores
 from diffusion_privacy.errors import InputError
 
@@ -93,10 +94,11 @@ def audit_release(
         "others": _in_halves(others(np.zeros_like(far)), others(far), 0.0, confidence, "others"),
         "own": _in_halves(own(1.0), own(-1.0), delta, confidence, "own"),
     }
+    lower = {name: outwards(bound.lower, "down") for name, bound in bounds.items()}
     if bounds["others"].lower > 0.0:
-        faults["coupling"] = f"one record shows in the others' outputs (ε >= {bounds['others'].lower:.3g}, expected 0)"
+        faults["coupling"] = f"one record shows in the others' outputs (ε >= {lower['others']}, expected 0)"
     if bounds["own"].lower > epsilon:
-        faults["leak"] = f"a record's own output leaks ε >= {bounds['own'].lower:.3g}, the claim is {epsilon:.3g}"
+        faults["leak"] = f"a record's own output leaks ε >= {lower['own']}, the claim is {epsilon:.3g}"
     return ReleaseAudit(faults, bounds)
 
 

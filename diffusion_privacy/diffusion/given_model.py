@@ -24,7 +24,9 @@ class GivenModel:
 
     Attributes:
       score: ``score(x[B, ...], t[B]) -> [B, ...]``. A `jax.tree_util.Partial` whose leaves are its parameters keeps
-        them out of the compiled program.
+        them out of the compiled program. Those of any other callable are compiled in, as they are at the first call:
+        `audits.own_model.audit_model` looks at them once an audit, estimators called by themselves do not
+        (`anonymity.lanes.fresh`).
       chain: forward process and sampler, steps and clipping included: what is audited is this sampler.
       notes: what a reader of the result should know of where the two came from.
     """

@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_privacy.reports.cadp_wording import words
 from diffusion_privacy.reports.figures import DPI, SMALL, STYLES, WIDTH, Picture, dress, new_figure
+from diffusion_privacy.reports.wording import percent
 from diffusion_privacy.rounding import promised
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def utility(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
     over = "the choice of test rows" if plain.table else f"{len(first['seeds'])} trainings"
     given = "the published categories" if plain.table else "class"
     caption = (
-        f"Bars: {first['level']:.0%} interval over {over}. The control was drawn from flow and {given} alone: "
+        f"Bars: {percent(first['level'])} interval over {over}. The control was drawn from flow and {given} alone: "
         "what the private copies do beyond it comes from the records."
     )
     return figure, "How useful", f"{measure.capitalize()} against ε: " + "; ".join(said) + ".", caption
@@ -137,8 +138,8 @@ def linkage(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
     dress(axes, "", "ε of the latent step (smaller protects more)", f"share of released {words(release).records}")
     axes.legend(fontsize=SMALL, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     caption = (
-        f"Bars: {sets[0]['rank1']['level']:.0%} exact intervals. The grey part was noised less, for the attack only: "
-        "it shows that the attack succeeds where the noise is small."
+        f"Bars: {percent(sets[0]['rank1']['level'])} exact intervals. The grey part was noised less, for the attack "
+        "only: it shows that the attack succeeds where the noise is small."
     )
     return (
         figure,

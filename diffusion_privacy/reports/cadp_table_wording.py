@@ -13,13 +13,14 @@ from diffusion_privacy.reports.cadp_wording import (
     promise_and_attack,
     with_interval,
 )
-from diffusion_privacy.reports.wording import count
+from diffusion_privacy.reports.wording import count, fixed
 from diffusion_privacy.rounding import promised
 
 
 def number(entry: Mapping[str, Any]) -> str:
     """``0.431 (0.312 to 0.520)``, which no line end breaks."""
-    return f"{entry['value']:.3f} ({entry['lower']:.3f} to {entry['upper']:.3f})".replace(" ", "\u00a0")
+    limits = f"{fixed(entry['lower'], 3, 'down')} to {fixed(entry['upper'], 3, 'up')}"
+    return f"{fixed(entry['value'], 3)} ({limits})".replace(" ", "\u00a0")
 
 
 def scored(release: Mapping[str, Any], score: Mapping[str, Any]) -> str:
@@ -57,8 +58,8 @@ def limits(release: Mapping[str, Any]) -> list[str]:
     apart = release["config"]["columns"]["apart"]
     if apart and response:
         sentences.append(
-            f"{', '.join(apart)}: published after randomised response, ε = {promised(response)} in all, which is part of "
-            "the ε above. The linkage attack reads the published value as it is; one that weighs how likely it was changed "
+            f"{', '.join(apart)}: published after randomised response, ε = {promised(response)} in all, part of the ε "
+            "above. The linkage attack reads the published value as it is; one that weighs how likely it was changed "
             "may find more."
         )
     sentences.append(

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_privacy.anonymity.intervals import outwards
 from diffusion_privacy.reports.cadp_schema import TABLE_VERSION, attacked
 from diffusion_privacy.reports.tables import escape
-from diffusion_privacy.reports.wording import count, percent, significant
+from diffusion_privacy.reports.wording import Direction, count, fixed, percent, significant
 
 _PLURAL = {"class": "classes", "attributes": "attributes"}
 NAMES = {
@@ -40,8 +41,8 @@ def delta(value: float) -> str:
 
 
 def small(p_value: float) -> str:
-    """A p-value, cut at a millionth."""
-    return f"{p_value:.2g}" if p_value >= 1e-4 else ("below 10⁻⁶" if p_value < 1e-6 else f"{p_value:.0e}")
+    """A p-value, rounded up, cut at a millionth."""
+    return "below 10⁻⁶" if p_value < 1e-6 else outwards(p_value, "up", 2 if p_value >= 1e-4 else 1)
 
 
 def share(value: float) -> str:
@@ -49,14 +50,14 @@ def share(value: float) -> str:
     return f"{_percent(value, value)}\u00a0%"
 
 
-def _percent(value: float, largest: float) -> str:
+def _percent(value: float, largest: float, direction: Direction = "nearest") -> str:
     """100·value with the digits that a number up to ``largest`` deserves."""
-    return f"{100 * value:.1f}" if largest >= 0.01 or largest == 0 else f"{100 * value:.3f}"
+    return fixed(value, 1 if largest >= 0.01 or largest == 0 else 3, direction, scale=100)
 
 
 def _limits(entry: Mapping[str, Any]) -> str:
-    """``92.4 to 93.8``, in percent."""
-    return f"{_percent(entry['lower'], entry['upper'])} to {_percent(entry['upper'], entry['upper'])}"
+    """``92.4 to 93.8``, in percent; never narrower than measured."""
+    return f"{_percent(entry['lower'], entry['upper'], 'down')} to {_percent(entry['upper'], entry['upper'], 'up')}"
 
 
 def with_interval(entry: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffusion_privacy.reports.arrays import ModelArrays
-from diffusion_privacy.reports.wording import record_name, significant
+from diffusion_privacy.reports.wording import fixed, record_name, significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,8 +99,9 @@ def _mark_t_prime(axes: Axes, record: Mapping[str, Any], prominent: bool) -> lis
         if entry["value"] is None:
             words.append(f"{title} none")
             continue
-        sign = {"above": "≥ ", "below": "≤ "}.get(entry.get("censored") or "", "")
-        words.append(f"{title} {sign}{entry['value']:.2f}")
+        # The statistical one is a lower limit.
+        shown = f"≥ {fixed(entry['value'], 2, 'down')}" if name == "statistical" else f"{entry['value']:.2f}"
+        words.append(f"{title} {shown}")
         look: dict[str, Any] = (
             {"color": "black", "ymax": 1.0, "label": words[-1]} if prominent else {"color": "#8a8a8a", "ymax": 0.12}
         )

@@ -224,8 +224,8 @@ def baselines(release: Mapping[str, Any]) -> str:
 
 
 def _bracket(entry: Mapping[str, Any]) -> str:
-    low = "no level passed" if entry["lower"] is None else f"at least {entry['lower']:.2f}"
-    high = "" if entry["upper"] is None else f", below {entry['upper']:.2f}"
+    low = "no level passed" if entry["lower"] is None else f"at least {wording.fixed(entry['lower'], 2, 'down')}"
+    high = "" if entry["upper"] is None else f", below {wording.fixed(entry['upper'], 2, 'up')}"
     return low + high + ("" if entry["finished"] else " (draws ran out)")
 
 

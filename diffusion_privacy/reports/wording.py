@@ -29,6 +29,18 @@ def significant(value: float, digits: int = 2, direction: Direction = "nearest")
     return f"{number:,.{max(0, digits - 1 - exponent)}f}"
 
 
+def fixed(value: float, places: int, direction: Direction = "nearest", scale: int = 1) -> str:
+    """``scale · value`` with so many digits after the point."""
+    number = Decimal(repr(float(value))) * scale
+    # Adding 0 turns −0 into 0.
+    return f"{number.quantize(Decimal(1).scaleb(-places), rounding=ROUNDING[direction]) + 0:f}"
+
+
+def plain(text: str) -> str:
+    """A printed number without zeros at the end that say nothing."""
+    return text.rstrip("0").rstrip(".") if "." in text and "×" not in text else text
+
+
 def rate(probability: float, direction: Direction = "nearest") -> str:
     """A probability as a count in 10,000, without the unit; a limit above 1 is shown as 1.
 
@@ -44,7 +56,7 @@ def percent(probability: float, direction: Direction = "nearest") -> str:
         text = str(number.quantize(Decimal("0.01"), rounding=ROUNDING["down" if direction == "nearest" else direction]))
     else:
         text = significant(float(number), 3, direction)
-    return f"{text.rstrip('0').rstrip('.') if '.' in text and '×' not in text else text}\u00a0%"
+    return f"{plain(text)}\u00a0%"
 
 
 def interval(entry: Mapping[str, Any], value: str = "value") -> str:
@@ -102,7 +114,8 @@ def statistical_t_prime(entry: Mapping[str, Any]) -> str:
     """t' by confidence limits: a lower limit, since a level that did not pass may still give the record back."""
     if entry["value"] is None:
         return "not shown at any tested level"
-    return f"at least {entry['value']:.3g}{', the largest level tested' if entry['censored'] == 'above' else ''}"
+    edge = ", the largest level tested" if entry["censored"] == "above" else ""
+    return f"at least {plain(significant(entry['value'], 3, 'down'))}{edge}"
 
 
 def statistical_terms(entry: Mapping[str, Any]) -> str:

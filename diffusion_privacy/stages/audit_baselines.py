@@ -50,6 +50,15 @@ def _latent(subject: baselines.Subject, space: Space, samples: np.ndarray) -> ba
     )
 
 
+def _with_left_out(row: baselines.Row, count: int) -> baselines.Row:
+    """The row with a note on ``count`` held-out records that were none; canaries are looked at without any."""
+    if not count or row.name.startswith("one_run"):
+        return row
+    return dataclasses.replace(
+        row, notes=(*row.notes, f"held-out records that equal a training record, left out: {count}")
+    )
+
+
 def rows(
     study: Study,
     workdir: Workdir,
@@ -62,8 +71,9 @@ def rows(
 ) -> list[entries.Baseline]:
     """What ``audit.baselines`` asks for, as entries of release.json; empty when it asks for nothing.
 
-    Members are the model's training set; non-members the held-out and control records, clean. In latent space
-    those that ask the score get latents, those that compare images get decoded ones.
+    Members are the model's training set; non-members the held-out and control records, clean and without those that
+    equal a training record, which a note counts. In latent space those that ask the score get latents, those that
+    compare images get decoded ones.
 
     Args:
       study, workdir, roles: of the run.
@@ -75,7 +85,7 @@ def rows(
     chosen = study.audit.baselines
     if not chosen:
         return []
-    held_out = np.concatenate([roles.held_out.image, roles.controls.image])
+    held_out, numbers = common.never_seen(roles, name)
     network = cast(Classifier | Embedder, common.classifiers(study)["identity"].network)
     trunk = ConvTrunk(network.channels, network.max_channels, network.dtype)
     params: Any = common.load_classifiers(workdir)["identity"]
@@ -98,6 +108,7 @@ def rows(
         latent = _latent(subject, space, drawn["latents"])
         asked = [(kind, latent if kind in baselines.ASK_THE_SCORE else subject) for kind in chosen]
         found = [row for kind, whom in asked for row in baselines.run((kind,), whom)]
+    found = [_with_left_out(row, len(roles.held_out) + len(roles.controls) - len(numbers)) for row in found]
     for row in found:
         if row.value is not None:
             upper = math.inf if row.upper is None else row.upper

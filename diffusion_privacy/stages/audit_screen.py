@@ -124,23 +124,18 @@ def screen(
 
 
 def _never_seen(roles: common.Roles, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out and control records ``[m, H, W, C]`` and their numbers ``[m]``, without those that were seen after all.
+    """`study.never_seen` for the balls and ranks of a screening.
 
     Raises:
       InputError: fewer than `settings.FEWEST_HELD_OUT` are left.
     """
-    images = np.concatenate([roles.held_out.image, roles.controls.image])
-    numbers = np.concatenate([roles.held_out.index, roles.controls.index])
-    seen = {image.tobytes() for image in np.asarray(roles.train[name].image)}
-    kept = [i for i, image in enumerate(images) if image.tobytes() not in seen]
-    if len(kept) < len(images):
-        _LOG.warning("audit %s: %d held-out records equal a training record", name, len(images) - len(kept))
-    if len(kept) < FEWEST_HELD_OUT:
+    images, numbers = common.never_seen(roles, name)
+    if len(images) < FEWEST_HELD_OUT:
         raise InputError(
             f"config.audit.screen: expected at least {FEWEST_HELD_OUT} held-out records that equal no training record "
-            f"of {name}, got {len(kept)}"
+            f"of {name}, got {len(images)}"
         )
-    return images[kept], numbers[kept]
+    return images, numbers
 
 
 def _rank(

@@ -130,20 +130,29 @@ def by_class(settings: PrivateStudy, parts: Parts[Any]) -> bool:
 
 
 def link(
-    released_z: np.ndarray, labels: np.ndarray, gallery_z: np.ndarray, classes: np.ndarray, level: float, by_class: bool
+    released_z: np.ndarray,
+    labels: np.ndarray,
+    gallery_z: np.ndarray,
+    classes: np.ndarray,
+    level: float,
+    by_class: bool,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Top-1 and rank-10 rates of the attack; record i of the release comes from candidate i.
 
     Where the class is public the attacker looks among candidates of that class only, which is harder on the release
     than the whole gallery: the class itself gives nothing away then, and chance is k over the size of the class.
+    ``seed`` breaks ties, by itself in each class.
     """
     hits, chance = dict.fromkeys(KS, 0), dict.fromkeys(KS, 0.0)
     similarity, n = 0.0, len(labels)
-    for rows, candidates in _groups(labels, classes, by_class):
+    for number, (rows, candidates) in enumerate(_groups(labels, classes, by_class)):
         ks = [min(k, len(candidates)) for k in KS]
         # An attacker without the right candidate has nothing to find: truth is always in the gallery here.
         truth = np.searchsorted(candidates, rows)
-        found = linkage(released_z[rows], gallery_z[candidates], truth, sorted(set(ks)), level)
+        # Ties are broken anew in each class: broken alike, the ranks of a release of constants would repeat, class by
+        # class, and hits would come in bunches that the binomial law of the p-value does not know.
+        found = linkage(released_z[rows], gallery_z[candidates], truth, sorted(set(ks)), level, seed=(seed, number))
         similarity += found.similarity * len(rows) / n
         for k, cut in zip(KS, ks, strict=True):
             hits[k] += found.rates[cut].hits
@@ -180,7 +189,7 @@ def _linkage(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any], flow: 
         name: str, kind: str, epsilon: float | None, images: np.ndarray, told: np.ndarray = given
     ) -> dict[str, Any]:
         z, _ = attacker.encode(images, told, rng.stream(seed, "attack"))
-        found = link(np.nan_to_num(z), alike(told), gallery, alike(given), level, within)
+        found = link(np.nan_to_num(z), alike(told), gallery, alike(given), level, within, seed)
         return {"name": name, "kind": kind, "epsilon": epsilon, **found}
 
     entries = []

@@ -75,7 +75,7 @@ def load_parts(settings: PrivateStudy, workdir: Workdir) -> Parts[Any]:
         parts = Parts(*split_records(source, (wanted.public, wanted.private, wanted.test), settings.seed))
     by_name = {f.name: getattr(parts, f.name) for f in dataclasses.fields(parts)}
     index = {name: part.index for name, part in by_name.items()}
-    reading.write_split(workdir, parts.public, index, {name: part.identity for name, part in by_name.items()})
+    reading.write_split(workdir, parts.public, index, {name: part.identity for name, part in by_name.items()}, by_name)
     order = private_order.places(workdir, parts.private.index)
     return dataclasses.replace(parts, private=parts.private.take(order))
 

@@ -326,7 +326,8 @@ def audit_copy(settings: Joined, workdir: Workdir, sets: Sets, setup: audit_stag
     records = [_copy_record(setup, r, int(hits[r]), images, len(private), int(found[r])) for r in range(count)]
     gallery, _ = flow.encode(private.image, private.label, rng.stream(seed, "gallery"))
     z, _ = flow.encode(released.image, released.label, rng.stream(seed, "attack"))
-    linked = cadp_audit.link(np.nan_to_num(z), released.label, gallery, private.label, level, private.num_classes > 1)
+    several = private.num_classes > 1
+    linked = cadp_audit.link(np.nan_to_num(z), released.label, gallery, private.label, level, several, seed)
     linkage = {"name": "private copy", "kind": "released", "epsilon": settings.epsilon, **linked}
     risk = {"records": records, "linkage": linkage, "attack": _nearest_attack(settings, sets, released)}
     workdir.write_json(workdir.path("audit", f"{common.COPY}.json"), risk)

@@ -69,8 +69,8 @@ def load_sets(settings: Joined, workdir: Workdir) -> Sets:
     records that are not marked, both once.
 
     Raises:
-      InputError: too few people for the marked records or the controls; as `reading.write_split` and
-        `private_order.places`.
+      InputError: too few people for the marked records or the controls; as `reading.write_split` (other records than
+        when the workdir was made) and `private_order.places`.
     """
     source = reading.load(settings.data)
     shares = settings.split
@@ -97,7 +97,7 @@ def load_sets(settings: Joined, workdir: Workdir) -> Sets:
     roles = score_study.Roles(clean.take(np.arange(count)), held, marked, params, test, train)
     rows = {"public": public, "private": listed, "marked": roles.private, "controls": held, "test": test}
     index = {name: one.index for name, one in rows.items()}
-    reading.write_split(workdir, source, index, {name: one.identity for name, one in rows.items()})
+    reading.write_split(workdir, source, index, {name: one.identity for name, one in rows.items()}, rows)
     return Sets(parts, roles)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from diffusion_privacy.data.table_rows import Rows
 from diffusion_privacy.errors import InputError, MissingDataError
 from diffusion_privacy.settings import Data
 from diffusion_privacy.stages.workdir import Workdir
+
+_LOG = logging.getLogger(__name__)
 
 
 def _with_instruction(error: MissingDataError, data: Data) -> MissingDataError:
@@ -46,40 +49,60 @@ def load(data: Data) -> Records:
 
 
 def write_split(
-    workdir: Workdir, like: Records | Rows, index: Mapping[str, np.ndarray], identity: Mapping[str, np.ndarray]
+    workdir: Workdir,
+    like: Records | Rows,
+    index: Mapping[str, np.ndarray],
+    identity: Mapping[str, np.ndarray],
+    sets: Mapping[str, Records | Rows],
 ) -> None:
-    """Writes once who is in which set, so that anyone can check that nobody is in two; later looks whether it is so.
+    """Writes once who is in which set, so that anyone can check that nobody is in two; later refuses other records.
 
     split.json holds the records' numbers in the source by set. data.json holds, of images, shape, grey levels, how
     files without an order were listed and what was done to the stored images, and, where several records are one
     person's, a pseudonym a record in the order of split.json: one person has one pseudonym in all sets, and the salt
-    behind it is kept nowhere (`people.pseudonyms`).
+    behind it is kept nowhere (`people.pseudonyms`). Its ``digests`` say what the records were. A source may change
+    between two stages (another export, a file that came or went, another library that resamples); what was trained on
+    would then be taken for held out.
 
     Args:
-      workdir: where to.
+      workdir: where to. A workdir of a version that kept no digests gets them now.
       like: records of the source.
       index, identity: int [n] by set, see `Records`.
+      sets: the records by set, clean: a fingerprint planted elsewhere may differ in the last bit. Sets whose records
+        are all in another one may be left out.
 
     Raises:
-      InputError: the sets are others than those written down: numbers would mean other records.
+      InputError: a set holds other records than when this workdir was made.
     """
-    path = workdir.path("split.json")
-    if path.exists():
-        _check_same(workdir, like, index)
+    path, described = workdir.path("split.json"), workdir.path("data.json")
+    digests = {name: one.digest for name, one in sets.items()}
+    numbers = {name: value.tolist() for name, value in index.items()}
+    if not path.exists():
+        workdir.write_json(described, {**_described(like, index, identity), "digests": digests})
+        workdir.write_json(path, numbers)
         return
-    workdir.write_json(workdir.path("data.json"), _described(like, index, identity))
-    workdir.write_json(path, {name: numbers.tolist() for name, numbers in index.items()})
+    found = workdir.read_json(described) if described.exists() else _described(like, index, identity)
+    listed = {name: like.listing if isinstance(like, Records) else "" for name in numbers}
+    _require_same(workdir, like.name, _other(listed, dict.fromkeys(numbers, found.get("listing", ""))))
+    _require_same(workdir, like.name, _other(numbers, workdir.read_json(path)))
+    known = found.get("digests", {})
+    _require_same(workdir, like.name, _other(digests, known))
+    if missing := [name for name in digests if name not in known]:
+        _LOG.info("%s: no digest of %s there yet, as an earlier version left it; written now", described, missing)
+        workdir.write_json(described, {**found, "digests": {**known, **digests}})
 
 
-def _check_same(workdir: Workdir, like: Records | Rows, index: Mapping[str, np.ndarray]) -> None:
-    written, data = workdir.read_json(workdir.root / "split.json"), workdir.root / "data.json"
-    listing = workdir.read_json(data).get("listing", "") if data.exists() else ""
-    now = like.listing if isinstance(like, Records) else ""
-    if listing != now or any(written[name] != index[name].tolist() for name in set(written) & set(index)):
+def _other(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """The names under which both have something, and not the same."""
+    return [name for name, value in now.items() if name in then and then[name] != value]
+
+
+def _require_same(workdir: Workdir, source: str, other: list[str]) -> None:
+    if other:
         raise InputError(
-            f"{workdir.root / 'split.json'}: {like.name} would have other records in the sets than when this workdir "
-            "began; expected the data as they were, or another workdir (this version lists class folders in another "
-            "order than earlier ones, and rows of a table that are left out have places)"
+            f"{source}: holds other records now than when {workdir.root} was made (sets {', '.join(other)}); models "
+            "there may have been trained on what is held out now; expected the data as they were, or another --workdir "
+            "(earlier versions listed class folders in another order, and gave no place to rows that are left out)"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import jax
@@ -28,6 +29,8 @@ from diffusion_privacy.tasks import Classify, ScoreTask
 from diffusion_privacy.training import rng
 from diffusion_privacy.training.checkpoint import restore_ema
 from diffusion_privacy.types import SDE, PyTree, ScoreFn
+
+_LOG = logging.getLogger(__name__)
 
 MODELS = ("careless", "careful")
 """The two models that are audited."""
@@ -126,9 +129,15 @@ def split(study: Study, source: Records) -> dict[str, np.ndarray]:
 
 
 def load_roles(study: Study, workdir: Workdir, source: Records | None = None) -> Roles:
-    """Loads the source unless it is given, splits it and plants the fingerprints; writes split.json once."""
+    """Loads the source unless it is given, splits it and plants the fingerprints; writes split.json once.
+
+    Raises:
+      InputError: too few records, or others than when the workdir was made (`reading.write_split`).
+    """
     source = reading.load(study.data) if source is None else source
     rows = split(study, source)
+    train = {name: source.take(rows[name]) for name in trained(study)}
+    _write_split(workdir, source, rows, train["careful"])
     mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
     private, controls = source.take(rows["private"]), source.take(rows["controls"])
     clean = source.take(np.concatenate([rows["private"], rows["controls"]]))
@@ -138,16 +147,40 @@ def load_roles(study: Study, workdir: Workdir, source: Records | None = None) ->
     params = [
         {name: np.asarray(value)[i].tolist() for name, value in planted.params.items()} for i in range(len(clean))
     ]
-    train = {name: source.take(rows[name]) for name in trained(study)}
     for name in MODELS:
         images = np.array(train[name].image)
         images[train[name].index == private.index[0]] = marked.image[0]
         train[name] = train[name].with_images(images)
-    index = {name: source.index[value] for name, value in rows.items()}
-    reading.write_split(workdir, source, index, {name: source.identity[value] for name, value in rows.items()})
     canaries = source.take(rows["canaries"]) if len(rows["canaries"]) else None
     included = np.isin(rows["canaries"], rows["planted"]) if canaries is not None else None
     return Roles(private, controls, marked, params, source.take(rows["held_out"]), train, canaries, included)
+
+
+def _write_split(workdir: Workdir, source: Records, rows: dict[str, np.ndarray], careful: Records) -> None:
+    """`reading.write_split`; the other sets are parts of those with a digest, at places that the settings decide."""
+    apart = ("private", "controls", "held_out", "canaries")
+    sets = {"careful": careful, **{name: source.take(rows[name]) for name in apart if len(rows[name])}}
+    index = {name: source.index[value] for name, value in rows.items()}
+    who = {name: source.identity[value] for name, value in rows.items()}
+    reading.write_split(workdir, source, index, who, sets)
+
+
+def never_seen(roles: Roles, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out and control records ``[m, H, W, C]`` and their numbers ``[m]``, without those that were seen after all.
+
+    One that equals a training record of the model ``name`` (data sets hold an image twice, under two names) tells of
+    that record and not of the model's usual distance from what it never saw: it is left out, with a line in the log.
+    """
+    images = np.concatenate([roles.held_out.image, roles.controls.image])
+    numbers = np.concatenate([roles.held_out.index, roles.controls.index])
+    # The held-out records are few: a set of all training images would hold the data once more.
+    held = [image.tobytes() for image in images]
+    wanted = set(held)
+    seen = {key for image in roles.train[name].image if (key := image.tobytes()) in wanted}
+    kept = np.array([key not in seen for key in held])
+    if not kept.all():
+        _LOG.warning("audit %s: %d held-out records equal a training record", name, int(np.sum(~kept)))
+    return images[kept], numbers[kept]
 
 
 def make_sde(study: Study) -> SDE:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from diffusion_privacy.anonymity.intervals import clopper_pearson, lower_limit, rate, upper_limit
+from diffusion_privacy.anonymity.intervals import clopper_pearson, lower_limit, outwards, rate, upper_limit
 from diffusion_privacy.errors import InputError
 
 
@@ -21,6 +23,14 @@ def test_known_values() -> None:
     assert upper_limit(0, 16, 0.95) == pytest.approx(0.171, abs=5e-4)
     assert upper_limit(0, 30_000, 0.95) == pytest.approx(1.0e-4, abs=5e-7)
     assert lower_limit(20, 20, 0.95) == pytest.approx(0.05 ** (1 / 20))
+
+
+@given(st.floats(-1e9, 1e9), st.integers(1, 6))
+def test_a_limit_in_a_sentence_is_never_narrower_than_it_is(limit: float, digits: int) -> None:
+    low, high = (float(outwards(limit, direction, digits)) for direction in ("down", "up"))
+    assert low <= limit <= high
+    assert high - low <= 10.0 ** (1 - digits) * abs(limit) * (1 + 1e-9)
+    assert outwards(float("inf"), "up") == "inf"
 
 
 def test_limits_are_where_the_tail_probability_equals_the_allowance() -> None:

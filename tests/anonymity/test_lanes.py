@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,10 @@ import pytest
 from jax.tree_util import Partial
 
 from diffusion_privacy.anonymity import lanes
+from diffusion_privacy.diffusion.given_model import from_denoiser
+from diffusion_privacy.diffusion.sde import VP
+from diffusion_privacy.networks.build import build
+from diffusion_privacy.tasks import ScoreTask
 from diffusion_privacy.training.sharding import data_mesh
 
 TRACES: list[str] = []
@@ -99,6 +105,96 @@ def test_keys_are_a_function_of_the_indices() -> None:
     assert len(np.unique(keys, axis=0)) == 30
     alone = lanes.lane_keys(key, jnp.array([4]), jnp.array([3]))
     np.testing.assert_array_equal(jax.random.key_data(alone)[0], keys[4 * 5 + 3])
+
+
+class Net:
+    """Holds its weights as nnx modules do: training exchanges them, the object stays."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, *args):
+        TRACES.append("Net")
+        return self.factor * next(x for x in args if jnp.ndim(x) == 2)
+
+    def apply(self, params, x):
+        return self(params, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Around:
+    """Compared by its fields, one of which is compared by identity."""
+
+    net: Net
+
+    def __call__(self, params, x):
+        return self.net(params, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    power: int
+
+    def __call__(self, factor, x):
+        TRACES.append("Scale")
+        return factor**self.power * x
+
+
+HOLDERS = {
+    "itself": lambda net: net,
+    "bare partial": Partial,
+    "function without parameters": lambda net: Partial(lambda x: net(x)),
+    "method": lambda net: Partial(net.apply, jnp.ones(2)),
+    "dataclass": lambda net: Partial(Around(net), jnp.ones(2)),
+    "partial within": lambda net: Partial(lambda inner, scale, x: scale * inner(x), Partial(net), jnp.float32(1)),
+    "within a list": lambda net: Partial(lambda held, x: held[0](held[1], x), [Partial(net), jnp.float32(1)]),
+    "by keyword": lambda net: Partial(lambda x, inner, scale: scale * inner(x), inner=Partial(net), scale=np.ones(3)),
+    "score of a denoiser": lambda net: from_denoiser(net, VP(), "score"),
+}
+
+
+def _product(static: None, operand, batch):
+    return operand(batch["x"])
+
+
+def _score_of(static: None, operand, batch):
+    return operand(batch["x"], jnp.ones(len(batch["x"])) * 0.5)
+
+
+@pytest.mark.parametrize("held", HOLDERS)
+def test_weights_that_are_exchanged_between_two_audits_are_those_of_the_second(held) -> None:
+    """Compiled programs are found by identity: the second audit would get the first one's numbers."""
+    net, batch, found = Net(2.0), inputs(4), []
+    given, lane = HOLDERS[held](net), _score_of if held == "score of a denoiser" else _product
+    for factor in (2.0, 5.0):
+        net.factor = factor
+        audited = lanes.fresh(given)
+        before = len(TRACES)
+        found += [lanes.run(lane, None, audited, batch) for _ in range(2)]
+        assert len(TRACES) - before <= 1  # one audit, one program
+    for got, factor in zip(found, (2.0, 2.0, 5.0, 5.0), strict=True):
+        np.testing.assert_allclose(got, factor * batch["x"], rtol=1e-6)
+
+
+def test_models_whose_weights_are_leaves_share_a_program_between_audits() -> None:
+    batch = inputs(4)
+
+    def traces(make) -> int:
+        before = len(TRACES)
+        for factor in (2.0, 3.0):
+            got = lanes.run(_product, None, lanes.fresh(make(factor)), batch)
+            np.testing.assert_allclose(got, factor * batch["x"], rtol=1e-6)
+        return len(TRACES) - before
+
+    def counted(factor, x):
+        TRACES.append("counted")
+        return factor * x
+
+    assert traces(lambda factor: Partial(counted, jnp.float32(factor))) == 1
+    assert traces(lambda factor: Partial(Scale(1), jnp.float32(factor))) == 1
+    task = ScoreTask(build("mlp", hidden=8, depth=1), VP(), 4)
+    score = task.score({"w": jnp.ones(2)})
+    assert jax.tree.structure(lanes.fresh(score)) == jax.tree.structure(score)
 
 
 def test_bad_requests_are_refused() -> None:

@@ -127,6 +127,10 @@ def test_what_cannot_be_said_says_so(subjects):
     assert [row.value is None for row in rows] == [True, True, False, True, True]
     assert "at least 99 negatives" in rows[0].notes[0]
     assert "no feature network" in rows[1].notes[0]
+    seen = np.concatenate([subjects[1].non_members[1:], subjects[1].members[7:8]])
+    (row,) = baselines.run(("copy_ratio",), dataclasses.replace(subjects[1], non_members=seen))
+    assert (row.value, row.lower, row.upper) == (None, None, None)
+    assert "held-out records equal training records" in row.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,10 @@ def test_a_memoriser_is_extracted_and_the_law_is_not():
     # Fresh draws fall below at the requested rate: Beta-binomial, k = 1 of 150; more than 25 of 400 has p < 1e-4.
     share = calibrated_copy_ratio(fresh, training, held_out).share
     assert share.hits <= 25
+    # One held-out record that is a training record brings the threshold to 0: not "no copy", but nothing.
+    held_out[5] = training[5]
+    none = calibrated_copy_ratio(copied, training, held_out)
+    assert (none.share, none.threshold) == (None, 0)
 
 
 def brute_cliques(points: np.ndarray, distance: float, size: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,16 @@ def test_constants_and_copies_are_at_chance():
         for k in (1, 10):
             p = k / 20
             assert abs(result.rates[k].value - p) < 4.5 * math.sqrt(p * (1 - p) / 2000)
+
+
+def test_the_sentence_names_its_level_and_rounds_outwards():
+    """A level of .975 was printed as 98 %."""
+    z = np.random.default_rng(6).normal(size=(37, 8))
+    found = linkage(z, z + np.random.default_rng(7).normal(size=z.shape), np.arange(37), ks=(1,), level=0.975)
+    rate, text = found.rates[1], found.above_chance(1, 0.975).sentence
+    lower, upper = re.search(r"97\.5 % interval (\S+) to (\S+);", text).groups()
+    assert float(lower) <= rate.lower < float(lower) + 0.001
+    assert float(upper) >= rate.upper > float(upper) - 0.001
 
 
 def test_bad_input_is_refused():

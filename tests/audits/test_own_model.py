@@ -161,6 +161,50 @@ def test_the_audit_refuses_a_wrong_schedule_unless_told_not_to_look() -> None:
     assert any("were not checked" in note for note in found.records[0].verdict.assumes)
 
 
+class Net:
+    """Holds its weights as nnx modules do: training exchanges them, the object stays."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def __call__(self, x, t):
+        return atom_models.AtomScore(VP())(self.weights, x, t)
+
+    def far(self, x, record):
+        return jnp.sqrt(jnp.sum(jnp.square((x - record) * self.weights), axis=1))
+
+
+def test_an_object_that_went_on_training_is_audited_as_it_is_now(monkeypatch) -> None:
+    """One object, audited in two epochs: both audits ran the program that was compiled for the first."""
+
+    def drawn(work, copy):
+        key = jax.random.key(0)
+        return own_model.montecarlo.sample(work.model.chain, work.model.score, (DIM,), 8, key), work.balls[0].radius
+
+    monkeypatch.setattr(own_model, "_run", drawn)
+    net, distance = Net(TRAIN[:1]), Net(1.0)
+    given, found = GivenModel(given_model.from_denoiser(net, VP(), "score"), CHAIN), []
+    for weights, unit in ((TRAIN[:1], 1.0), (TRAIN[5:6], 3.0)):
+        net.weights, distance.weights = weights, unit
+        # A method is another object each time, and equal: of the same function and object.
+        found.append(audit_model(given, TRAIN[:1], HELD, n_train=20, plan=PLAN, distance=distance.far))
+        near = np.abs(found[-1][0] - weights).max()
+        assert near < 0.2
+    assert found[1][1] == pytest.approx(3 * found[0][1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_model_that_learnt_a_record_between_two_audits_leaks_in_the_second() -> None:
+    net = Net(np.concatenate([TRAIN[:3], TRAIN[4:]]))
+    model = GivenModel(net, CHAIN)
+    before = audit_model(model, TRAIN[3:4], HELD, n_train=20, plan=PLAN).records[0]
+    net.weights = TRAIN
+    after = audit_model(model, TRAIN[3:4], HELD, n_train=20, plan=PLAN).records[0]
+    assert before.direct.hits == 0
+    assert after.verdict.status == verdict.LEAKS
+    assert after.verdict.lower < 1 / 20 < after.verdict.upper
+
+
 def bad_score(kind: str):
     return {
         "nan": lambda x, t: jnp.where(t[:, None] < 0.2, jnp.nan, -x),

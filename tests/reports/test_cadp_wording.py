@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_wording import number
 
-from diffusion_privacy.reports import cadp_page, cadp_schema, cadp_wording
+from diffusion_privacy.reports import cadp_figures, cadp_page, cadp_schema, cadp_wording
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,19 @@ def test_an_attack_that_could_not_contradict_a_promise_does_not_speak_for_it() -
 
 def test_a_refuted_promise_stays_refuted() -> None:
     assert '<span class="status leaks">refuted</span>' in promise(part(lower=1.2))
+
+
+def test_captions_name_the_level_that_was_used() -> None:
+    """.975 was printed as 98 %."""
+    release = part()
+    entry = {"value": 0.5, "lower": 0.4, "upper": 0.6, "level": 0.975, "chance": 0.1, "p_value": 1.0, "seeds": [0.5]}
+    for arm in release["arms"]:
+        arm["accuracy"] = entry
+    release["linkage"] = [
+        {"name": "", "kind": "released", "epsilon": e, "rank1": entry, "rank10": entry} for e in (1, 8)
+    ]
+    for figure in (cadp_figures.utility, cadp_figures.linkage):
+        assert figure(release)[3].startswith("Bars: 97.5\u00a0%")
 
 
 @given(st.floats(-1.0, 50.0))

@@ -73,7 +73,7 @@ def test_sections_and_numbers(hidden: Path) -> None:
     assert places == sorted(places)
     assert release["answer"].replace("\u00a0", " ") in text
     for part in (
-        "Four ways to share the same records", "15 (13 to 18)", "4.1 % (2.9 to 5.7); guessing 1.8 %",
+        "Four ways to share the same records", "15 (13 to 18)", "4.1 % (2.8 to 5.8); guessing 1.8 %",
         "540 non-members give no rate below 1 in 540", "321 at most, 97.5 % confidence each", "says nothing",
         "memoriser, 1/n: 19",
         "60 times (each record drawn with probability 0.25, then Gaussian noise, multiplier 1.13)",

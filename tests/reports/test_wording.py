@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_release import make_release
 
-from diffusion_privacy.reports import schema, wording
+from diffusion_privacy.reports import cadp_table_wording, cadp_wording, schema, tables, wording
 
 _DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 
@@ -55,6 +58,58 @@ def test_rate(value: float, text: str) -> None:
 )
 def test_percent(value: float, direction: wording.Direction, text: str) -> None:
     assert wording.percent(value, direction) == text
+
+
+@given(st.floats(-1e6, 1e6), st.integers(0, 4), st.sampled_from([1, 100]))
+def test_fixed_places_round_as_asked(value: float, places: int, scale: int) -> None:
+    low, near, high = (
+        Decimal(wording.fixed(value, places, direction, scale)) for direction in ("down", "nearest", "up")
+    )
+    exact, unit = Decimal(repr(value)) * scale, Decimal(1).scaleb(-places)
+    assert low <= exact <= high <= low + unit
+    assert abs(near - exact) <= unit / 2
+    assert "-0" not in {str(low), str(near), str(high)}
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.booleans())
+def test_t_prime_is_never_printed_higher_than_shown(one: float, two: float, finished: bool) -> None:
+    lower, upper = sorted((one, two))
+    entry = {"value": lower, "censored": None}
+    assert number(wording.statistical_t_prime(entry).removeprefix("at least ")) <= lower * (1 + 1e-12)
+    shown = tables._bracket({"lower": lower, "upper": upper, "finished": finished})
+    low, high = re.fullmatch(r"at least (\S+), below ([^ ]+)( \(draws ran out\))?", shown).groups()[:2]
+    assert float(low) <= lower
+    assert float(high) >= upper
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_intervals_of_private_copies_round_outwards(one: float, two: float, three: float) -> None:
+    lower, value, upper = sorted((one, two, three))
+    entry = {"value": value, "lower": lower, "upper": upper}
+    for shown, scale in ((cadp_wording.with_interval(entry), 100), (cadp_table_wording.number(entry), 1)):
+        low, high = re.search(r"\((.*)\sto\s(.*)\)", shown).groups()
+        assert Decimal(low) <= Decimal(repr(lower)) * scale
+        assert Decimal(high) >= Decimal(repr(upper)) * scale
+
+
+@given(st.floats(-1.0, 1.0))
+def test_a_coefficient_below_zero_rounds_outwards_too(value: float) -> None:
+    shown = cadp_table_wording.number({"value": value, "lower": value, "upper": value})
+    low, high = re.search(r"\((.*)\sto\s(.*)\)", shown).groups()
+    assert Decimal(low) <= Decimal(repr(value)) <= Decimal(high)
+
+
+@given(st.floats(1e-6, 1.0))
+def test_a_p_value_is_never_printed_smaller(value: float) -> None:
+    assert value <= float(cadp_wording.small(value)) <= 2.0 * value
+
+
+def test_what_was_printed_narrower_than_measured() -> None:
+    assert tables._bracket({"lower": None, "upper": 0.004, "finished": True}) == "no level passed, below 0.01"
+    assert wording.statistical_t_prime({"value": 2 / 3, "censored": None}) == "at least 0.666"
+    found = cadp_wording.with_interval({"value": 0.0132, "lower": 0.01019, "upper": 0.01721})
+    assert found == "1.3 % (1.0 to 1.8)".replace(" ", "\u00a0")
+    assert wording.percent(0.975) == "97.5\u00a0%"
 
 
 def test_interval_has_value_unit_level_and_limits() -> None:

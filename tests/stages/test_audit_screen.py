@@ -15,7 +15,7 @@ from oracles.atom_models import AtomScore
 from diffusion_privacy import settings
 from diffusion_privacy.anonymity import montecarlo
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.stages import audit_screen
+from diffusion_privacy.stages import audit_baselines, audit_screen
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.spaces import Space
 from diffusion_privacy.stages.workdir import Workdir
@@ -142,6 +142,30 @@ def test_held_out_records_that_were_seen_after_all_are_left_out(tmp_path):
     roles = dataclasses.replace(roles, held_out=roles.held_out.with_images(copied))
     with pytest.raises(InputError, match=r"config\.audit\.screen: expected at least 19 held-out records"):
         audit_screen._never_seen(roles, "careless")
+
+
+@pytest.mark.parametrize("seen", [0, 1])
+def test_a_held_out_record_that_was_seen_after_all_hides_no_copies_from_the_baselines(tmp_path, monkeypatch, seen):
+    """Every draw is a copy: one held-out record that equals a training record brought the share from 100 % to 0 %."""
+    chosen = ("copy_ratio", "extraction", "one_run")
+    study = study_of(**{"split.held_out": 150, "split.canaries": 8, "audit.baselines": chosen})
+    workdir = Workdir(tmp_path, study)
+    roles = common.load_roles(study, workdir)
+    images = np.array(roles.held_out.image)
+    images[:seen] = roles.train["careless"].image[5]
+    roles = dataclasses.replace(roles, held_out=roles.held_out.with_images(images))
+    monkeypatch.setattr(common, "load_classifiers", lambda workdir: {"identity": {"params": {"trunk": {}}}})
+    drawn = {"images": np.repeat(roles.train["careless"].image, 10, axis=0)}
+    score = Partial(lambda x, t: x)
+    found = audit_baselines.rows(study, workdir, roles, score, Space(), drawn, "careless", 64)
+    rows = {row["name"]: row for row in found}
+    assert rows["copy_ratio"]["value"] == rows["extraction"]["value"] == 1
+    said = [
+        name
+        for name, row in rows.items()
+        if "held-out records that equal a training record, left out: 1" in row["notes"]
+    ]
+    assert said == ([] if not seen else ["copy_ratio", "extraction", "extraction: excess over held-out records"])
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,21 @@ def test_linkage_by_class_counts_against_the_chance_of_the_class():
     assert whole["rank1"]["chance"] == pytest.approx(1 / 60)
 
 
+def test_a_release_that_holds_nothing_is_not_linked_whatever_its_classes():
+    """Constants are ties alone. "Linked" at 2.5 % and less: 26 or more of 400 come with probability 1e-5.
+
+    With one seed for all ten classes their ranks were the same ten times over, and 103 were called linked.
+    """
+    labels, constant = np.repeat(np.arange(10), 30), np.ones((300, 4))
+    found = [
+        cadp_audit.link(constant, labels, -constant, labels, 0.95, by_class=True, seed=seed)["rank1"]
+        for seed in range(400)
+    ]
+    assert sum(entry["p_value"] <= 0.025 for entry in found) <= 25
+    # Binomial: hits of 300 at 1/30 have the deviation 3.1; bunches of ten had 9.8.
+    assert np.std([entry["hits"] for entry in found]) == pytest.approx(np.sqrt(300 / 30 * 29 / 30), rel=0.2)
+
+
 def test_inversion_is_measured_where_the_decoder_works():
     matched, plain = study(), study({"release.prior_matched": False, "release.epsilons": (4.0,)})
     assert cadp_audit.decoded_spread(matched, 64, 300) == 1.0

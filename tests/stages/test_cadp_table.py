@@ -193,6 +193,17 @@ def test_a_column_of_persons_keeps_them_in_one_share_and_is_no_column_of_the_tab
         read_csv(file, person="nobody")
 
 
+def test_a_table_that_changes_between_stages_is_refused(tmp_path):
+    file = _write(tmp_path / "t.csv", at_9_1="41")
+    settings = _study(file)
+    workdir = Workdir(tmp_path / "run", settings)
+    for _ in range(2):
+        cadp_study.load_parts(settings, workdir)
+    _write(file, at_9_1="42")
+    with pytest.raises(InputError, match=r"holds other records now than when .*/run was made \(sets \w+\)"):
+        cadp_study.load_parts(settings, workdir)
+
+
 def test_rows_with_missing_values_are_left_out_only_where_the_config_says_so(tmp_path):
     path = _write(tmp_path / "t.csv", at_6_1="", at_9_2="?")
     settings = _study(path, {"data.params.missing": "drop"})

@@ -185,11 +185,11 @@ def test_a_workdir_whose_files_are_listed_in_another_order_now_is_refused(tmp_pa
     data = json.loads((tmp_path / "run" / "data.json").read_text())
     # As earlier versions wrote it, which listed class after class.
     workdir.write_json(tmp_path / "run" / "data.json", {k: v for k, v in data.items() if k != "listing"})
-    with pytest.raises(InputError, match=r"split\.json: set would have other records in the sets"):
+    with pytest.raises(InputError, match=r"set: holds other records now than when"):
         cadp_study.load_parts(settings, workdir)
     workdir.write_json(tmp_path / "run" / "data.json", data)
     (tmp_path / "set" / "a" / "a0.png").unlink()
-    with pytest.raises(InputError, match=r"split\.json: set would have other records in the sets"):
+    with pytest.raises(InputError, match=r"set: holds other records now than when"):
         cadp_study.load_parts(settings, workdir)
 
 

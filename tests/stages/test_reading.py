@@ -13,7 +13,7 @@ from launching import changed_config
 from diffusion_privacy import settings, settings_kinds
 from diffusion_privacy.data import people, sources
 from diffusion_privacy.errors import InputError, MissingDataError
-from diffusion_privacy.stages import cadp_study, reading, run
+from diffusion_privacy.stages import cadp_study, joined_study, reading, run
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.workdir import Workdir
 
@@ -117,6 +117,103 @@ def test_records_of_unknown_people_are_written_without_pseudonyms(tmp_path):
     job = study()
     common.load_roles(job, Workdir(tmp_path, job))
     assert json.loads((tmp_path / "data.json").read_text())["people"] is None
+
+
+def _reordered(images, labels):
+    order = np.random.default_rng(3).permutation(len(images))
+    return images[order], labels[order]
+
+
+def _one_more(images, labels):
+    return np.concatenate([images, images[:1] // 2]), np.append(labels, labels[:1])
+
+
+def _one_pixel(images, labels):
+    images = images.copy()
+    images[-1, 0, 0] ^= 1
+    return images, labels
+
+
+def _one_label(images, labels):
+    labels = labels.copy()
+    labels[0] = 1 - labels[0]
+    return images, labels
+
+
+CHANGES = {"reordered": _reordered, "one more": _one_more, "one pixel": _one_pixel, "one label": _one_label}
+STUDIES = {
+    "digits": (
+        {"split": {"private": None, "careless": 10, "controls": 4, "held_out": 10, "canaries": 8}},
+        common.load_roles,
+    ),
+    "digits_cadp": ({}, cadp_study.load_parts),
+    "digits_release": ({"marks.private": 4, "marks.controls": 2}, joined_study.load_sets),
+}
+
+
+def written(file, change=None):
+    rng = np.random.default_rng(0)
+    sets = rng.integers(0, 256, (400, 8, 8), dtype=np.uint8), np.arange(400) % 2
+    images, labels = sets if change is None else CHANGES[change](*sets)
+    np.savez(file, images=images, labels=labels)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", STUDIES)
+def test_a_source_that_changes_between_stages_is_refused(tmp_path, kind, change):
+    """Whoever was trained on would count as held out otherwise. The same records go on, wherever the file lies."""
+    file, (changes, load) = tmp_path / "set.npz", STUDIES[kind]
+    data = {
+        "source": "npz",
+        "params": {
+            "path": str(file),
+        },
+    }
+    job = settings_kinds.parse(changed_config(kind, {"data": data, **changes}))
+    written(file)
+    load(job, Workdir(tmp_path / "run", job))
+    before = (tmp_path / "run" / "data.json").read_text()
+    load(job, Workdir(tmp_path / "run", job))
+    written(file, change)
+    with pytest.raises(InputError, match=r"set.*: holds other records now than when .*/run was made \(sets \w+"):
+        load(job, Workdir(tmp_path / "run", job))
+    assert (tmp_path / "run" / "data.json").read_text() == before
+    load(job, Workdir(tmp_path / "another", job))
+
+
+def test_every_set_of_a_score_study_is_held_to_what_it_was(tmp_path):
+    """One grey level of one record is enough, and the message names the set that it belongs to."""
+    job = study(split={"private": None, "careless": 10, "controls": 4, "held_out": 10, "canaries": 8})
+    source = digits(120)
+    rows = common.split(job, source)
+    workdir = Workdir(tmp_path, job)
+    common.load_roles(job, workdir, source)
+    for name in ("private", "controls", "held_out", "canaries", "careless", "reference"):
+        images = np.array(source.image)
+        images[rows[name][-1], 3, 3] *= -1
+        images[rows[name][-1], 0, 0] = 1.0
+        expected = name if name in ("private", "controls", "held_out", "canaries") else "careful"
+        with pytest.raises(InputError, match=rf"digits: holds other records .*\(sets [^)]*{expected}"):
+            common.load_roles(job, workdir, source.with_images(images))
+
+
+def test_a_workdir_without_digests_goes_on_and_has_them_then(tmp_path, caplog):
+    """One of an earlier version; where its split shows that the source is another one, it is refused all the same."""
+    job = study()
+    workdir, file = Workdir(tmp_path, job), tmp_path / "data.json"
+    common.load_roles(job, workdir, digits(1797))
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in whole.items() if name != "digests"}))
+    with pytest.raises(InputError, match="digits: holds other records now"):
+        common.load_roles(job, workdir, digits(1700))
+    with caplog.at_level("INFO"):
+        common.load_roles(job, workdir, digits(1797))
+    assert "no digest of" in caplog.text
+    assert json.loads(file.read_text()) == whole
+    images = np.array(digits(1797).image)
+    images[:, 0, 0] = 1.0
+    with pytest.raises(InputError, match="digits: holds other records now"):
+        common.load_roles(job, workdir, digits(1797).with_images(images))
 
 
 def test_pseudonyms_tell_people_apart_and_are_new_each_time():
