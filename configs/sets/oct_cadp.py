@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
                 "channels": 1,
                 "crop": "square",
                 "size": 128,
+                "class_names": ("CNV", "DME", "DRUSEN", "NORMAL"),
                 # CNV-1016042-1.jpeg: the number in the middle is the person, whatever the diagnosis.
                 "person": r"^[A-Z]+-(\d+)-",
             },

@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
                 "channels": 1,
                 "crop": "square",
                 "size": 128,
+                "class_names": ("NORMAL", "PNEUMONIA"),
                 # The same number under bacteria and virus is another person; normal ones are numbered by themselves.
                 # Names of the second and of the third version of the set.
                 "person": r"(person\d+_(?:bacteria|virus))|IM-(\d+)|^[A-Z]+-(\d+)-",

@@ -193,6 +193,17 @@ def test_a_workdir_whose_files_are_listed_in_another_order_now_is_refused(tmp_pa
         cadp_study.load_parts(settings, workdir)
 
 
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [("drop", True), ({"age": "category", "pay": "drop"}, True), ("category", False), ({"age": "error"}, False)],
+)
+def test_who_is_kept_of_a_table_is_called_public_where_rows_may_be_left_out(missing, said):
+    """By the policy and not by what it finds: that nothing was left out is a fact about the rows as well."""
+    settings = settings_kinds.parse(changed_config("csv_cadp", {"data.params.missing": missing}))
+    rows = SimpleNamespace()
+    assert cadp_privatize.assumed_public(settings, rows) == ((cadp_privatize.ROWS_KEPT,) if said else ())
+
+
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 RANDOMISED = {"release.relation": "replace-record-and-condition", "release.label_epsilon": 0.5, **NEARLY_WITHOUT_NOISE}
