@@ -22,7 +22,7 @@ def changed_config(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         node = config
         for parent in parents:
             node = node[parent]
-        node[last] = value
+        node[last] = copy.deepcopy(value)
     return config
 
 

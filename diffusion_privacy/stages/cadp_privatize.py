@@ -78,6 +78,36 @@ def check_budget(
         )
 
 
+def check_release(
+    settings: PrivateStudy,
+    workdir: Workdir,
+    private: Records | Rows,
+    planned: Sequence[Entry] = (),
+) -> None:
+    """Refuses settings with which nothing could be released, before anything is trained, paid for or given up.
+
+    Args:
+      private: the private records.
+      planned: what else will be entered into the ledger before the releases are.
+
+    Raises:
+      InputError: a relation that does not go with the condition, δ or a number of latents that does not go with the
+        records, or releases that the ledger does not allow.
+    """
+    dims = int(private.image[0].size)
+    common.make_relation(settings)
+    common.make_condition(settings, private)
+    common.make_selection(settings, dims)
+    metric = settings.release.metric
+    strengths = [s for s in settings.release.strengths if not common.release_path(workdir, s, metric).exists()]
+    for strength in strengths:
+        common.make_mechanism(settings, strength, dims, len(private))
+    if not metric:
+        check_budget(
+            settings, common.make_ledger(settings, workdir), strengths, private, common.hashes(private), planned
+        )
+
+
 def _release(
     settings: PrivateStudy,
     epsilon: float,

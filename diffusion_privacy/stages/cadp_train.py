@@ -8,29 +8,49 @@ import numpy as np
 
 from diffusion_privacy import settings as settings_module
 from diffusion_privacy.data.records import Records
+from diffusion_privacy.mechanisms.ledger import Entry
 from diffusion_privacy.mechanisms.manifest import GIVEN_ORDER, RANDOM_ORDER, FlowProvenance
 from diffusion_privacy.settings_cadp import PrivateStudy
+from diffusion_privacy.stages import cadp_privatize, dp_training, private_order, watching
 from diffusion_privacy.stages import cadp_study as common
-from diffusion_privacy.stages import dp_training, private_order, watching
 from diffusion_privacy.stages.cadp_flow import TrainedFlow
 from diffusion_privacy.stages.cadp_study import Parts, R
 from diffusion_privacy.stages.watching import Watch
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.tasks import FlowTask
-from diffusion_privacy.training import rng
+from diffusion_privacy.training import privacy, rng
 from diffusion_privacy.types import PyTree
 
 
 def train(settings: PrivateStudy, workdir: Workdir) -> None:
-    """Trains the flow."""
+    """Trains the flow.
+
+    Raises:
+      InputError: as `fit_flow` and `cadp_privatize.check_release`: what could not be released is not trained.
+    """
     parts = common.load_parts(settings, workdir)
     done = workdir.root / "train" / "done.json"
     if done.exists():
         # Earlier versions wrote no note: other studies of this ledger are to know of the share all the same.
         common.give_up(common.make_ledger(settings, workdir), parts)
         return
+    # A private run is paid for before its first step, and a paid workdir is bound to its settings.
+    cadp_privatize.check_release(settings, workdir, parts.private, _planned(settings, workdir, parts))
     records = fit_flow(settings, workdir, parts)
     workdir.write_json(done, {"models": ["flow"], "records": len(records)})
+
+
+def _planned(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any]) -> list[Entry]:
+    """The flow's own private training, unless this run is paid for already."""
+    config, folder = settings.flow.training, workdir.root / "train" / "flow"
+    ledger = common.make_ledger(settings, workdir)
+    if not config.privacy.on or settings.flow.trained_on == "public" or dp_training.goes_on(ledger, folder):
+        return []
+    plan = privacy.make_plan(
+        config.privacy, records=len(parts.private), batch_size=config.batch_size, steps=config.steps
+    )
+    spend = dp_training.spend_of_plan(plan)
+    return [Entry("train flow", spend, common.hashes(parts.private), dp_training.RELATION)]
 
 
 def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:

@@ -15,7 +15,7 @@ from tiny_cadp import raw, study
 
 from diffusion_privacy import settings_kinds
 from diffusion_privacy.data import sources
-from diffusion_privacy.data.records import FILE_HASH, LEVEL_HASH
+from diffusion_privacy.data.records import FILE_HASH
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.decoding import match_prior
 from diffusion_privacy.mechanisms.mechanism import many_at_scale
@@ -429,59 +429,3 @@ def test_a_flow_of_the_private_records_is_reported_without_a_guarantee(tmp_path)
     broken = {**release, "epsilon_bounds": [{**release["epsilon_bounds"][0], "attacked": "laplace"}]}
     with pytest.raises(InputError, match=r"epsilon_bounds\[0\]\.attacked: expected gaussian, as the releases have it"):
         cadp_schema.validate(broken)
-
-
-# --- a flow trained by DP-SGD on the records that it releases ---------------------------------------------------------
-
-_DP = {
-    "flow.trained_on": "private",
-    "flow.training.privacy": {"noise_multiplier": 8.0, "delta": 1e-5, "micro_batch": 64},
-    "flow.training.steps": 8,
-    "release.flow_training": "dp-sgd",
-    "release.epsilons": (4.0,),
-    "release.total_epsilon": 12.0,
-}
-
-
-def test_a_guarantee_for_people_is_not_made_of_one_for_records():
-    with pytest.raises(InputError, match=r"config\.release\.records_per_person: expected 1 where .* 'dp-sgd'"):
-        study({**_DP, "release.records_per_person": 2})
-
-
-@pytest.mark.slow
-def test_a_privately_trained_flow_is_composed_with_its_release_and_refused_without_its_entry(tmp_path):
-    settings = study(_DP)
-    for mode in ("train", "privatize"):
-        run.run(settings, tmp_path, mode)
-    assert json.loads((tmp_path / "train" / "trained_on.json").read_text())["kind"] == LEVEL_HASH
-    manifest = json.loads((tmp_path / "releases" / "eps_4" / "manifest.json").read_text())
-    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
-    # Beside the entries: what is public in this study.
-    assert set(lines.pop(1)) == {"given_up", "stage", "kind"}
-    assert [line["stage"].split(",")[0] for line in lines[1:]] == ["train flow", "release eps_4"]
-    assert manifest["flow_event"] == {**lines[1]["event"], "adjacency": "add-or-remove-one"}
-    assert manifest["flow_training"] == "dp-sgd"
-    assert max(4.0, manifest["flow_epsilon"]) < manifest["epsilon"] <= 4.0 + manifest["flow_epsilon"]
-    assert manifest["composition"]["epsilon_covered_stages"] == pytest.approx(manifest["epsilon"], rel=1e-6)
-    assert manifest["composition"]["guarantee"]
-    # Planted: the training's entry is gone.
-    ledger = tmp_path / "ledger.jsonl"
-    ledger.write_text("".join(json.dumps(line) + "\n" for line in (lines[0], lines[2])))
-    (tmp_path / "releases" / "eps_4").rename(tmp_path / "kept")
-    with pytest.raises(InputError, match=r"ledger\.jsonl: expected the entry 'train flow, DP-SGD"):
-        run.run(settings, tmp_path, "privatize")
-    assert not (tmp_path / "releases" / "eps_4").exists()
-
-
-@pytest.mark.slow
-def test_the_private_arm_learns_by_the_loop_too(tmp_path):
-    from diffusion_privacy.stages import cadp_private_arm
-
-    settings = study({"evaluation.dp_arm": "loop", "evaluation.dp_training.steps": 20})
-    digits = sources.load("digits", limit=400)
-    private, test, base = digits.take(np.arange(300)), digits.take(np.arange(300, 400)), settings.evaluation.dp_training
-    workdir = Workdir(tmp_path, settings)
-    found = cadp_private_arm.accuracies(settings, workdir, private, test, (8.0,), base)
-    assert found.shape == (1, 2)
-    # Guessing is .1; about .8 over secrets.
-    assert found.mean() > 0.5

@@ -23,7 +23,6 @@ SPLITS = {
     "first": {"public": 0.5, "private": 0.2, "test": 0.3},
     "other": {"public": 0.3, "private": 0.2, "test": 0.5},
 }
-GIVEN_UP = r"ledger\.jsonl: \d+ of the \d+ records of the private share were given up as public ones \(public share"
 GIVEN_UP = (
     r"ledger\.jsonl: \d+ of the \d+ records of the private share were given up as public ones \(public share of a"
 )
