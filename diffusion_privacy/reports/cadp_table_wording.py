@@ -14,6 +14,7 @@ from diffusion_privacy.reports.cadp_wording import (
     with_interval,
 )
 from diffusion_privacy.reports.wording import count
+from diffusion_privacy.rounding import promised
 
 
 def number(entry: Mapping[str, Any]) -> str:
@@ -56,9 +57,9 @@ def limits(release: Mapping[str, Any]) -> list[str]:
     apart = release["config"]["columns"]["apart"]
     if apart and response:
         sentences.append(
-            f"{', '.join(apart)}: published after randomised response, ε = {response:g} in all, which is part of the ε "
-            "above. The linkage attack reads the published value as it is; one that weighs how likely it was changed "
-            "may find more."
+            f"{', '.join(apart)}: published after randomised response, ε = {promised(response)} in all, which is part "
+            "of the ε above. The linkage attack reads the published value as it is; one that weighs how likely it was "
+            "changed may find more."
         )
     sentences.append(
         "Each row is taken for another person. If people have several rows, the guarantee is for a row, not for a "
