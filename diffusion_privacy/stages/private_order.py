@@ -52,14 +52,15 @@ def places(workdir: Workdir, index: np.ndarray) -> np.ndarray:
             return np.arange(len(index))
         sharding.once(lambda: _draw(path, index), FILE)
     stored = workdir.read_json(path)
-    order = np.asarray(stored["order"] if isinstance(stored, dict) and "order" in stored else (), dtype=object)
+    found = stored.get("order") if isinstance(stored, dict) else None
+    order = [number for number in found if isinstance(number, int)] if isinstance(found, list) else []
     where = {int(number): position for position, number in enumerate(index)}
-    if len(order) != len(where) or set(order.tolist()) != set(where):
+    if len(order) != len(where) or set(order) != set(where):
         raise InputError(
             f"{path}: expected the order of the {len(index)} private records of this workdir, found another; "
             "restore the file and the data as they were, or take another workdir"
         )
-    return np.asarray([where[number] for number in order.tolist()], np.int64)
+    return np.asarray([where[number] for number in order], np.int64)
 
 
 def _draw(path: Path, index: np.ndarray) -> None:

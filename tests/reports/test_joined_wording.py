@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sample_joined import clean, complete, leak, make_joined, undecided
 from test_wording import number
 
+from diffusion_privacy.mechanisms.manifest import ORDER_IS_PUBLIC
 from diffusion_privacy.reports import cadp_wording, joined_page, joined_schema, joined_standing, joined_wording
 from diffusion_privacy.reports.joined_schema import WAYS
 from diffusion_privacy.reports.joined_standing import MAY, NAMES, most_right, standing
@@ -192,3 +193,15 @@ def test_where_public_records_are_worth_more_the_answer_says_so() -> None:
     # Where the intervals meet, nothing is said.
     public["utility"]["accuracy"].update({"value": 0.5, "lower": 0.3, "upper": 0.7})
     assert "public records alone" not in joined_wording.answer(release)
+
+
+@pytest.mark.parametrize("order_is_public", [False, True])
+@pytest.mark.parametrize("marked_first", [False, True])
+def test_the_order_is_called_random_only_where_the_manifest_says_so(marked_first, order_is_public):
+    """Manifests of earlier versions say nothing of the order; it was that of the source."""
+    release = copy.deepcopy(RELEASE)
+    public = release["ways_to_share"]["copy"]["guarantee"]["public"]
+    public += [joined_wording.MARKED_FIRST] * marked_first + [ORDER_IS_PUBLIC] * order_is_public
+    text = " ".join(joined_wording.limits(release))
+    assert ("the others in a random order" in text) == (marked_first and not order_is_public)
+    assert ("in the order of the private records" in text) != ("the others in a random order" in text)

@@ -147,7 +147,9 @@ def test_a_lost_order_is_refused_by_every_stage(tmp_path, pixel_flow, left):
     assert not (tmp_path / private_order.FILE).exists()
 
 
-@pytest.mark.parametrize("text", ["{}", "[1, 2]", '{"order": [0, 1]}', '{"order": ["a"]}', "{"])
+@pytest.mark.parametrize(
+    "text", ["{}", "[1, 2]", '{"order": [0, 1]}', '{"order": ["a"]}', '{"order": 5}', '{"order": [[1]]}', "{"]
+)
 def test_an_order_of_other_records_is_refused(tmp_path, text):
     settings = study()
     workdir, _ = _trained(settings, tmp_path)
