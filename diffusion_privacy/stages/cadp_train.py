@@ -9,7 +9,7 @@ import numpy as np
 from diffusion_privacy import settings as settings_module
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.mechanisms.ledger import Entry
-from diffusion_privacy.mechanisms.manifest import GIVEN_ORDER, RANDOM_ORDER, FlowProvenance
+from diffusion_privacy.mechanisms.manifest import FlowProvenance
 from diffusion_privacy.settings_cadp import PrivateStudy
 from diffusion_privacy.stages import cadp_privatize, dp_training, private_order, watching
 from diffusion_privacy.stages import cadp_study as common
@@ -68,10 +68,9 @@ def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
         public = FlowProvenance("public", frozenset(common.hashes(records)), kind=common.hash_kind(records))
         public.check(common.hashes(parts.private), common.hash_kind(parts.private))
     common.give_up(common.make_ledger(settings, workdir), parts)
-    # From here on another order of the private records would not go with what is there, see `private_order`.
-    order = RANDOM_ORDER if private_order.is_random(workdir) else GIVEN_ORDER
-    learnt = {"kind": common.hash_kind(records), "hashes": list(common.hashes(records)), "order": order}
-    workdir.write_json(workdir.path("train", "trained_on.json"), learnt)
+    learnt = {"kind": common.hash_kind(records), "hashes": list(common.hashes(records))}
+    # From here on another order of the private records would not go with what is there.
+    workdir.write_json(workdir.path("train", "trained_on.json"), learnt | private_order.note(workdir))
     config, folder = settings.flow.training, workdir.path("train", "flow")
     pay = None
     if config.privacy.on and settings.flow.trained_on == "private":

@@ -11,6 +11,7 @@ earlier version has no such file, and goes on in the order of the source, which 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.mechanisms.manifest import RANDOM_ORDER
+from diffusion_privacy.mechanisms.manifest import GIVEN_ORDER, RANDOM_ORDER
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import sharding
 
@@ -33,6 +34,13 @@ _NOTE = (
 def is_random(workdir: Workdir) -> bool:
     """Whether the private records of ``workdir`` lie in an order of their own, and not in that of the source."""
     return (workdir.root / FILE).exists()
+
+
+def note(workdir: Workdir) -> dict[str, str]:
+    """What `train/trained_on.json` keeps of the order, so that it is missed, or told from another, later on."""
+    if not is_random(workdir):
+        return {"order": GIVEN_ORDER}
+    return {"order": RANDOM_ORDER, "order_sha256": _digest(workdir)}
 
 
 def places(workdir: Workdir, index: np.ndarray) -> np.ndarray:
@@ -55,12 +63,18 @@ def places(workdir: Workdir, index: np.ndarray) -> np.ndarray:
     found = stored.get("order") if isinstance(stored, dict) else None
     order = [number for number in found if isinstance(number, int)] if isinstance(found, list) else []
     where = {int(number): position for position, number in enumerate(index)}
-    if len(order) != len(where) or set(order) != set(where):
+    noted = workdir.root / "train" / "trained_on.json"
+    expected = workdir.read_json(noted).get("order_sha256") if noted.exists() else None
+    if len(order) != len(where) or set(order) != set(where) or expected not in (None, _digest(workdir)):
         raise InputError(
             f"{path}: expected the order of the {len(index)} private records of this workdir, found another; "
             "restore the file and the data as they were, or take another workdir"
         )
     return np.asarray([where[number] for number in order], np.int64)
+
+
+def _digest(workdir: Workdir) -> str:
+    return hashlib.sha256((workdir.root / FILE).read_bytes()).hexdigest()
 
 
 def _draw(path: Path, index: np.ndarray) -> None:

@@ -5,6 +5,7 @@ And what else a release must not tell: a list of classes that was read off the r
 
 from __future__ import annotations
 
+import hashlib
 import json
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from diffusion_privacy.data import sources
 from diffusion_privacy.data.records import CLASSES_KEPT, LIST_OF_CLASSES
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.manifest import GIVEN_ORDER, ORDER_IS_PUBLIC, RANDOM_ORDER
-from diffusion_privacy.stages import cadp_privatize, cadp_study, joined_study, private_order, run
+from diffusion_privacy.stages import cadp_privatize, cadp_study, joined_study, private_order, run, watching
 from diffusion_privacy.stages.workdir import Workdir
 
 NEARLY_WITHOUT_NOISE = {"release.epsilons": (100_000.0,), "release.total_epsilon": 1e9}
@@ -56,8 +57,9 @@ def _trained(settings, root, order=RANDOM_ORDER):
         workdir.write_json(workdir.path("train", "trained_on.json"), {"kind": "", "hashes": []})
         return workdir, cadp_study.load_parts(settings, workdir)
     parts = cadp_study.load_parts(settings, workdir)
-    learnt = {"kind": parts.public.hash_kind, "hashes": list(cadp_study.hashes(parts.public)), "order": order}
-    workdir.write_json(workdir.path("train", "trained_on.json"), learnt)
+    learnt = {"kind": parts.public.hash_kind, "hashes": list(cadp_study.hashes(parts.public))}
+    workdir.write_json(workdir.path("train", "trained_on.json"), learnt | private_order.note(workdir))
+    assert workdir.read_json(root / "train" / "trained_on.json")["order"] == order
     return workdir, parts
 
 
@@ -155,6 +157,26 @@ def test_an_order_of_other_records_is_refused(tmp_path, text):
     workdir, _ = _trained(settings, tmp_path)
     (tmp_path / private_order.FILE).write_text(text)
     with pytest.raises(InputError, match=private_order.FILE):
+        cadp_study.load_parts(settings, workdir)
+
+
+def test_training_notes_that_there_is_an_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "train", lambda *args, **options: None)
+    run.run(study(), tmp_path, "train")
+    learnt = json.loads((tmp_path / "train" / "trained_on.json").read_text())
+    assert learnt["order"] == RANDOM_ORDER
+    assert learnt["order_sha256"] == hashlib.sha256((tmp_path / private_order.FILE).read_bytes()).hexdigest()
+
+
+def test_the_order_of_another_workdir_is_refused(tmp_path):
+    settings = study()
+    workdir, _ = _trained(settings, tmp_path / "a")
+    _trained(settings, tmp_path / "b")
+    other = (tmp_path / "b" / private_order.FILE).read_bytes()
+    (tmp_path / "a" / private_order.FILE).write_bytes(other)
+    with pytest.raises(
+        InputError, match=r"expected the order of the \d+ private records of this workdir, found another"
+    ):
         cadp_study.load_parts(settings, workdir)
 
 
