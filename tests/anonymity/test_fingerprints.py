@@ -196,7 +196,7 @@ def test_registry_builds_every_kind() -> None:
 @pytest.mark.parametrize(
     ("kind", "params", "field"),
     [
-        ("disk", {}, "fingerprint.kind"),
+        ("disk", {}, "fingerprint.name"),
         ("disc", {"size": 3}, "fingerprint.disc"),
         ("disc", {"value": 1.5}, "fingerprint.disc.value"),
         ("disc", {"radius": -1}, "fingerprint.disc.radius"),

@@ -256,7 +256,7 @@ def test_bad_inputs_are_named(tmp_path):
         run.run(_study({"data.source": "nowhere"}), tmp_path / "b", "train")
     with pytest.raises(InputError, match=r"config\.score\.sde\.name"):
         run.run(_study({"score.sde.name": "xyz"}), tmp_path / "c", "train")
-    with pytest.raises(InputError, match="kind"):
+    with pytest.raises(InputError, match=r"fingerprint\.name: expected one of"):
         run.run(_study({"fingerprint.name": "xyz"}), tmp_path / "d", "train")
     with pytest.raises(InputError, match="mode"):
         run.run(_study(), tmp_path / "e", "dance")
