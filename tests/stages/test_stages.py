@@ -270,6 +270,7 @@ def test_bad_inputs_are_named(tmp_path):
         run.run(_study(), blocked / "run", "train")
     (tmp_path / "h").mkdir()
     (tmp_path / "h" / "config.json").write_text("{")
+    (tmp_path / "h" / "split.json").write_text("{}")
     with pytest.raises(InputError, match=r"config\.json"):
         run.run(_study(), tmp_path / "h", "train")
 
