@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Literal, overload
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.rounding import to_digits
 
 Limit = NDArray[np.float64]
 
@@ -128,6 +128,4 @@ def outwards(limit: float, direction: Literal["down", "up"], digits: int = 3) ->
     """
     if limit == 0 or not math.isfinite(limit):
         return f"{limit:g}"
-    number = Decimal(repr(float(limit)))
-    rounding = ROUND_FLOOR if direction == "down" else ROUND_CEILING
-    return f"{float(number.quantize(Decimal(1).scaleb(number.adjusted() - digits + 1), rounding)):.{digits}g}"
+    return f"{float(to_digits(limit, digits, direction)):.{digits}g}"
