@@ -289,11 +289,12 @@ def test_a_csv_file_end_to_end_then_no_work(tmp_path):
     untouched = {p: p.stat().st_mtime_ns for p in work.rglob("*") if p.is_file() and "report" not in p.parts}
     run.run(settings, work)
     assert {p: p.stat().st_mtime_ns for p in untouched} == untouched
-    # The same rows again, in another directory with the same ledger: refused, and nothing is left behind.
+    # The same rows again, in another directory with the same ledger: refused, before a flow is trained in vain.
     again = _study(path, {"release.ledger": str(work / "ledger.jsonl"), "release.epsilons": (500.0,)})
-    run.run(again, tmp_path / "again", "train")
-    with pytest.raises(InputError, match="1 releases would bring ε"):
-        run.run(again, tmp_path / "again", "privatize")
+    for mode in ("train", "study"):
+        with pytest.raises(InputError, match="1 releases would bring ε"):
+            run.run(again, tmp_path / "again", mode)
+    assert not (tmp_path / "again" / "train").exists()
     assert not (tmp_path / "again" / "releases").exists()
 
 
