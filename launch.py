@@ -50,6 +50,12 @@ _PRECISION = flags.DEFINE_enum(
 )
 
 _PREEMPTED = 75
+
+
+class _Stopped(BaseException):
+    """SIGTERM outside training. No Exception: who catches those would take it for a fault of what it interrupts."""
+
+
 _joined: list[bool] = []
 """Not empty once this process is one of a job's."""
 
@@ -151,7 +157,7 @@ def main(argv: list[str]) -> None:
 
     def stop(number: int, frame: FrameType | None) -> None:
         del frame
-        raise Preempted("", 0, number)
+        raise _Stopped(f"stopped by {signal.Signals(number).name}; start it again to go on")
 
     # Training has a handler of its own, which saves first. Elsewhere what is finished lies in the workdir already.
     before = signal.signal(signal.SIGTERM, stop)
@@ -160,8 +166,8 @@ def main(argv: list[str]) -> None:
     except (InputError, DivergenceError, FloatingPointError) as error:
         # The last: a score or a detector that is not finite in the middle of an audit, named where it is seen.
         _stop(str(error))
-    except Preempted as preempted:
-        print(str(preempted), file=sys.stderr)
+    except (Preempted, _Stopped) as stopped:
+        print(str(stopped), file=sys.stderr)
         _exit(_PREEMPTED)
     except Exception:
         if not _joined:

@@ -41,10 +41,10 @@ def train(settings: PrivateStudy, workdir: Workdir) -> None:
 
 
 def _planned(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any]) -> list[Entry]:
-    """The flow's own private training, unless this run is paid for already."""
+    """The flow's own private training, unless a run here was paid for: if another has to be, it is refused in time."""
     config, folder = settings.flow.training, workdir.root / "train" / "flow"
     ledger = common.make_ledger(settings, workdir)
-    if not config.privacy.on or settings.flow.trained_on == "public" or dp_training.goes_on(ledger, folder):
+    if not config.privacy.on or settings.flow.trained_on == "public" or dp_training.was_paid(ledger, folder):
         return []
     plan = privacy.make_plan(
         config.privacy, records=len(parts.private), batch_size=config.batch_size, steps=config.steps

@@ -152,6 +152,15 @@ def goes_on(ledger: Ledger, folder: Path) -> bool:
     return (folder / _NAME).exists() and has_checkpoint(folder) and not fault_of(ledger, folder)
 
 
+def was_paid(ledger: Ledger, folder: Path) -> bool:
+    """Whether some run in ``folder`` has been entered into ``ledger``, and may go on without paying again.
+
+    Whether it does, its secret decides (`payment`). One that was killed before its first checkpoint has an entry too:
+    a plan that counted it once more could refuse what is paid for.
+    """
+    return (folder / _NAME).exists() and any(entry.stage == stage_of(folder) for entry in ledger.entries())
+
+
 def stage_of(folder: Path) -> str:
     """The name in the ledger of the private run in ``folder``; InputError where `payment` was not made for it."""
     return str(_note(folder)["stage"])

@@ -48,19 +48,16 @@ Pay = Callable[[Path, Plan, str], None]
 
 
 class Preempted(RuntimeError):
-    """A run was asked to stop by a signal, has saved its state, and goes on at the next start.
+    """Training was asked to stop by a signal, has saved its state, and goes on at the next start.
 
     Attributes:
-      name: of what was trained; empty outside training, where what was finished has been written already.
       step: updates that were made and saved.
       signal_number: which signal was received; 0 when another process of the job received it.
     """
 
     def __init__(self, name: str, step: int, signal_number: int) -> None:
         cause = signal.Signals(signal_number).name if signal_number else "a signal to another process"
-        where = f"training {name!r} stopped by {cause} after step {step} and saved" if name else f"stopped by {cause}"
-        super().__init__(f"{where}; start it again to go on")
-        self.name = name
+        super().__init__(f"training {name!r} stopped by {cause} after step {step} and saved; start it again to go on")
         self.step = step
         self.signal_number = signal_number
 

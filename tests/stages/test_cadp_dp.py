@@ -50,6 +50,10 @@ def test_a_run_that_is_paid_for_is_not_planned_again(tmp_path):
     settings = study(_DP)
     run.run(settings, tmp_path, "train")
     workdir = Workdir(tmp_path, settings)
+    for path in ("done.json", "flow/checkpoints"):
+        # At the end, and as if it had been killed between its payment and its first checkpoint.
+        assert cadp_train._planned(settings, workdir, common.load_parts(settings, workdir)) == []
+        (tmp_path / "train" / path).rename(tmp_path / path.replace("/", "_"))
     assert cadp_train._planned(settings, workdir, common.load_parts(settings, workdir)) == []
     other = Workdir(tmp_path / "other", settings)
     [entry] = cadp_train._planned(settings, other, common.load_parts(settings, other))
