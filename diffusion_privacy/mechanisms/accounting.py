@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms import calibration
 from diffusion_privacy.mechanisms.relation import Relation
+from diffusion_privacy.training.privacy import one_step
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -157,12 +158,7 @@ def _pld_epsilon(parts: list[tuple[DpEvent, int, bool]], delta: float, interval:
             and isinstance(event, dp_accounting.PoissonSampledDpEvent)
             and isinstance(event.event, dp_accounting.GaussianDpEvent)
         ):
-            one = build.from_gaussian_mechanism(
-                event.event.noise_multiplier,
-                sampling_prob=event.sampling_probability,
-                neighboring_relation=Neighbouring.REPLACE_ONE,
-                **step,
-            )
+            one = one_step(event.sampling_probability, event.event.noise_multiplier, "replace-one", interval)
         else:
             return None
         total = total.compose(one.self_compose(count) if count > 1 else one)

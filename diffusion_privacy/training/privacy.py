@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffusion_privacy.errors import InputError
@@ -170,13 +170,21 @@ def make_plan(privacy: Privacy, *, records: int, batch_size: int, steps: int) ->
     return Plan(records, q, sigma, privacy.clip_norm, steps, privacy.delta, privacy.relation)
 
 
+_COARSE = 10.0
+"""Cells this much wider find the neighbourhood of a noise multiplier in a tenth of the time."""
+
+
 def _interval(noise_multiplier: float) -> float:
     # The loss of one step spreads over about (2/σ)²; 1e5 cells keep little noise from filling the memory.
     return max(1e-4, 1e-5 * (2.0 / noise_multiplier) ** 2)
 
 
-@functools.lru_cache(maxsize=4)
-def _one_step(q: float, noise_multiplier: float, relation: str) -> Any:
+@functools.lru_cache(maxsize=8)
+def one_step(q: float, noise_multiplier: float, relation: str, interval: float) -> Any:
+    """dp-accounting's privacy loss distribution of one Poisson-sampled Gaussian step, in cells of ``interval`` nats.
+
+    The discretisation errs upwards. Kept, since a plan and a ledger ask for the same one.
+    """
     from dp_accounting import NeighboringRelation, pld
 
     neighbours = {
@@ -187,7 +195,7 @@ def _one_step(q: float, noise_multiplier: float, relation: str) -> Any:
         noise_multiplier,
         sampling_prob=q,
         neighboring_relation=neighbours[relation],
-        value_discretization_interval=_interval(noise_multiplier),
+        value_discretization_interval=interval,
     )
 
 
@@ -196,9 +204,14 @@ def pld_epsilon(q: float, noise_multiplier: float, steps: int, delta: float, rel
     """ε of ``steps`` steps by composing privacy loss distributions, rounded upwards by the discretisation."""
     if relation not in RELATIONS:
         raise InputError(f"training.privacy.relation: expected one of {', '.join(RELATIONS)}, got {relation!r}")
+    return _composed_epsilon(q, noise_multiplier, steps, delta, relation, 1.0)
+
+
+def _composed_epsilon(q: float, sigma: float, steps: int, delta: float, relation: str, widening: float) -> float:
     if steps == 0:
         return 0.0
-    return float(_one_step(q, noise_multiplier, relation).self_compose(steps).get_epsilon_for_delta(delta))
+    one = one_step(q, sigma, relation, widening * _interval(sigma))
+    return float(one.self_compose(steps).get_epsilon_for_delta(delta))
 
 
 def rdp_epsilon(q: float, noise_multiplier: float, steps: int, delta: float) -> float:
@@ -223,20 +236,45 @@ def calibrate(epsilon: float, delta: float, q: float, steps: int, relation: str)
     """
     from scipy import optimize
 
-    def excess(log_sigma: float) -> float:
-        return math.log(max(pld_epsilon(q, math.exp(log_sigma), steps, delta, relation), 1e-12) / epsilon)
+    def excess(log_sigma: float, widening: float) -> float:
+        found = _composed_epsilon(q, math.exp(log_sigma), steps, delta, relation, widening)
+        return math.log(max(found, 1e-12) / epsilon)
+
+    def coarse(log_sigma: float) -> float:
+        return excess(log_sigma, _COARSE)
 
     low, high = math.log(0.5), math.log(1.0)
-    while excess(high) > 0:
+    while coarse(high) > 0:
         low, high = high, high + math.log(2.0)
         if high > math.log(1e4):
             raise InputError(f"training.privacy.epsilon: {epsilon!r} is out of reach at δ = {delta:g}; expected more")
-    while excess(low) <= 0 and low > math.log(1e-2):
+    while coarse(low) <= 0 and low > math.log(1e-2):
         low, high = low - math.log(2.0), low
-    if excess(low) <= 0:
-        return math.exp(low)
-    sigma = math.exp(optimize.brentq(excess, low, high, xtol=2e-4))
-    # The root may end on the wrong side by the tolerance; ε falls as the noise grows.
-    while pld_epsilon(q, sigma, steps, delta, relation) > epsilon:
-        sigma *= 1.0002
-    return sigma
+    place = low if coarse(low) <= 0 else optimize.brentq(coarse, low, high, xtol=1e-4)
+    return math.exp(_refined(lambda log_sigma: excess(log_sigma, 1.0), place, coarse(place - 0.02) - coarse(place)))
+
+
+def _refined(excess: Callable[[float], float], place: float, fall: float) -> float:
+    """The least place, to 1e-3 and never below it, at which ``excess``, which falls, is 0 or less.
+
+    Args:
+      excess: costly.
+      place: close to it.
+      fall: of excess, over .02 before the place.
+    """
+    slope = max(fall, 1e-6) / 0.02
+    fails, holds = -math.inf, math.inf
+    while True:
+        found = excess(place)
+        if found <= 0:
+            holds = place
+            if found >= -5e-4 * slope or place <= math.log(1e-2):
+                return place
+        else:
+            fails = place
+        if holds - fails <= 1e-3:
+            return holds
+        # Newton's step, aimed a little above the root, so that what it finds may be returned.
+        step = min(max(found / slope + 2e-4, -0.1), 0.1)
+        inside = fails < place + step < holds
+        place = place + step if inside else (fails + holds) / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -119,14 +120,35 @@ def test_full_batches_of_one_step_are_the_gaussian_mechanism():
         assert truth <= privacy.pld_epsilon(1.0, 4.0, 1, 1e-5, relation) * (1 + 1e-9) <= 1.001 * truth
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("epsilon", "q", "steps", "relation"), [(1.0, 0.2, 50, "add-or-remove-one"), (8.0, 0.05, 100, "replace-one")]
+    ("epsilon", "q", "steps", "relation"),
+    [
+        pytest.param(1.0, 0.2, 50, "add-or-remove-one", marks=pytest.mark.slow),
+        pytest.param(8.0, 0.05, 100, "replace-one", marks=pytest.mark.slow),
+        (0.5, 1.0, 3, "replace-one"),
+        (40.0, 0.1, 5, "add-or-remove-one"),
+    ],
 )
 def test_calibration_meets_its_target_and_wastes_little(epsilon, q, steps, relation):
     sigma = privacy.calibrate(epsilon, 1e-5, q, steps, relation)
     assert 0.995 * epsilon < privacy.pld_epsilon(q, sigma, steps, 1e-5, relation) <= epsilon
-    assert privacy.pld_epsilon(q, 0.99 * sigma, steps, 1e-5, relation) > epsilon
+    assert privacy.pld_epsilon(q, 0.998 * sigma, steps, 1e-5, relation) > epsilon
+
+
+@pytest.mark.parametrize("offset", [-0.3, -1e-3, 0.0, 1e-3, 0.3])
+@pytest.mark.parametrize("slope", [0.6, 1.0, 1.6])
+def test_the_refined_place_is_never_below_the_root_wherever_it_starts(offset, slope):
+    """Planted: a slope that is off by half either way, a function that bends, and one that is infinite at first."""
+    calls = []
+
+    def excess(place):
+        calls.append(place)
+        return math.inf if place < -0.25 else -place + 0.5 * place**2
+
+    found = privacy._refined(excess, offset, 0.02 * slope)
+    assert 0 <= found <= 1e-3
+    assert excess(found) <= 0
+    assert len(calls) < 25
 
 
 def _hockey_stick(u, v, q, sigma, alphas):
@@ -156,7 +178,7 @@ def test_opposite_gradients_are_the_worst_that_replacing_a_record_can_do(q, sigm
                 # The grid errs by up to 1e-5.
                 assert np.all(_hockey_stick(*pair, q, sigma, alphas) <= worst + 1e-5)
     # dp-accounting's pair is this one.
-    one = privacy._one_step(q, sigma, "replace-one")
+    one = privacy.one_step(q, sigma, "replace-one", 1e-4)
     deltas = np.array([one.get_delta_for_epsilon(float(np.log(a))) for a in alphas])
     np.testing.assert_allclose(deltas, worst, atol=2e-5)
     assert np.all(deltas >= worst - 1e-8)
