@@ -99,16 +99,19 @@ def test_explicit_gradients_are_the_plain_ones(side, stride, grid):
             np.testing.assert_allclose(a, b, atol=1e-12)
 
 
-def small_unet(channels):
-    net = UNet(channels=channels, channel_mult=(1, 2), blocks_per_level=1)
-    x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.full(2, 0.5)
-    return net, jax.tree.map(lambda p: p + 0.02, jax.jit(net.init)(jax.random.key(1), x, t)), x, t
+def small_unet(channels, channel_mult=(1, 2)):
+    net = UNet(channels=channels, channel_mult=channel_mult, blocks_per_level=1)
+    rng = np.random.default_rng(0)
+    x, t = jnp.asarray(rng.standard_normal((2, 8, 8, 1), np.float32)), jnp.full(2, 0.5)
+    layout = jax.eval_shape(net.init, jax.random.key(1), x, t)
+    # Drawn here: a network's own initial values take seconds to compile.
+    return net, jax.tree.map(lambda p: 0.02 + 0.1 * rng.standard_normal(p.shape, np.float32), layout), x, t
 
 
 @ON_A_CPU
 def test_networks_change_their_gradients_in_a_loop_alone():
     # Two convolutions took 45 times as long where the gradient in a loop is the one that autodiff writes.
-    net, params, x, t = small_unet(4)
+    net, params, x, t = small_unet(4, (1,))
 
     def gradient(params):
         return jax.jit(jax.grad(lambda p: jnp.sum(net.apply(p, x, t) ** 2)))(params)
@@ -117,7 +120,7 @@ def test_networks_change_their_gradients_in_a_loop_alone():
     with convolutions.for_training():
         assert "custom_vjp" not in str(jax.make_jaxpr(net.apply)(params, x, t))
     with convolutions.for_training(in_loop=True):
-        assert str(jax.make_jaxpr(net.apply)(params, x, t)).count("custom_vjp_call") >= 8
+        assert str(jax.make_jaxpr(net.apply)(params, x, t)).count("custom_vjp_call") >= 6
         inside = gradient(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), inside, outside)
 
@@ -128,29 +131,35 @@ def convolutions_in(net, params, x, t):
 
 @ON_A_CPU
 def test_wide_networks_are_evaluated_by_tiles_and_trained_without():
-    net, params, x, t = small_unet(40)
-    by_tiles = convolutions_in(net, params, x, t)
-    out, back = jax.jit(lambda x: jax.jvp(lambda x: net.apply(params, x, t), (x,), (jnp.cos(x),)))(x)
+    wide = small_unet(40)
+    by_tiles = convolutions_in(*wide)
     with convolutions.for_training():
-        plain = convolutions_in(net, params, x, t)
-        out_plain, back_plain = jax.jit(lambda x: jax.jvp(lambda x: net.apply(params, x, t), (x,), (jnp.cos(x),)))(x)
+        plain = convolutions_in(*wide)
     # Two in each of eight blocks, and the one that doubles; stem, head, the one that halves and 1x1 stay as they are.
     assert plain - by_tiles == 17
-    np.testing.assert_allclose(out, out_plain, atol=1e-5 * np.std(out_plain))
-    np.testing.assert_allclose(back, back_plain, atol=1e-5 * np.std(back_plain))
     assert convolutions_in(*small_unet(16)) == plain
+    net, params, x, t = small_unet(40, (1,))
+
+    def out_and_derivative():
+        return jax.jit(lambda p, x: jax.jvp(lambda x: net.apply(p, x, t), (x,), (jnp.cos(x),)))(params, x)
+
+    by_tiles = out_and_derivative()
+    with convolutions.for_training():
+        plain = out_and_derivative()
+    for a, b in zip(by_tiles, plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.std(b))
 
 
 @ON_A_CPU
 def test_a_function_that_was_evaluated_is_traced_again_for_training():
-    net, params, x, t = small_unet(40)
+    net, params, x, t = small_unet(40, (1,))
     jitted = jax.jit(net.apply)
     plain = operations.count(lambda *args: net.apply(*args), params, x, t)
     for fn in (net.apply, jitted):
         by_tiles = str(jax.make_jaxpr(fn)(params, x, t)).count("conv_general_dilated[")
         jax.block_until_ready(jitted(params, x, t))
         assert operations.count(fn, params, x, t) == plain
-        assert str(jax.make_jaxpr(fn)(params, x, t)).count("conv_general_dilated[") == by_tiles == 8
+        assert str(jax.make_jaxpr(fn)(params, x, t)).count("conv_general_dilated[") == by_tiles == 4
 
 
 class Square:
@@ -167,7 +176,7 @@ class Square:
 
 @ON_A_CPU
 def test_gradients_by_weights_have_plain_convolutions():
-    net, params, x, t = small_unet(40)
+    net, params, x, t = small_unet(40, (1,))
     task, key = Square(net, 0.5), jax.random.key(0)
 
     def loss(params, image, label):
