@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,13 @@ _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=4".strip()
 
+_LIGHT = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+
 # The fast tests spend most of their time in the compiler: without the slow ones its optimisations do not pay, and its
 # older code generator takes half the time (the slow tests run what users run). XLA aborts on flags that it does not
 # know, so that one is given only to the version that has it.
 if any("not slow" in argument for argument in sys.argv):
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    os.environ[_LIGHT] = "1"
     if importlib.metadata.version("jaxlib").startswith("0.10."):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
@@ -49,6 +52,21 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no development data at {folder}; set {DATA_VARIABLE} to a folder that holds them")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _lightly_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests marked ``lightly_compiled`` run without most of the compiler's work, programs that they launch too."""
+    if request.node.get_closest_marker("lightly_compiled") is None or os.environ.get(_LIGHT) == "1":
+        yield
+        return
+    import jax
+
+    jax.config.update(_LIGHT.lower(), True)
+    os.environ[_LIGHT] = "1"
+    yield
+    del os.environ[_LIGHT]
+    jax.config.update(_LIGHT.lower(), False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

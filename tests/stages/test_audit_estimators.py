@@ -13,6 +13,8 @@ from diffusion_privacy.diffusion.sde import VP
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.stages import audit_estimators
 
+pytestmark = pytest.mark.lightly_compiled
+
 ORBIT = cyclic_orbit(8, 4, seed=0)
 CHAIN = Chain(VP(), 24)
 SHAPE = (2, 2, 1)

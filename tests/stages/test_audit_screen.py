@@ -21,6 +21,8 @@ from diffusion_privacy.stages.spaces import Space
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
 
+pytestmark = pytest.mark.lightly_compiled
+
 KNOWN, TOP, DRAWN = 12, 16, 4096
 
 

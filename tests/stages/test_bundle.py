@@ -29,6 +29,8 @@ from diffusion_privacy.stages.bundle import FILES, Labels, Model
 from diffusion_privacy.training.checkpoint import Checkpoints, restore_ema
 from diffusion_privacy.training.state import TrainState
 
+pytestmark = pytest.mark.lightly_compiled
+
 pytest.importorskip("safetensors")
 
 NETWORK = Named("mlp", {"hidden": 16, "depth": 1, "num_classes": 10})

@@ -26,6 +26,8 @@ from diffusion_privacy.stages import cadp_arms, cadp_audit, cadp_evaluate, cadp_
 from diffusion_privacy.stages.cadp_flow import TrainedFlow
 from diffusion_privacy.stages.workdir import Workdir
 
+pytestmark = pytest.mark.lightly_compiled
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,8 @@ from diffusion_privacy.reports import cadp_schema
 from diffusion_privacy.stages import cadp_arms, cadp_audit, cadp_study, run
 from diffusion_privacy.stages.workdir import Workdir
 
+pytestmark = pytest.mark.lightly_compiled
+
 Image = pytest.importorskip("PIL.Image")
 
 NAMES = ("even", "round", "small")

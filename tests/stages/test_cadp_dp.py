@@ -15,6 +15,8 @@ from diffusion_privacy.stages import cadp_study as common
 from diffusion_privacy.stages import cadp_train, run
 from diffusion_privacy.stages.workdir import Workdir
 
+pytestmark = pytest.mark.lightly_compiled
+
 _DP = {
     "flow.trained_on": "private",
     "flow.training.privacy": {"noise_multiplier": 8.0, "delta": 1e-5, "micro_batch": 64},

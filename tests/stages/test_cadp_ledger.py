@@ -18,6 +18,8 @@ from diffusion_privacy.mechanisms.ledger import Entry
 from diffusion_privacy.stages import cadp_privatize, cadp_report, cadp_study, cadp_train, run
 from diffusion_privacy.stages.workdir import Workdir
 
+pytestmark = pytest.mark.lightly_compiled
+
 # Of the same records: what the first one has as public is in part private in the other.
 SPLITS = {
     "first": {"public": 0.5, "private": 0.2, "test": 0.3},

@@ -17,6 +17,8 @@ from diffusion_privacy.mechanisms.ledger import Entry
 from diffusion_privacy.stages import cadp_audit, cadp_study, run
 from diffusion_privacy.stages.workdir import Workdir
 
+pytestmark = pytest.mark.lightly_compiled
+
 METRIC = {
     "release.mechanism": "metric_l2",
     "release.epsilons": (),

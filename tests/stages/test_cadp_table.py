@@ -21,6 +21,8 @@ from diffusion_privacy.settings_cadp import CadpTable
 from diffusion_privacy.stages import cadp_audit, cadp_study, cadp_table_study, run
 from diffusion_privacy.stages.workdir import Workdir
 
+pytestmark = pytest.mark.lightly_compiled
+
 CONFIGS = ("diabetes_cadp", "breast_cancer_cadp", "adult_cadp", "heart_cadp")
 COLUMNS = (
     {"name": "pay, gross", "kind": "numeric", "lower": 0.0, "upper": 100.0, "decimals": 1},

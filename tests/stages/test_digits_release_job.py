@@ -1,4 +1,4 @@
-"""Four ways to share, as the config gives them but for the number of models behind the certificates (for time)."""
+"""Four ways to share, as the config gives them but for fewer steps, seeds and models behind the certificates (for time)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from launching import launch
 from diffusion_privacy.reports import joined_schema
 from diffusion_privacy.stages import private_order
 
-_FEWER = ("--config.certify.copy_models=3", "--config.certify.dp_models=1", "--config.certify.samples=200")
+_FEWER = (
+    "--config.certify.copy_models=3",
+    "--config.certify.dp_models=1",
+    "--config.certify.samples=200",
+    "--config.score.training.steps=4500",
+    "--config.evaluation.seeds=3",
+)
 
 
 @pytest.mark.slow

@@ -43,6 +43,8 @@ from diffusion_privacy.training.checkpoint import Checkpoints
 from diffusion_privacy.training.privacy import Privacy, make_plan
 from diffusion_privacy.training.state import TrainState
 
+pytestmark = pytest.mark.lightly_compiled
+
 dp_accounting = pytest.importorskip("dp_accounting")
 
 _FEW = {"steps": 12, "warmup_steps": 2, "log_every": 6, "checkpoint_every": 12, "batch_size": 16}

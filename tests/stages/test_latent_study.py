@@ -18,6 +18,8 @@ from diffusion_privacy.stages import memory, run, sample, spaces
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages.workdir import Workdir
 
+pytestmark = pytest.mark.lightly_compiled
+
 AUTOENCODER = {
     "network": {"halvings": 1, "latent_channels": 4, "channels": 8, "max_channels": 8},
     "std": 0.1,

@@ -20,6 +20,8 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings_own import OwnModel
 from diffusion_privacy.stages import own_model, run
 
+pytestmark = pytest.mark.lightly_compiled
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

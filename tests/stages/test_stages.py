@@ -18,6 +18,8 @@ from diffusion_privacy.stages import run
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages import train as train_stage
 
+pytestmark = pytest.mark.lightly_compiled
+
 TINY = {
     "score.training.steps": 30,
     "score.training.warmup_steps": 5,

@@ -20,6 +20,8 @@ from diffusion_privacy.training import tracking
 from diffusion_privacy.training.checkpoint import restore_ema
 from diffusion_privacy.training.metrics import read_csv
 
+pytestmark = pytest.mark.lightly_compiled
+
 Image = pytest.importorskip("PIL.Image")
 
 TINY = {
