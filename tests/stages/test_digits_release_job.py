@@ -1,4 +1,4 @@
-"""Four ways to share, as the config gives them but for fewer steps, seeds and models behind the certificates (for time)."""
+"""Four ways to share, as the config gives them but for fewer steps, seeds and models (for time)."""
 
 from __future__ import annotations
 
