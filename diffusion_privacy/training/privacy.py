@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.rounding import promised
+from diffusion_privacy.rounding import of_pld, promised
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -193,12 +193,18 @@ def _one_step(q: float, noise_multiplier: float, relation: str) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def pld_epsilon(q: float, noise_multiplier: float, steps: int, delta: float, relation: str) -> float:
-    """ε of ``steps`` steps by composing privacy loss distributions, rounded upwards by the discretisation."""
+    """ε of ``steps`` steps by composing privacy loss distributions, rounded upwards by the discretisation.
+
+    It is read at δ less `rounding.of_pld`; infinite where nothing is left of δ.
+    """
     if relation not in RELATIONS:
         raise InputError(f"training.privacy.relation: expected one of {', '.join(RELATIONS)}, got {relation!r}")
     if steps == 0:
         return 0.0
-    return float(_one_step(q, noise_multiplier, relation).self_compose(steps).get_epsilon_for_delta(delta))
+    sure = delta - of_pld(steps)
+    if sure <= 0.0:
+        return math.inf
+    return float(_one_step(q, noise_multiplier, relation).self_compose(steps).get_epsilon_for_delta(sure))
 
 
 def rdp_epsilon(q: float, noise_multiplier: float, steps: int, delta: float) -> float:
