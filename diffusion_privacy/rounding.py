@@ -27,3 +27,12 @@ def promised(value: float, digits: int = 6) -> str:
     ``"inf"`` for what has no bound.
     """
     return f"{float(to_digits(value, digits, 'up')) if math.isfinite(value) else value:.{digits}g}"
+
+
+def of_pld(compositions: int) -> float:
+    """Most δ that composing so many privacy loss distributions loses to rounding.
+
+    dp-accounting takes powers of Fourier transforms in float64 and counts no error of theirs. Held against the exact δ
+    of Gaussian noise it was off by up to 6·10⁻¹⁷ a composition: by 6·10⁻¹¹ after a million, whatever δ was asked for.
+    """
+    return compositions * 2.0**-52

@@ -33,8 +33,10 @@ _TOLERANCE = 1e-12
 def _log_capital(log_ratio: np.ndarray, zeros: int) -> float:
     """log K for positive draws with ``log_ratio`` = log Y − log m, and ``zeros`` draws that are 0."""
     stake = _STAKES[:, None]
-    # Cut where exp would overflow: less capital is a more careful limit.
-    gains = np.sum(np.log1p(stake * np.expm1(np.minimum(log_ratio, 600.0))), axis=1)
+    # Where exp would overflow the stake is all that counts. Cut there, a gain would not outweigh a million zeros, and
+    # no m however small would reach the goal.
+    small = np.log1p(stake * np.expm1(np.minimum(log_ratio, 600.0)))
+    gains = np.sum(np.where(log_ratio < 600.0, small, np.log(stake) + log_ratio), axis=1)
     capital = gains + zeros * np.log1p(-_STAKES) + np.log((1 - _FULL) / _STAKES.size)
     if zeros:
         return float(special.logsumexp(capital))

@@ -30,6 +30,7 @@ from diffusion_privacy.anonymity import lanes
 from diffusion_privacy.diffusion.likelihood import LikelihoodConfig, log_likelihood
 from diffusion_privacy.diffusion.sde import expand
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.training import rng
 from diffusion_privacy.types import SDE, Array, ConditionalScore, ScoreFn
 
 LogProb = Callable[[Array, Array], Array]
@@ -149,7 +150,9 @@ def loss(
     if not times or draws < 1:
         raise InputError(f"loss: expected at least one time and one draw, got {list(times)} and {draws}")
     setting = _Setting(sde, tuple(_time(sde, t, "loss.times") for t in times), draws)
-    return _run(_loss_lanes, setting, (lanes.operand(score), jax.random.key(seed)), x, chunk, "loss", label)
+    return _run(
+        _loss_lanes, setting, (lanes.operand(score), jax.random.key(seed, impl=rng.LAW)), x, chunk, "loss", label
+    )
 
 
 def _pia_lanes(setting: _Setting, operands: Any, rows: dict[str, Array]) -> Array:
@@ -274,7 +277,7 @@ def likelihood(
     """
     x = _records(x, "likelihood")
     setting = _Setting(sde, (_time(sde, sde.t_min if t is None else t, "likelihood.t"),), config=config)
-    operands = (lanes.operand(score), jax.random.key(seed))
+    operands = (lanes.operand(score), jax.random.key(seed, impl=rng.LAW))
     return _run(_likelihood_lanes, setting, operands, x, chunk, "likelihood")
 
 

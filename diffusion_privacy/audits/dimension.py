@@ -33,6 +33,7 @@ from diffusion_privacy.diffusion.likelihood import (
 )
 from diffusion_privacy.diffusion.sde import expand
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.training import rng
 from diffusion_privacy.types import SDE, Array, ScoreFn
 
 EXACT_UP_TO = 256
@@ -125,7 +126,7 @@ def flipd(
     kind = divergence or ("exact" if x[0].size <= EXACT_UP_TO else "hutchinson")
     config = LikelihoodConfig(divergence=kind, probe=probe, probes=probes)
     batch = {"x": x, "index": np.arange(len(x), dtype=np.int32)}
-    operands = (lanes.operand(score), jax.random.key(seed))
+    operands = (lanes.operand(score), jax.random.key(seed, impl=rng.LAW))
     out = lanes.run(_flipd_lanes, _Setting(sde, float(t), config), operands, batch, chunk=chunk)
     value = np.asarray(out["value"], np.float64)
     bad = np.flatnonzero(~np.isfinite(value))

@@ -63,7 +63,7 @@ def _weights(points: Array, valid: Array, start: Array, h: Array) -> Array:
     other = valid[None] & ~jnp.eye(len(points), dtype=bool)[:, :, None]
     apart = jnp.where(other, place[:, None] - place[None], 1)
     factors = jnp.where(other, ((nodes[:, None, None] + 1) / 2 - place)[:, None] / apart, 1)
-    return jnp.where(valid, h * jnp.tensordot(weights / 2, jnp.prod(factors, axis=2), axes=1), 0)
+    return jnp.where(valid, h * jnp.tensordot(weights / 2, jnp.prod(factors, axis=2), axes=1, precision="highest"), 0)
 
 
 def _sum(weights: Array, values: Array) -> Array:

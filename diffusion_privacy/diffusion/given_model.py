@@ -79,7 +79,8 @@ class _Empirical:
         flat = x.reshape(len(x), -1)
         gap = flat[:, None] - alpha[:, :, None] * images
         weight = jax.nn.softmax(-jnp.sum(gap**2, axis=2) / (2 * sigma**2))
-        return ((alpha * (weight @ images) - flat) / sigma**2).reshape(x.shape)
+        mean = jnp.matmul(weight, images, precision="highest")
+        return ((alpha * mean - flat) / sigma**2).reshape(x.shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,9 +107,9 @@ def solve_multistep(
         y, past, total = carry
         f, r = slope(places[i], y)
         past = jnp.concatenate([past[1:], times(speeds[i], f)[None]])
-        guess = y + jnp.tensordot(predict[i], past, axes=1)
+        guess = y + jnp.tensordot(predict[i], past, axes=1, precision="highest")
         new = times(speeds[i + 1], field(places[i + 1], guess))
-        y = y + jnp.tensordot(correct[i, :PAST], past, axes=1) + correct[i, PAST] * new
+        y = y + jnp.tensordot(correct[i, :PAST], past, axes=1, precision="highest") + correct[i, PAST] * new
         return y, past, total + weights[i] * times(speeds[i], r)
 
     r = jax.eval_shape(slope, places[0], y)[1]

@@ -154,9 +154,13 @@ DORMAND_PRINCE = Tableau(
 
 def _combine(y: PyTree, h: Array, weights: Array, stages: PyTree) -> PyTree:
     """y + h Σ_i weights_i stages_i, with ``h[B]`` and stages ``[S, B, ...]``."""
-    return jax.tree.map(
-        lambda v, k: v + expand(h, v).astype(v.dtype) * jnp.tensordot(weights.astype(v.dtype), k, axes=1), y, stages
-    )
+
+    def combined(v: Array, k: Array) -> Array:
+        # An accelerator would round weights and slopes to ten bits or fewer: a way up and down would not meet again.
+        slope = jnp.tensordot(weights.astype(v.dtype), k, axes=1, precision="highest")
+        return v + expand(h, v).astype(v.dtype) * slope
+
+    return jax.tree.map(combined, y, stages)
 
 
 def _stages(field: Field, tableau: Tableau, s: Array, h: Array, y: PyTree, first: PyTree | None) -> PyTree:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms import calibration
 from diffusion_privacy.mechanisms.relation import Relation
+from diffusion_privacy.rounding import of_pld
 from diffusion_privacy.training.privacy import one_step
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _pure_epsilon(event: DpEvent) -> float | None:
 
 
 def _pld_epsilon(parts: list[tuple[DpEvent, int, bool]], delta: float, interval: float) -> float | None:
-    """ε by composing privacy loss distributions; None when an event has none (zCDP)."""
+    """ε by composing privacy loss distributions, at δ less `of_pld`; None when an event has none (zCDP)."""
     import dp_accounting
     from dp_accounting import NeighboringRelation as Neighbouring
     from dp_accounting import pld
@@ -162,7 +163,8 @@ def _pld_epsilon(parts: list[tuple[DpEvent, int, bool]], delta: float, interval:
         else:
             return None
         total = total.compose(one.self_compose(count) if count > 1 else one)
-    return float(total.get_epsilon_for_delta(delta))
+    sure = delta - of_pld(sum(count for _, count, _ in parts))
+    return float(total.get_epsilon_for_delta(sure)) if sure > 0.0 else math.inf
 
 
 def _rdp_epsilon(parts: list[tuple[DpEvent, int, bool]], delta: float) -> float | None:

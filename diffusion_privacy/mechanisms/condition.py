@@ -146,7 +146,9 @@ class RandomizedResponse:
 
         if require_relation(relation).neighbours is Neighbours.SAME_CONDITION:
             return dp_accounting.NoOpDpEvent()
-        change = (1.0 - self.keep_probability) * self.classes / (self.classes - 1)
+        # Not from 1 − P(keep), which loses its digits at large ε: at 30 the ε of the event fell short by a thousandth.
+        others = (self.classes - 1) * math.exp(-self.epsilon)
+        change = others / (1.0 + others) * self.classes / (self.classes - 1)
         one = dp_accounting.RandomizedResponseDpEvent(noise_parameter=change, num_buckets=self.classes)
         k = relation.records_per_person
         return one if k == 1 else dp_accounting.SelfComposedDpEvent(one, k)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.calibration import gaussian_multiplier
 from diffusion_privacy.training import convolutions
-from diffusion_privacy.training.gradients import clip_one, noised_mean
+from diffusion_privacy.training.gradients import add_exactly, clip_one, noised_mean
 from diffusion_privacy.types import Array, PyTree
 
 Loss = Callable[[PyTree, Array, Array], Array]
@@ -69,11 +69,13 @@ def clipped_sum(loss: Loss, params: PyTree, x: Array, y: Array, clip: float, chu
     weight = (jnp.arange(count + pad) < count).astype(jnp.float32)
     split = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), (x[rows], y[rows], weight))
 
-    def add(total: PyTree, part: tuple[Array, Array, Array]) -> tuple[PyTree, None]:
+    def add(carry: tuple[PyTree, PyTree], part: tuple[Array, Array, Array]) -> tuple[tuple[PyTree, PyTree], None]:
         sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), jax.vmap(one)(*part))
-        return jax.tree.map(jnp.add, total, sums), None
+        return add_exactly(*carry, sums), None
 
-    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), split)[0]
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, lost = jax.lax.scan(add, (zeros, zeros), split)[0]
+    return jax.tree.map(jnp.add, total, lost)
 
 
 def descend(
@@ -102,8 +104,8 @@ def descend(
 
     The proof is for real numbers. In float32 a record's norm is cut a thousandth below C to cover rounding in the norm,
     each noised sum is rounded to a grid (`rng.add`) so that its lowest bits tell nothing, and the noise has tails to 9
-    deviations (`rng.unit_gaussian`); rounding in the sum of records is not accounted for. The noise is threefry's, from
-    64 bits of key for each step and array of parameters, see `noise`.
+    deviations (`rng.unit_gaussian`); the sum of records is right to one rounding, beside those within a chunk. Noise is
+    threefry's, from 64 bits of key for each step and array of parameters, see `noise`.
 
     Traceable: vmap over (params, key) for several runs, over ``multiplier`` for several ε.
 

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_privacy.mechanisms.clipping import pairwise_sum
 from diffusion_privacy.training.rng import add as add
 from diffusion_privacy.training.rng import signs_and_uniforms, unit_gaussian
 from diffusion_privacy.types import Array
@@ -79,4 +80,7 @@ def unit_metric_l2(key: Array, dim: int) -> Array:
     """Density ∝ e^{−‖x‖₂} in ``dim`` dimensions, float32 [dim]: a uniform direction times a Gamma(dim, 1) length."""
     direction_key, length_key = jax.random.split(key)
     direction = unit_gaussian(direction_key, dim)
-    return direction / jnp.linalg.norm(direction) * jax.random.gamma(length_key, float(dim))
+    # Gamma(dim, 1) as a sum of exponentials, which has all of its tail: that of `jax.random.gamma` ends where its
+    # normal draws do, at 5.4 deviations, and what lies beyond would be impossible under one of two latents.
+    _, u = signs_and_uniforms(length_key, dim)
+    return direction / jnp.linalg.norm(direction) * pairwise_sum(-jnp.log(u))

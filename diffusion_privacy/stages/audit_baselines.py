@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
+from diffusion_privacy.anonymity.intervals import outwards
 from diffusion_privacy.audits import baselines
 from diffusion_privacy.networks.classifier import Classifier, ConvTrunk
 from diffusion_privacy.networks.embedding import Embedder
@@ -111,6 +112,8 @@ def rows(
     found = [_with_left_out(row, len(roles.held_out) + len(roles.controls) - len(numbers)) for row in found]
     for row in found:
         if row.value is not None:
+            lower = -math.inf if row.lower is None else row.lower
             upper = math.inf if row.upper is None else row.upper
-            _LOG.info("audit %s: %s %.3g (%.3g to %.3g)", name, row.name, row.value, row.lower, upper)
+            limits = f"{outwards(lower, 'down')} to {outwards(upper, 'up')}"
+            _LOG.info("audit %s: %s %.3g (%s)", name, row.name, row.value, limits)
     return [entries.entry(row) for row in found]

@@ -25,7 +25,9 @@ import numpy as np
 
 from diffusion_privacy.anonymity import inherited, montecarlo, verdict
 from diffusion_privacy.anonymity.inherited import Pooled
+from diffusion_privacy.anonymity.intervals import outwards
 from diffusion_privacy.data.records import Records
+from diffusion_privacy.reports import wording
 from diffusion_privacy.rounding import promised
 from diffusion_privacy.settings_joined import Joined
 from diffusion_privacy.stages import audit as audit_stage
@@ -211,12 +213,12 @@ def _certificate(
         found = way.measure(settings, workdir, setup, common.without(sets.parts, number), number)
     entry = dict(_entry(settings, way, pairs, found, **facts))
     _LOG.info(
-        "certify %s: record %d, q <= %.3g at %.0f %% (rate without it at most %.3g over %d)",
+        "certify %s: record %d, q <= %s at %s (rate without it at most %s over %d)",
         name,
         entry["index"],
-        entry["upper"],
-        100 * entry["level"],
-        found.upper,
+        outwards(entry["upper"], "up"),
+        wording.percent(entry["level"]),
+        outwards(found.upper, "up"),
         found.models,
     )
     return entry

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_privacy.anonymity.intervals import outwards
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import sweep_figure
+from diffusion_privacy.reports import sweep_figure, wording
 from diffusion_privacy.settings_sweep import Point, SizeSweep
 from diffusion_privacy.stages import audit as audit_stage
 from diffusion_privacy.stages import reading
@@ -137,15 +138,15 @@ def report(job: SizeSweep, workdir: Workdir) -> None:
     for row in rows:
         q, t = row["q"], row["t_prime"]["value"]
         _LOG.info(
-            "%s: %d of %d images show the record (%.1f if memorised), q %.2g to %.2g at %.0f %%, %s; t' %s (paper %s)",
+            "%s: %d of %d images show the record (%.1f if memorised), q %s to %s at %s, %s; t' %s (paper %s)",
             row["name"],
             row["detections"],
             row["samples"],
             row["expected_if_memorised"],
-            q["lower"],
-            q["upper"],
-            100 * q["level"],
+            outwards(q["lower"], "down", 2),
+            outwards(q["upper"], "up", 2),
+            wording.percent(q["level"]),
             q["status"],
-            "none" if t is None else f"{t:.2f}",
+            "none" if t is None else outwards(t, "down"),
             row["t_prime_paper"],
         )

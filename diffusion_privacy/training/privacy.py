@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.rounding import promised
+from diffusion_privacy.rounding import of_pld, promised
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -201,7 +201,10 @@ def one_step(q: float, noise_multiplier: float, relation: str, interval: float) 
 
 @functools.lru_cache(maxsize=256)
 def pld_epsilon(q: float, noise_multiplier: float, steps: int, delta: float, relation: str) -> float:
-    """ε of ``steps`` steps by composing privacy loss distributions, rounded upwards by the discretisation."""
+    """ε of ``steps`` steps by composing privacy loss distributions, rounded upwards by the discretisation.
+
+    It is read at δ less `rounding.of_pld`; infinite where nothing is left of δ.
+    """
     if relation not in RELATIONS:
         raise InputError(f"training.privacy.relation: expected one of {', '.join(RELATIONS)}, got {relation!r}")
     return _composed_epsilon(q, noise_multiplier, steps, delta, relation, 1.0)
@@ -210,8 +213,11 @@ def pld_epsilon(q: float, noise_multiplier: float, steps: int, delta: float, rel
 def _composed_epsilon(q: float, sigma: float, steps: int, delta: float, relation: str, widening: float) -> float:
     if steps == 0:
         return 0.0
+    sure = delta - of_pld(steps)
+    if sure <= 0.0:
+        return math.inf
     one = one_step(q, sigma, relation, widening * _interval(sigma))
-    return float(one.self_compose(steps).get_epsilon_for_delta(delta))
+    return float(one.self_compose(steps).get_epsilon_for_delta(sure))
 
 
 def rdp_epsilon(q: float, noise_multiplier: float, steps: int, delta: float) -> float:
@@ -238,7 +244,7 @@ def calibrate(epsilon: float, delta: float, q: float, steps: int, relation: str)
 
     def excess(log_sigma: float, widening: float) -> float:
         found = _composed_epsilon(q, math.exp(log_sigma), steps, delta, relation, widening)
-        return math.log(max(found, 1e-12) / epsilon)
+        return math.log(min(max(found, 1e-12), 1e12) / epsilon)
 
     def coarse(log_sigma: float) -> float:
         return excess(log_sigma, _COARSE)

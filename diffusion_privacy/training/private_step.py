@@ -27,9 +27,9 @@ import optax
 from jax.sharding import Mesh
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.training import convolutions, privacy, sharding
+from diffusion_privacy.training import convolutions, privacy, rng, sharding
 from diffusion_privacy.training import state as states
-from diffusion_privacy.training.gradients import clip_one, noised_mean
+from diffusion_privacy.training.gradients import add_exactly, clip_one, noised_mean
 from diffusion_privacy.training.privacy import Plan
 from diffusion_privacy.training.secret import Secret
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED
@@ -55,9 +55,11 @@ class RecordSource(Protocol):
 
 
 class Carry(NamedTuple):
-    """What has been summed of a step so far, one part a device: clipped gradients and metrics, ``[devices, ...]``."""
+    """What has been summed of a step so far, one part a device, ``[devices, ...]``: clipped gradients, what rounding
+    took from them (`gradients.add_exactly`), and metrics."""
 
     gradients: PyTree
+    lost: PyTree
     metrics: dict[str, Array]
 
 
@@ -132,8 +134,11 @@ class PrivateSteps:
         self.finish = _finish(config, mesh)
         summed = [name for name in names if name != "grad_norm"]
         sums: PyTree = dict.fromkeys(summed, np.zeros(mesh.size, np.float32))
-        zeros = Carry(jax.tree.map(lambda leaf: np.zeros((mesh.size, *leaf.shape), np.float32), params), sums)
-        self._carry = sharding.put_batch(zeros, mesh)
+        # Two sets of zeros: both are donated.
+        zeros, again = (
+            jax.tree.map(lambda leaf: np.zeros((mesh.size, *leaf.shape), np.float32), params) for _ in range(2)
+        )
+        self._carry = sharding.put_batch(Carry(zeros, again, sums), mesh)
 
     def advance(
         self, state: TrainState, totals: dict[str, Array], step: int, stop: int
@@ -169,11 +174,13 @@ def _accumulate(task: Task, config: TrainConfig, mesh: Mesh) -> Any:
     options = config.privacy
 
     def accumulate(params: PyTree, step: Array, carry: Carry, key_data: Array, batch: PyTree, mask: Array) -> Carry:
-        key = jax.random.fold_in(jax.random.wrap_key_data(key_data), step)
+        key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=rng.LAW), step)
         found = clipped_sum(
             task, params, batch, mask, key, clip_norm=options.clip_norm, augmentations=options.augmentations
         )
-        return jax.tree.map(lambda old, new: old + new[None], carry, Carry(*found))
+        gradients, metrics = jax.tree.map(lambda new: new[None], found)
+        total, lost = add_exactly(carry.gradients, carry.lost, gradients)
+        return Carry(total, lost, jax.tree.map(jnp.add, carry.metrics, metrics))
 
     specs = (REPLICATED, REPLICATED, SHARDED, REPLICATED, SHARDED, SHARDED)
     library = config.convolutions
@@ -188,7 +195,8 @@ def _finish(config: TrainConfig, mesh: Mesh) -> Any:
     def finish(
         state: TrainState, totals: dict[str, Array], carry: Carry, keys: Array, scale: Array, stop: Array
     ) -> tuple[TrainState, dict[str, Array], Carry, Array]:
-        gradients, metrics = jax.lax.psum(jax.tree.map(lambda part: part[0], carry), sharding.DATA)
+        whole = jax.tree.map(jnp.add, carry.gradients, carry.lost)
+        gradients, metrics = jax.lax.psum(jax.tree.map(lambda part: part[0], (whole, carry.metrics)), sharding.DATA)
         # After the sum over devices and from keys that all of them share: noise is added once.
         mean = noised_mean(gradients, keys, scale, float(config.batch_size))
         updates, opt_state = optimizer.update(mean, state.opt_state, state.params)

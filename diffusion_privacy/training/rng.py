@@ -14,6 +14,10 @@ import jax.numpy as jnp
 
 from diffusion_privacy.types import Array
 
+LAW = "threefry2x32"
+"""The generator of every key that is made here, whatever `jax_default_prng_impl` says: under vmap the ``rbg`` kinds
+draw a whole batch from its first key, and what a record draws would depend on the records beside it."""
+
 
 def stream(seed: int, name: str, *indices: int | Array) -> Array:
     """Typed key of the stream ``name`` under ``seed``, folded with each index in turn.
@@ -26,7 +30,7 @@ def stream(seed: int, name: str, *indices: int | Array) -> Array:
     Returns:
       A typed JAX key (``jax.random.key``).
     """
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    key = jax.random.fold_in(jax.random.key(seed, impl=LAW), zlib.crc32(name.encode()))
     for index in indices:
         key = jax.random.fold_in(key, index)
     return key
@@ -59,13 +63,15 @@ def unit_gaussian(key: Array, dim: int) -> Array:
     return -sign * jax.scipy.special.ndtri(0.5 * u)
 
 
-def add(clipped: Array, unit: Array, scale: Array | float) -> Array:
-    """``clipped + scale·unit``, rounded to multiples of 2^-8 of the power of two at or below ``scale``: float32 [D].
+def add(clipped: Array, unit: Array, scale: Array | float, bits: int = 8) -> Array:
+    """``clipped + scale·unit``, rounded to multiples of 2^-bits of the power of two at or below ``scale``: float32 [D].
 
-    Rounding the sum is post-processing, so it costs nothing. A cell of the grid holds about 2^16 values of the noise
-    (fewer in the far tail), which makes its probability that of the continuous law to about 1e-4 under every latent.
+    Rounding the sum is post-processing, so it costs nothing. With 8 bits a cell of the grid holds about 2^15 values of
+    the noise (fewer in the far tail), which makes its probability that of the continuous law to about 1e-4 under every
+    latent. Each bit less divides that error by two. Errors of many coordinates and releases add up like a random walk:
+    whoever publishes 10¹⁰ of them (private training) wants fewer bits.
     """
     # Half an ulp may be lost in the float32 value of the scale; it must not end below what was asked for.
     scale = jnp.asarray(scale, jnp.float32) * jnp.float32(1.0 + 2.0**-22)
-    step = jnp.ldexp(jnp.float32(1.0), jnp.frexp(scale)[1] - 9)
+    step = jnp.ldexp(jnp.float32(1.0), jnp.frexp(scale)[1] - 1 - bits)
     return jnp.round((clipped + scale * unit) / step) * step

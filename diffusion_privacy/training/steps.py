@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from diffusion_privacy.training import convolutions, sharding
+from diffusion_privacy.training import convolutions, rng, sharding
 from diffusion_privacy.training import state as states
 from diffusion_privacy.training.partition import Partition
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED
@@ -85,7 +85,7 @@ def make_step(task: Task, config: TrainConfig, mesh: Mesh, parts: Partition) -> 
     def step(
         state: TrainState, totals: dict[str, Array], key_data: Array, batch: PyTree, mask: Array, stop: Array
     ) -> tuple[TrainState, dict[str, Array], Array]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
+        key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=rng.LAW), state.step)
         count = jax.lax.psum(jnp.sum(mask), sharding.DATA)
         share, grads = _sum_gradients(task, parts, state.params, batch, mask, key, count, config.micro_batches)
         loss, metrics = jax.lax.psum(share, sharding.DATA)

@@ -34,3 +34,13 @@ def test_another_set_of_as_many_images_needs_no_other_program():
         images = np.random.default_rng(seed).uniform(-1, 1, (5, 4, 4, 1))
         call(empirical_score(images, VP()), jnp.zeros((2, 4, 4, 1)), jnp.full(2, 0.5))
     assert len(traced) == 1
+
+
+def test_its_mean_is_not_rounded_on_an_accelerator():
+    """The default there keeps ten bits or fewer of every image, which the score divides by σ²."""
+    score = empirical_score(np.zeros((3, 4), np.float32), VP())
+    program = jax.make_jaxpr(score)(jnp.ones((2, 4)), jnp.ones(2))
+    found = [e.params["precision"] for e in program.jaxpr.eqns if e.primitive.name == "dot_general"]
+    highest = jax.lax.Precision.HIGHEST
+    assert found
+    assert all(p in (highest, (highest, highest)) for p in found)

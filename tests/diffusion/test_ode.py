@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from oracles.gaussian_mixture import GaussianMixture
 
+from diffusion_privacy.diffusion.likelihood import SOLVERS, LikelihoodConfig, log_likelihood
 from diffusion_privacy.diffusion.ode import (
     DORMAND_PRINCE,
     HEUN,
@@ -105,3 +106,27 @@ def test_rows_that_do_not_arrive_are_nan_and_others_are_not():
     got, _ = solve_adaptive(field, y, jnp.zeros(2), jnp.ones(2), rtol=1e-5, atol=1e-5, max_steps=30)
     assert jnp.isnan(got[0, 0])
     np.testing.assert_allclose(got[1, 0], -99.0, rtol=1e-5)
+
+
+def products(jaxpr) -> list:
+    """Precisions of all products in a program, inner ones included."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found.append(equation.params["precision"])
+        found += [p for inner in jax.core.jaxprs_in_params(equation.params) for p in products(inner)]
+    return found
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_no_product_of_a_solver_is_rounded_on_an_accelerator(solver):
+    """Whatever `jax_default_matmul_precision` says: the default there keeps ten bits or fewer of slopes and weights."""
+    config = LikelihoodConfig(solver=solver, steps=3, max_steps=5, probes=1)
+
+    def nats(x):
+        return log_likelihood(lambda x, t: -x, VP(), x, jax.random.split(jax.random.key(0), 2), config).nats
+
+    found = products(jax.make_jaxpr(nats)(jnp.ones((2, 4))).jaxpr)
+    highest = jax.lax.Precision.HIGHEST
+    assert found
+    assert all(p in (highest, (highest, highest)) for p in found)

@@ -177,3 +177,11 @@ def test_unusable_shares_are_refused():
         RandomizedAttributes(())
     with pytest.raises(InputError, match="epsilon"):
         RandomizedAttributes((1.0, 0.0))
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("epsilon", [0.1, 10.0, 25.0, 28.3, 30.0])
+def test_no_digits_of_a_large_epsilon_are_lost_on_the_way_to_the_ledger(epsilon, classes):
+    """P(change) is 1e-13 at ε = 30: as 1 − P(keep) it had three digits, and ε was entered by a thousandth too small."""
+    event = RandomizedResponse(epsilon, classes).event(REPLACE_RECORD_AND_CONDITION)
+    assert account([Spend(event, "replace-one")], 0.0).epsilon == pytest.approx(epsilon, rel=1e-13)

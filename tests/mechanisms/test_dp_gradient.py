@@ -11,7 +11,7 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms import dp_gradient, pixelise
 from diffusion_privacy.mechanisms.accounting import Spend, account
 from diffusion_privacy.training import rng as streams
-from diffusion_privacy.training.gradients import CLIP_MARGIN
+from diffusion_privacy.training.gradients import CLIP_MARGIN, GRID_BITS
 
 
 def _loss(params, x, y):
@@ -75,12 +75,12 @@ def test_the_noise_is_that_of_private_training_and_rounded_like_it():
     )  # fmt: skip
     keys = jax.random.split(jax.random.fold_in(key, 0), 2)
     for k, leaf in zip(keys, (left["a"], left["b"]), strict=True):
-        want = streams.add(jnp.zeros(leaf.size), streams.unit_gaussian(k, leaf.size), multiplier * clip)
-        # Dividing by 8 records loses nothing. The scale is 2.5, which lies above 2: cells are 2·2^-8 wide.
-        cells = np.asarray(-8 * leaf).ravel() / 2.0**-7
+        want = streams.add(jnp.zeros(leaf.size), streams.unit_gaussian(k, leaf.size), multiplier * clip, GRID_BITS)
+        # Dividing by 8 records loses nothing. The scale is 2.5, which lies above 2: cells are 2·2^-3 wide.
+        cells = np.asarray(-8 * leaf).ravel() / 2.0**-2
         np.testing.assert_array_equal(cells, np.rint(cells))
         # One cell: what is compiled may round the last bit in another way.
-        np.testing.assert_allclose(cells, np.asarray(want) / 2.0**-7, atol=1)
+        np.testing.assert_allclose(cells, np.asarray(want) / 2.0**-2, atol=1)
 
 
 @pytest.mark.parametrize(("epsilon", "steps"), [(0.5, 1), (1.0, 10), (8.0, 100)])

@@ -129,6 +129,15 @@ def test_a_release_adds_noise_of_the_scale_it_states(mechanism):
     assert stats.kstest(drawn + np.random.default_rng(0).uniform(-1, 1, drawn.size) / 1024, law).pvalue > 1e-7
 
 
+def test_the_length_of_metric_noise_has_all_of_its_tail(monkeypatch):
+    """At the smallest uniforms each of D exponentials is 44; a Gamma law made of normal draws ends at 22 for D = 1."""
+    least = lambda key, dim: (jnp.ones(dim), jnp.full(dim, 2.0**-64, jnp.float32))  # noqa: E731
+    monkeypatch.setattr(noise, "signs_and_uniforms", least)
+    for dim in (1, 4):
+        length = float(jnp.linalg.norm(noise.unit_metric_l2(jax.random.key(0), dim)))
+        assert length == pytest.approx(64 * np.log(2) * dim, rel=1e-3)
+
+
 def test_tails_are_not_cut():
     # The map from bits to noise at the smallest uniforms that its bits can make.
     u = jnp.asarray([2.0**-63, 2.0**-40, 2.0**-24], jnp.float32)

@@ -115,7 +115,7 @@ def test_the_figure_shows_points_without_estimate_or_t_prime(tmp_path):
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_point_is_trained_sampled_audited_and_reported(tmp_path, monkeypatch):
+def test_every_point_is_trained_sampled_audited_and_reported(tmp_path, monkeypatch, caplog):
     """With the stages of the study (tested by themselves) replaced by ones that note what they are asked for."""
     from reports.sample_release import make_release
 
@@ -136,8 +136,10 @@ def test_every_point_is_trained_sampled_audited_and_reported(tmp_path, monkeypat
     def audit_model(setup, name):
         asked.append(("audit", name, setup.study.score.network.params["hidden"]))
         entry = make_release()["models"]["careless"]
+        entry["records"][0]["verdict"] |= {"lower": 0.0129, "estimate": 0.02, "upper": 0.0712, "level": 0.999}
         setup.workdir.write_json(setup.workdir.path("audit", f"{name}.json"), entry)
 
+    caplog.set_level("INFO")
     monkeypatch.setattr(size_sweep.train_stage, "fit_scores", fit_scores)
     monkeypatch.setattr(size_sweep.train_stage, "fit_detector", lambda *_: asked.append(("detector",)))
     monkeypatch.setattr(size_sweep.sample_stage, "draw_all", draw_all)
@@ -158,6 +160,8 @@ def test_every_point_is_trained_sampled_audited_and_reported(tmp_path, monkeypat
     assert set(curve["meaning"]) <= set(curve["points"][0])
     first = curve["points"][0]
     assert first["q"]["lower"] <= first["q"]["estimate"] <= first["q"]["upper"]
+    # In the log too limits are rounded outwards, and 99.9 % are not 100 %.
+    assert "q 0.012 to 0.072 at 99.9\u00a0%" in caplog.text
     assert len(first["control_detections"]) == 3
     assert (tmp_path / "sweep.png").exists()
     run.run(job, tmp_path, "audit")

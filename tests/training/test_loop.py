@@ -70,6 +70,18 @@ def test_golden_first_step(tmp_path: Path) -> None:
     )
 
 
+def test_another_generator_as_default_changes_nothing(tmp_path: Path) -> None:
+    """Under vmap the ``rbg`` kinds would draw a whole batch from its first key, and records would depend on others."""
+    rows: dict[int, dict] = {}
+    with jax.default_prng_impl("rbg"):
+        run(tmp_path, steps=1, warmup_steps=0, schedule="constant", log_every=1, on_log=rows.__setitem__)
+        alone, beside = (
+            jax.vmap(jax.random.normal)(rng.per_record(rng.stream(1, "x"), jnp.asarray(i))) for i in ([5], [2, 5])
+        )
+    assert {name: rows[1][name] for name in GOLDEN} == pytest.approx(GOLDEN, rel=1e-4)
+    assert alone[0] == beside[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("devices", "batch_size", "micro"), [(4, 8, 1), (3, 8, 1), (4, 3, 1), (1, 8, 4), (3, 7, 2)])
 def test_devices_and_pieces_change_only_rounding(tmp_path: Path, devices: int, batch_size: int, micro: int) -> None:

@@ -24,6 +24,7 @@ from scipy import stats
 from diffusion_privacy.audits.one_run import OneRunBound, audit_scores, flip_coins
 from diffusion_privacy.training import loop, private_step, sharding
 from diffusion_privacy.training import state as states
+from diffusion_privacy.training.gradients import GRID_BITS
 from diffusion_privacy.training.secret import Secret
 
 CLIP, NOISE, EXPECTED = 0.5, 3.0, 4
@@ -97,6 +98,12 @@ def spread_is_off(squares: np.ndarray, freedom: int) -> bool:
     return bool(np.any((squares < low) | (squares > high)))
 
 
+def _within_cells(sigma: float, count: int) -> np.ndarray:
+    """Places within a cell of the grid on which noised sums lie, in σ."""
+    width = 2.0 ** (math.frexp(sigma)[1] - 1 - GRID_BITS)
+    return np.random.default_rng(9).uniform(-0.5, 0.5, count) * width / sigma
+
+
 def noise_faults(gradient: dict[str, np.ndarray], sigma: float, expected: float) -> set[str]:
     """In what ``{leaf: [T, size]}`` is not independent N(0, (σ/L)²), σ = multiplier·C; each way errs once in 10⁶."""
     unit = {name: values.astype(float) * expected / sigma for name, values in gradient.items()}
@@ -112,7 +119,7 @@ def noise_faults(gradient: dict[str, np.ndarray], sigma: float, expected: float)
         "size at a coordinate": spread_is_off(np.sum(every**2, axis=0), steps),
         "steps depend": beyond(across, len(pairs)),
         "leaves depend": beyond(leaves, leaves.size),
-        "law": stats.kstest(every.ravel()[::7], "norm").pvalue < 1e-6,
+        "law": stats.kstest(every.ravel()[::7] + _within_cells(sigma, every.size)[::7], "norm").pvalue < 1e-6,
     }
     return {name for name, wrong in found.items() if wrong}
 
@@ -260,7 +267,8 @@ def average_faults(seen: Seen, decay: float) -> set[str]:
             expected = decay * expected + (1 - decay) * row
             if not np.allclose(seen.ema[name][step], expected, atol=1e-7):
                 found.add("not the average of the parameters")
-            if np.mean(seen.ema[name][step] != 0) < 0.99:
+            # A noised sum is 0 on its grid at 3 % of the coordinates, here of the first step.
+            if np.mean(seen.ema[name][step] != 0) < 0.9:
                 found.add("coordinates without noise")
     return found
 
