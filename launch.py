@@ -32,10 +32,13 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(), e.g. configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run: checkpoints, results, report/index.html.")
 _MODES = ("study", "train", "sample", "likelihood", "privatize", "evaluate", "audit", "report")
-_MODE = flags.DEFINE_enum("mode", "study", _MODES, "The stage to run; study = all of them in this order.")
+_MODE = flags.DEFINE_enum("mode", "study", _MODES, "The stage to run; study = all stages of the study, in their order.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if not found from the cluster.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0, with --coordinator.")
+_CPU_DEVICES = flags.DEFINE_integer(
+    "cpu_devices", 0, "CPU devices to split batches over; 0 chooses (1 for an mlp, one a core for convolutions)."
+)
 _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/diffusion_privacy", "Where compiled programs are kept between runs; empty for none."
 )
@@ -101,11 +104,6 @@ def _exit(status: int) -> None:
     from diffusion_privacy.training import sharding
 
     sharding.leave(status)
-
-
-_CPU_DEVICES = flags.DEFINE_integer(
-    "cpu_devices", 0, "CPU devices to split batches over; 0 chooses (1 for an mlp, one a core for convolutions)."
-)
 
 
 def _set_up_devices(network: str) -> None:

@@ -251,10 +251,11 @@ TASKS: dict[str, type] = {
     "score": ScoreTask,
     "autoencoder": AutoencoderTask,
     "flow": FlowTask,
+    "classifier": ClassifierTask,
     "arms": ArmsTask,
     "fingerprint": FingerprintTask,
     "identity": IdentityTask,
     "identity_bank": IdentityBankTask,
     "embedding": EmbeddingTask,
 }
-"""Everything that the one loop can learn, by name; each has the three methods of `types.Task`."""
+"""Everything that the one loop can learn, by name: where to look. Stages construct the tasks themselves."""

@@ -233,6 +233,22 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_every_module_stands_in_the_reference() -> None:
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    named = set(re.findall(rf"^::: {NAME}\.(\w+)$", pages, re.MULTILINE))
+    rooms = {dotted(path).split(".")[0] for path in modules()} - {"__init__"}
+    assert named == rooms, f"docs/reference lacks {sorted(rooms - named)}, has {sorted(named - rooms)}"
+
+
+def test_every_task_can_be_looked_up() -> None:
+    from diffusion_privacy.tasks import TASKS
+
+    bodies = [node for path in modules() for node in ast.parse(path.read_text()).body]
+    classes = {node.name for node in bodies if isinstance(node, ast.ClassDef) and node.name.endswith("Task")}
+    public = {name for name in classes if not name.startswith("_")} - {"Task"}
+    assert {kind.__name__ for kind in TASKS.values()} == public
+
+
 def test_the_commands_of_the_readme_are_single_lines_and_name_files_that_exist() -> None:
     readme = (ROOT / "README.md").read_text()
     for name in ("run-command", "test-command"):

@@ -3,7 +3,7 @@
 A score is ``x[B, ...] -> [B]``, larger meaning more like the record; a detector is a score whose sign decides (positive
 fires). The paper's detector (Dombrowski & Kainz, arXiv 2306.01363) is D(x) = 1[C_f(x) > τ_f] · 1[C_id(x) > τ_id] with
 hand-set thresholds; here they are conformal (`anonymity.conformal`), and the pair is one continuous margin, so that
-rare-event estimators can climb it. Closed-form detectors (ball, Voronoi cell) serve the oracles.
+rare-event estimators can climb it.
 
 Negatives must not hold copies of the record: held-out records, or generations of a model that never saw it. Positives
 are regenerations of the record (noised to a small t and denoised), since the training image itself is too easy.
@@ -134,37 +134,6 @@ def copy_ratio(center: Images, references: Images, k: int = 50) -> Detector:
     return score
 
 
-def voronoi(center: Images, others: Images) -> Detector:
-    """Margin: signed distance to the nearest bisecting plane, positive where ``center`` is the nearest centre.
-
-    Computed as an inner product with each plane's normal: the difference of two squared distances would cancel.
-
-    Args:
-      center: the record, ``[...]``.
-      others: all other centres ``[N, ...]``, N >= 1.
-
-    Raises:
-      InputError: no other centre, or one equal to ``center``.
-    """
-    if len(others) == 0:
-        raise InputError("others: expected at least one other centre, got none")
-    own = np.asarray(center, np.float64).reshape(1, -1)
-    rest = np.asarray(others, np.float64).reshape(len(others), -1)
-    normals = own - rest
-    lengths = np.linalg.norm(normals, axis=1)
-    if np.any(lengths == 0):
-        raise InputError(f"others: expected centres unlike the record, got its duplicate at {int(np.argmin(lengths))}")
-    normals /= lengths[:, None]
-    offsets = jnp.asarray(np.sum(normals * (own + rest) / 2, axis=1), jnp.float32)
-    table = jnp.asarray(normals.T, jnp.float32)
-
-    def margin(x: Array) -> Array:
-        side = jnp.matmul(x.reshape(x.shape[0], -1), table, precision=jax.lax.Precision.HIGHEST)
-        return jnp.min(side - offsets, axis=1)
-
-    return margin
-
-
 def pair_margin(
     fingerprint: Detector, identity: Detector, thresholds: tuple[float, float], scales: tuple[float, float] = (1.0, 1.0)
 ) -> Detector:
@@ -239,7 +208,7 @@ def _verdict(fpr: Rate, tpr: Rate, name: str, parts: Mapping[str, tuple[float, f
 def measure(
     name: str, margin: Detector, negatives: Images, positives: Images, *, level: float = 0.95, batch_size: int = 512
 ) -> CalibratedDetector:
-    """Both rates of a detector that is fixed beforehand (a ball of given radius, a Voronoi cell, a user's own).
+    """Both rates of a detector that is fixed beforehand (a ball of given radius, a user's own).
 
     Args:
       name: for messages and reports.

@@ -138,10 +138,11 @@ def thinned(counts: np.ndarray, wanted: int, seed: int) -> np.ndarray | None:
 
 
 def of_paths(result: SubspaceResult, draws: int, level: float = 0.95) -> list[Estimate]:
-    """Jensen's and the betting limit from E2's own paths, at no further network call; each at ``level`` by itself.
+    """The three limits from E2's own paths, at no further network call; each at ``level`` by itself.
 
-    Betting takes all paths: strata and the rule that ended the rounds are allowed for. Jensen takes three quarters of
-    the first round, thinned to a sample of the mixture; it claims 0 when that exhausts a stratum.
+    Markov and betting take all paths: strata and the rule that ended the rounds are allowed for (means of growing
+    samples are a reverse martingale). Jensen takes three quarters of the first round, thinned to a sample of the
+    mixture; it claims 0 when that exhausts a stratum.
 
     Args:
       result: of `subspace.estimate`.
@@ -154,45 +155,10 @@ def of_paths(result: SubspaceResult, draws: int, level: float = 0.95) -> list[Es
         rows, hit = np.arange(draws), np.zeros(draws, bool)
     else:
         hit = result.hit[rows]
+    spent = result.estimate.network_calls
     found = [
+        markov(result.log_terms, result.hit, level, network_calls=spent),
         jensen(result.log_terms[rows], hit, level, network_calls=calls * len(rows)),
-        betting_lower(result.log_terms, result.hit, level, network_calls=result.estimate.network_calls),
+        betting_lower(result.log_terms, result.hit, level, network_calls=spent),
     ]
-    return [dataclasses.replace(e, reasons=(*e.reasons, "paths of E2, drawn once for both")) for e in found]
-
-
-LOWER_BOUNDS = {"markov": markov, "jensen": jensen, "betting": betting_lower}
-"""The three by name."""
-
-
-def best(
-    log_weights: np.ndarray,
-    hit: np.ndarray,
-    level: float = 0.95,
-    *,
-    methods: tuple[str, ...] = ("markov", "jensen", "betting"),
-    network_calls: int = 0,
-) -> Estimate:
-    """The largest of several limits, each at its part of the error: α/K for K methods.
-
-    ``"jensen"`` needs draws that are alike; leave it out for strata. Arguments and errors as in `jensen`.
-
-    Raises:
-      InputError: an unknown method or none.
-    """
-    unknown = [m for m in methods if m not in LOWER_BOUNDS]
-    if unknown or not methods:
-        raise InputError(f"methods: expected some of {', '.join(LOWER_BOUNDS)}, got {methods!r}")
-    _, hit, error = _checked(log_weights, hit, level)
-    part = 1 - 2 * error / len(methods)
-    found = [LOWER_BOUNDS[m](log_weights, hit, part, network_calls=network_calls) for m in methods]
-    top = max(found, key=lambda e: e.lower)
-    return _estimate(
-        f"lower bound ({top.method})",
-        top.log_value,
-        math.log(top.lower) if top.lower > 0 else -math.inf,
-        level,
-        hit.size,
-        int(hit.sum()),
-        network_calls,
-    )
+    return [dataclasses.replace(e, reasons=(*e.reasons, "paths of E2, drawn once for all")) for e in found]

@@ -7,12 +7,9 @@ estimators (E2, E3) are marked, because no local method rules out that the recor
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal
 
 from diffusion_privacy.anonymity import change_of_variables, counterfactual, inherited, splitting
 from diffusion_privacy.anonymity.counterfactual import Counterfactual
-from diffusion_privacy.anonymity.intervals import outwards
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import Estimate
 
@@ -22,10 +19,10 @@ class Kind:
     """What an estimator is.
 
     Attributes:
-      name: E1 … E7 of the design, with a short title.
+      name: E1 … E7, as docs/method/audit.md numbers them, with a short title.
       gives: ``"both"`` limits, ``"lower"`` or ``"upper"``; ``"difference"`` for a difference of rates.
       exact: its limits hold for every model and every number of draws; otherwise they rest on diagnostics.
-      local: looks only at images reachable from the noised record.
+      local: looks only where paths lead towards the record.
       assumes: what it takes for granted.
       distrust: when its number is not to be trusted.
     """
@@ -150,14 +147,12 @@ def row(found: Estimate | Counterfactual) -> Row:
             f"{found.both} both ways; McNemar's p = {found.p_value:.2g}"
         )
         return Row(kind, "counterfactual", *limits, found.network_calls, good, (seen, *found.reasons))
-    # `lower_bounds.best` names the winner in brackets.
-    method = found.method.removeprefix("lower bound (").removesuffix(")")
-    if method not in ESTIMATORS:
+    if found.method not in ESTIMATORS:
         raise InputError(f"method: expected one of {', '.join(ESTIMATORS)}, got {found.method!r}")
-    kind = ESTIMATORS[method]
+    kind = ESTIMATORS[found.method]
     return Row(
         kind,
-        method,
+        found.method,
         None if kind.gives == "upper" else found.lower,
         found.value,
         None if kind.gives == "lower" else found.upper,
@@ -166,32 +161,3 @@ def row(found: Estimate | Counterfactual) -> Row:
         found.reliable,
         found.reasons,
     )
-
-
-def _cell(limit: float | None, direction: Literal["down", "up"]) -> str:
-    return "–" if limit is None else outwards(limit, direction)
-
-
-def table(rows: Mapping[str, Row] | list[Row]) -> str:
-    """The rows as a Markdown table; a mapping names what each row is about."""
-    named = list(rows.items()) if isinstance(rows, Mapping) else [("", r) for r in rows]
-    lines = [
-        "| estimator | lower | estimate | upper | level | network calls | assumes | not to be trusted |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, r in named:
-        title = f"{name}: {r.kind.name}" if name else r.kind.name
-        doubt = "; ".join(r.reasons) if r.reasons and not r.reliable else r.kind.distrust
-        trust = doubt if r.reliable else f"NOT RELIABLE HERE: {doubt}"
-        cells = [
-            title,
-            _cell(r.lower, "down"),
-            "–" if r.value is None else f"{r.value:.3g}",
-            _cell(r.upper, "up"),
-            f"{r.level:.3g}",
-            f"{r.network_calls:,}",
-            "; ".join(r.kind.assumes),
-            trust,
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)

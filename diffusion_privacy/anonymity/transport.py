@@ -35,9 +35,10 @@ from diffusion_privacy.diffusion.likelihood import (
     probe_vectors,
 )
 from diffusion_privacy.diffusion.ode import HEUN, RK4, ProbabilityFlow, solve_fixed
+from diffusion_privacy.diffusion.samplers import denoise
 from diffusion_privacy.diffusion.sde import expand
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.types import SDE, Array, ScoreFn
+from diffusion_privacy.types import Array, ScoreFn
 
 MAX_DIM = 1024
 """Values of an image up to which determinants and divergences are computed exactly."""
@@ -110,10 +111,6 @@ class Transport(Hashable, Protocol):
         ...
 
 
-def _denoise(sde: SDE, score_fn: ScoreFn, x: Array, t: Array) -> Array:
-    return (x + expand(sde.sigma(t) ** 2, x) * score_fn(x, t)) / expand(sde.alpha(t), x)
-
-
 def _check_dim(dim: int) -> None:
     if dim > MAX_DIM:
         raise InputError(
@@ -177,7 +174,7 @@ class Discrete:
     def step(self, score_fn: ScoreFn, x: Array, level: Array) -> Array:
         chain = self.chain
         if self.name == "ode_heun":
-            last = _denoise(chain.sde, score_fn, x, _flow_times(chain, jnp.ones_like(level)))
+            last = denoise(score_fn, chain.sde, x, _flow_times(chain, jnp.ones_like(level)))
             flow = _flow_step(chain, score_fn, x, level, jnp.maximum(level - 1, 1), fourth=False)
             return jnp.where(expand(level == 1, x), last, flow)
         alpha, sigma = (expand(take(v, level), x) for v in (chain.alpha, chain.sigma))
@@ -295,7 +292,7 @@ class Continuous:
 
     def step(self, score_fn: ScoreFn, x: Array, level: Array) -> Array:
         chain = self.chain
-        last = _denoise(chain.sde, score_fn, x, _flow_times(chain, jnp.ones_like(level)))
+        last = denoise(score_fn, chain.sde, x, _flow_times(chain, jnp.ones_like(level)))
         flow = _flow_step(chain, score_fn, x, level, jnp.maximum(level - 1, 1), fourth=True)
         return jnp.where(expand(level == 1, x), last, flow)
 

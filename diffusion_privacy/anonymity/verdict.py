@@ -4,7 +4,7 @@ Confidence is shared so that the verdict's interval holds at its level. With α 
 at 1 − α/2 (α/4 a side). The lower limit is the larger of the two (α/4 + α/4 = α/2); the upper limit is E1's alone,
 since no local estimator rules out mass elsewhere, divided by a lower limit of the detector's true-positive rate that
 errs with α/4 as well (α/4 + α/4 = α/2). "Leaks" is said only if the lower limit exceeds the upper limit of the
-detector's false-positive rate: a clean model would show that many hits by the detector's errors alone.
+detector's false-positive rate: fewer hits than that, a clean model could show by the detector's errors alone.
 """
 
 from __future__ import annotations

@@ -15,31 +15,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy import special
+from scipy import stats
 
-from diffusion_privacy.anonymity.intervals import Rate, outwards, rate
+from diffusion_privacy.anonymity.intervals import Rate, rate
 from diffusion_privacy.errors import InputError
 
 METRICS = ("cosine", "l2")
 _TIE = 1e-12
 """Scores closer than this, on their own scale, are equal: the same latent twice may differ by rounding only."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AboveChance:
-    """Whether the attack does better than guessing.
-
-    Attributes:
-      k: originals looked for among the first k.
-      linked: whether p_value <= 1 − level, so that a release without any link raises it with at most that probability.
-      p_value: P(at least so many hits | every rank equally likely), the exact binomial tail.
-      sentence: the finding in words.
-    """
-
-    k: int
-    linked: bool
-    p_value: float
-    sentence: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,33 +48,24 @@ class LinkageResult:
     similarity: float
     similarity_stderr: float
 
-    def above_chance(self, k: int, level: float = 0.95) -> AboveChance:
-        """Test of "every rank is equally likely" by the hits among the first k, at false-alarm rate 1 − level.
-
-        It takes the released records as independent and their originals as a random choice from the gallery; the
-        correlation that remains when all N = M records are released makes the test err less, not more.
-
-        Raises:
-          InputError: a k that was not measured, or a level outside (0, 1).
-        """
+    def p_value(self, k: int) -> float:
+        """`p_by_guessing` of the hits among the first k; InputError for a k that was not measured."""
         if k not in self.rates:
             raise InputError(f"linkage: k is {k}; expected one of {', '.join(map(str, self.rates))}")
-        if not 0.0 < level < 1.0:
-            raise InputError(f"level: expected a number strictly between 0 and 1, got {level}")
-        found, chance = self.rates[k], self.chance[k]
-        if found.hits == 0 or chance >= 1.0:
-            p_value = 1.0
-        else:
-            # P(Bin(n, p) >= h) = I_p(h, n − h + 1).
-            p_value = float(special.betainc(found.hits, found.n - found.hits + 1, chance))
-        linked = p_value <= 1.0 - level
-        verdict = "more often than chance" if linked else "no more often than chance allows"
-        sentence = (
-            f"{found.hits} of {found.n} originals are among the first {k} of {self.gallery} "
-            f"({found.value:.3g}, {100 * found.level:.6g} % interval {outwards(found.lower, 'down')} to "
-            f"{outwards(found.upper, 'up')}; chance {chance:.3g}, p = {outwards(p_value, 'up', 2)}): {verdict}"
-        )
-        return AboveChance(k, linked, p_value, sentence)
+        return p_by_guessing(self.rates[k].hits, self.rates[k].n, self.chance[k])
+
+
+def p_by_guessing(hits: int, n: int, chance: float) -> float:
+    """P(at least so many hits | every rank is equally likely), the exact tail of a binomial.
+
+    Args:
+      hits, n: originals found, of so many released records.
+      chance: probability of a hit by guessing.
+
+    It takes the released records as independent and their originals as a random choice from the gallery; the
+    correlation that remains when all N = M records are released makes the test err less, not more.
+    """
+    return float(stats.binom.sf(hits - 1, n, min(chance, 1.0)))
 
 
 def linkage(

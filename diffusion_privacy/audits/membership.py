@@ -215,15 +215,6 @@ def _point(one: np.ndarray, two: np.ndarray, alpha: float, level: float, seed: i
     )
 
 
-def roc(members: np.ndarray, non_members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``(false-positive rates, true-positive rates)`` at every threshold, float64 [K], both rising from 0 to 1."""
-    one, two = _scores(members, non_members, "roc")
-    cuts = np.unique(np.concatenate([one, two]))[::-1]
-    tpr = 1.0 - np.searchsorted(np.sort(one), cuts, side="left") / one.size
-    fpr = 1.0 - np.searchsorted(np.sort(two), cuts, side="left") / two.size
-    return np.concatenate([[0.0], fpr]), np.concatenate([[0.0], tpr])
-
-
 def attack_with(
     name: str,
     score_records: Callable[[np.ndarray], np.ndarray],

@@ -83,11 +83,6 @@ class Batches:
         _check_size(self.batch_size)
         check_seed(self.seed)
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Batches that make up one pass over the records; a fraction when B does not divide n."""
-        return len(self.records) / self.batch_size
-
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Batch number ``step`` >= 0.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -109,24 +109,12 @@ def read_csv(
     )
 
 
-def write_csv(table: Table, path: str | Path, delimiter: str = ",") -> None:
-    """The table as a UTF-8 file; header and category names are those of the schema, byte for byte.
-
-    Raises:
-      InputError: the file exists.
-    """
-    target = Path(path)
-    if target.exists():
-        raise InputError(f"table: {target} exists already; expected a new file")
-    target.write_bytes(csv_text(table, delimiter).encode())
-
-
-def csv_text(table: Table, delimiter: str = ",") -> str:
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Header and rows as CSV, quoted where needed, lines ended by a line feed."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
-    writer.writerow(table.schema.header)
-    writer.writerows(table.rows())
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
     return text.getvalue()
 
 

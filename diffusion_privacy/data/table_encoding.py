@@ -208,20 +208,6 @@ def _one_hot_standard(width: int) -> tuple[float, float]:
     return 1.0 / width, math.sqrt((1.0 - 1.0 / width) / width + 1.0 / 12.0)
 
 
-def public_split(table: Table, fraction: float, seed: int) -> tuple[Table, Table]:
-    """Rows at random into (public, private); ``fraction`` of them, rounded, are public.
-
-    Raises:
-      InputError: a fraction that leaves one of the two empty.
-    """
-    count = round(fraction * len(table))
-    if not 0 < count < len(table):
-        raise InputError(f"{table.name}: a public share of {fraction} leaves {count} of {len(table)} rows public")
-    order = np.argsort(np.random.Philox(seed).random_raw(len(table)), kind="stable")
-    public, private = np.sort(order[:count]), np.sort(order[count:])
-    return table.take(public), table.take(private)
-
-
 def ranges(schema: Schema, bounds: Mapping[str, tuple[float, float]]) -> Schema:
     """The schema with public ranges for the named numbers.
 

@@ -8,8 +8,8 @@ Grid: 0 = t_0 < t_1 < … < t_J = 1 (lower if `Chain.visits` ends lower). Step j
     p_θ(x_{j−1} | x_j) = N(μ_θ(x_j), s_j² I),    s_1 = 0,
 
 and the forward process restricted to the grid has the posterior q(x_{j−1} | x_j, x_0) = N(A_j x_j + C_j x_0, B_j² I),
-A = a σ_s²/σ_t², C = α_s v/σ_t², B² = v σ_s²/σ_t² with (a, v) from `sde.transition` (Ho et al., arXiv 2006.11239,
-eq. 6-7; for any Gaussian marginals: Kingma et al., arXiv 2107.00630, appendix A).
+A = a σ_s²/σ_t², C = α_s v/σ_t², B² = v σ_s²/σ_t², where x_t | x_s ~ N(a x_s, v I): a = α_t/α_s, v = σ_t² − a² σ_s² (Ho
+et al., arXiv 2006.11239, eq. 6-7; for any Gaussian marginals: Kingma et al., arXiv 2107.00630, appendix A).
 """
 
 from __future__ import annotations

@@ -112,19 +112,6 @@ def conditional_score_fn(apply: Apply, params: PyTree, sde: SDE, prediction: str
     return jax.tree_util.Partial(_Score(apply, sde, prediction), params)
 
 
-def scaled_input(apply: Apply, sde: SDE) -> Apply:
-    """``apply`` on x/√(α² + σ²), so that a network sees inputs near unit scale under VE too; the identity for VP.
-
-    Wrap a network with it once, for training and sampling alike (Karras et al., arXiv 2206.00364, c_in).
-    """
-
-    def scaled(params: PyTree, x: Array, t: Array, label: Array | None) -> Array:
-        n = jnp.sqrt(sde.alpha(t) ** 2 + sde.sigma(t) ** 2)
-        return apply(params, x / expand(n, x), t, label)
-
-    return scaled
-
-
 def training_times(sde: SDE, key: Array, position: Array, batch_size: int) -> Array:
     """One time per example, evenly spread over the batch: ``[B]`` in [t_min, 1].
 

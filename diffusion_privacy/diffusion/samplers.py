@@ -131,7 +131,7 @@ def _predictor_corrector(score_fn: ScoreFn, sde: SDE, sampler: Sampler, keys: Ar
     return jax.lax.fori_loop(0, sampler.steps, body, x), _calls(x, sampler.steps * (1 + sampler.corrector_steps))
 
 
-def _denoise(score_fn: ScoreFn, sde: SDE, x: Array, t: Array) -> Array:
+def denoise(score_fn: ScoreFn, sde: SDE, x: Array, t: Array) -> Array:
     """E[x_0 | x_t = x] by Tweedie's formula."""
     return (x + expand(sde.sigma(t) ** 2, x) * score_fn(x, t)) / expand(sde.alpha(t), x)
 
@@ -145,7 +145,7 @@ def _ode_heun(score_fn: ScoreFn, sde: SDE, sampler: Sampler, keys: Array, x: Arr
     nodes = jnp.broadcast_to(flow.log_snr(times)[:, None], (sampler.steps, x.shape[0]))
     high, low = (jnp.full(x.shape[0], t) for t in (times[0], times[-1]))
     z = solve_fixed(flow.field(score_fn), HEUN, x / expand(flow.norm(high), x), nodes)
-    return _denoise(score_fn, sde, expand(flow.norm(low), z) * z, low), _calls(x, 2 * sampler.steps - 1)
+    return denoise(score_fn, sde, expand(flow.norm(low), z) * z, low), _calls(x, 2 * sampler.steps - 1)
 
 
 def _ode_adaptive(score_fn: ScoreFn, sde: SDE, sampler: Sampler, keys: Array, x: Array) -> tuple[Array, Array]:
@@ -162,7 +162,7 @@ def _ode_adaptive(score_fn: ScoreFn, sde: SDE, sampler: Sampler, keys: Array, x:
         atol=sampler.atol,
         max_steps=sampler.max_steps,
     )
-    return _denoise(score_fn, sde, expand(flow.norm(low), z) * z, low), calls + 1
+    return denoise(score_fn, sde, expand(flow.norm(low), z) * z, low), calls + 1
 
 
 SAMPLERS: dict[str, Method] = {

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_privacy.types import SDE, Array
+from diffusion_privacy.types import Array
 
 
 def expand(v: Array, like: Array) -> Array:
@@ -196,12 +196,3 @@ class DDPM(GaussianMarginals):
 
 SDES = {"vp": VP, "subvp": SubVP, "ve": VE, "ddpm": DDPM}
 """Constructors by the name that a config gives."""
-
-
-def transition(sde: SDE, s: Array, t: Array) -> tuple[Array, Array]:
-    """Forward kernel between two times s < t: x_t | x_s ~ N(a x_s, v I). Returns ``(a, v)``.
-
-    a = α_t/α_s, v = σ_t² − a² σ_s² (Kingma et al., "Variational Diffusion Models", arXiv 2107.00630, eq. 3).
-    """
-    a = sde.alpha(t) / sde.alpha(s)
-    return a, sde.sigma(t) ** 2 - a**2 * sde.sigma(s) ** 2

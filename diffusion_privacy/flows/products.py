@@ -16,6 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from diffusion_privacy.training.convolutions import mirror
 from diffusion_privacy.types import Array
 
 PRECISIONS = ("float32", "bfloat16")
@@ -36,7 +37,7 @@ def _from_thin_backward(precision: str, saved: tuple[Array, Array], g: Array) ->
     x, kernel = saved
     rounded = _rounded(g, precision)
     gradient = _correlation(_windows(x), rounded, precision).reshape(kernel.shape)
-    dx = _scatter(_product(_taps_first(_mirror(kernel)), rounded, precision))
+    dx = _scatter(_product(_taps_first(mirror(kernel)), rounded, precision))
     return dx.astype(x.dtype), gradient.astype(kernel.dtype)
 
 
@@ -57,7 +58,7 @@ def _to_thin_backward(precision: str, saved: tuple[Array, Array], g: Array) -> t
     x, kernel = saved
     c, o = kernel.shape[2:]
     windows = _rounded(_windows(g), precision)
-    dx = _product(_turned(_mirror(kernel).reshape(-1, c), precision), windows, precision)
+    dx = _product(_turned(mirror(kernel).reshape(-1, c), precision), windows, precision)
     taps = _correlation(x, windows, precision).reshape(c, 3, 3, o)[:, ::-1, ::-1]
     return dx.astype(x.dtype), taps.transpose(1, 2, 0, 3).astype(kernel.dtype)
 
@@ -108,11 +109,6 @@ def _scatter(y: Array) -> Array:
         edges = ((0, 0), (max(-up, 0), max(up, 0)), (max(-left, 0), max(left, 0)), (0, 0))
         total = total + jnp.pad(part, edges)
     return total
-
-
-def _mirror(kernel: Array) -> Array:
-    """The kernel of the transposed convolution: turned around, input and output exchanged."""
-    return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
 
 
 def _taps_first(kernel: Array) -> Array:

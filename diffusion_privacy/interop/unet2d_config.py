@@ -8,7 +8,6 @@ was trained would be audited in its place.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -320,8 +319,3 @@ def _known(kinds: object, choices: tuple[str, ...], levels: int) -> bool:
 
 def _some(choices: tuple[str, ...], levels: int) -> str:
     return f"{levels} (one a level of block_out_channels) of {', '.join(choices)}"
-
-
-def weight_count(config: UNet2DConfig) -> int:
-    """Number of weights of the network."""
-    return sum(math.prod(shape) for shape in config.shapes.values())

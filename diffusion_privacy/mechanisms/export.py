@@ -8,7 +8,6 @@ its hidden sibling is removed by the next one: a second draw of the same records
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import fcntl
 import glob
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_privacy.data.pictures import to_uint8
+from diffusion_privacy.data.table_csv import csv_text
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.ledger import Entry, Ledger, Total
 from diffusion_privacy.mechanisms.mechanism import MetricMechanism
@@ -218,10 +218,7 @@ def _class_folders(labels: np.ndarray, class_names: Sequence[str] | None) -> lis
 def _write_table(path: Path, header: Sequence[str] | None, table: Sequence[Sequence[Any]]) -> None:
     if header is None or any(len(row) != len(header) for row in table):
         raise InputError("table: expected a header and rows of its length")
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(table)
+    path.write_text(csv_text(header, table), encoding="utf-8", newline="")
 
 
 def write_text(path: Path, text: str) -> None:

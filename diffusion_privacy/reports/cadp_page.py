@@ -55,16 +55,17 @@ $flow
 $methods""")
 
 _METHODS = (
-    ("Private copy", "Each record is taken by an invertible network to a vector of numbers, its latent; the latent is "
-     "cut to a fixed length and noise is added; the network is run backwards. One copy leaves for each record."),
-    ("ε and δ", "For two data sets that differ in one record, no event is more than e^ε times as likely (but for δ) "
-     "to be seen with one as with the other. ε is in nats; smaller protects more."),
-    ("Neighbours", "A record is replaced by any other. Two latents may then lie opposite each other on the ball of "
-     "radius C, 2C apart; the noise is set for that distance by the exact formula, not the textbook bound."),
+    ("Private copy", "An invertible network maps each record to a vector of numbers, its latent; the latent is cut to "
+     "a fixed length at most and noise is added; the network is run backwards. Each record gives one copy."),
+    ("ε and δ", "For two data sets that differ in one record, whatever can be observed is at most e^ε times as likely "
+     "with one of them as with the other, up to an extra probability δ. ε is in nats; smaller protects more."),
+    ("Neighbours", "Two data sets are neighbours if one record is replaced by another. Their latents may lie opposite "
+     "each other on the ball of radius C, 2C apart; the noise is set for that distance by the exact formula, not by "
+     "the textbook bound."),
     ("Linkage", "The attacker holds the network, the private copies and all originals, encodes both, and looks for the "
      "original whose latent points most nearly the same way. What is published as it is narrows the search."),
-    ("Measured ε", "The mechanism is run on the two latents that are hardest to hide from each other; how well its "
-     "outputs are told apart gives a lower limit of ε at the stated confidence. Above the claim it would refute it."),
+    ("Measured ε", "The mechanism is run on the two latents that are easiest to tell apart; how well its outputs are "
+     "told apart gives a lower limit of ε at the stated confidence. Above the claim it would refute it."),
     ("Membership", "Whether the network fits the records that it learnt from better than others, as the probability "
      "that a random member looks more likely than a random other record; one half is chance."),
 )  # fmt: skip
@@ -75,7 +76,7 @@ _IMAGE_METHODS = (
      "for what it does beyond the control."),
     ("Private training", "Gradient descent on the originals with each record’s gradient clipped and noise added, at "
      "the same ε and δ for replacing a record and its class. It gives a model and no data."),
-    ("DP-Pix", "Means of blocks of pixels with Laplace noise for replacing the whole image."),
+    ("DP-Pix", "Means of blocks of pixels, with enough Laplace noise that the whole image may be replaced."),
 )  # fmt: skip
 
 

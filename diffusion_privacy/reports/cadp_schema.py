@@ -15,6 +15,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import structure
+from diffusion_privacy.reports.estimates import interval_rule
 from diffusion_privacy.reports.schema import FILE_NAME, Count, Data, Device, NonNegative, Positive, Probability, Program
 
 __all__ = ["FILE_NAME", "SCHEMA_VERSION", "TABLE_VERSION", "read", "validate", "write"]
@@ -219,11 +220,6 @@ class TableRelease(AnyRelease):
 SCHEMAS: dict[str, type] = {SCHEMA_VERSION: CadpRelease, TABLE_VERSION: TableRelease}
 
 
-def _ordered(entry: Mapping[str, Any], path: str) -> None:
-    if not entry["lower"] - 1e-9 <= entry["value"] <= entry["upper"] + 1e-9:
-        raise InputError(f"{path}: expected lower <= value <= upper, got {entry['lower']}, {entry['value']}")
-
-
 def attacked(mechanism: str) -> str:
     """What is drawn to attack a mechanism: itself, or the continuous law that a discrete one has on its grid."""
     return mechanism.removeprefix("discrete_")
@@ -247,11 +243,11 @@ def _release_rule(entry: Mapping[str, Any], path: str) -> None:
 
 OPEN = frozenset({Data})
 RULES: dict[type, Callable[[Mapping[str, Any], str], None]] = {
-    Interval: _ordered,
-    Accuracy: _ordered,
-    LinkRate: _ordered,
-    Number: _ordered,
-    Score: _ordered,
+    Interval: interval_rule,
+    Accuracy: interval_rule,
+    LinkRate: interval_rule,
+    Number: interval_rule,
+    Score: interval_rule,
     CadpRelease: _release_rule,
     TableRelease: _release_rule,
 }

@@ -154,7 +154,7 @@ def promise_and_attack(release: Mapping[str, Any]) -> str:
     promise = f"At ε = {epsilon(chosen['latent_epsilon'] if unprotected(manifest) else manifest['epsilon'])}"
     if unprotected(manifest):
         promise = f"These private copies carry no end-to-end guarantee. {promise} of the latent step"
-    found = "not shown to be better than by guessing" if name not in linked(release) else "better than by guessing"
+    found = "better than by guessing" if name in linked(release) else "which is not shown to be better than guessing"
     return (
         f"{promise} an attacker picks the right original for {_percent(link['value'], link['upper'])}\u00a0% of the "
         f"private {words(release).records}, {found} "
@@ -321,7 +321,8 @@ def common_limits(release: Mapping[str, Any], alone: Callable[[Mapping[str, Any]
     sentences = [
         f"The {promise} is for {relation(release, chosen)}. What it calls public is not protected: "
         f"{', '.join(chosen['public'])}.",
-        f"Each set was made apart, and whoever holds several knows more: {spent(release)}. Give away one.",
+        f"Each set was made by itself, and whoever holds several of them knows more: {spent(release)}. Give away only "
+        "one.",
         "The numbers and pictures of this report were computed from the originals without noise. They are outside the "
         "guarantee: keep the report with the data.",
         "What is promised follows from a proof; attacks can refute it and cannot confirm it. Others may find more.",
@@ -348,5 +349,5 @@ def common_limits(release: Mapping[str, Any], alone: Callable[[Mapping[str, Any]
             f"{with_interval(flow['membership'])}. Publishing the flow publishes that."
         )
     if public is not None:
-        sentences.append(f"Who holds the public records may not need the private copies: {alone(public)}.")
+        sentences.append(f"Whoever holds the public records may not need the private copies: {alone(public)}.")
     return sentences

@@ -170,6 +170,12 @@ def ordered(entry: Mapping[str, Any], path: str, value: str = "value") -> None:
         raise InputError(f"{path}.{value}: expected a number within [{lower!r}, {upper!r}], got {middle!r}")
 
 
+def interval_rule(entry: Mapping[str, Any], path: str) -> None:
+    """For intervals that always have a value."""
+    if not entry["lower"] - 1e-9 <= entry["value"] <= entry["upper"] + 1e-9:
+        raise InputError(f"{path}: expected lower <= value <= upper, got {entry['lower']}, {entry['value']}")
+
+
 def estimate_rule(entry: Mapping[str, Any], path: str) -> None:
     ordered(entry, path)
     if entry["hits"] > entry["n"]:

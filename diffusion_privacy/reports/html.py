@@ -54,16 +54,14 @@ _METHODS = (
     ("Direct sampling (E1)", "Draw images, count those in which the detector recognises the record. The interval is "
      "exact (Clopper-Pearson); its upper limit is divided by the lower limit of the share of true returns that the "
      "detector sees. It needs no assumption on where the record hides, and about 3/q images."),
-    ("Score-subspace integration (E2)", "Pull paths from pure noise towards the record down to some noise level, let "
-     "the model alone finish, and weight each result by how likely the model would have come along that path itself. "
-     "The weighted share is q again, from far fewer images. The effective number of draws, the largest weight’s share "
-     f"and the tail index (Pareto k, not above {weights.MAX_PARETO_K:g}) say whether the interval may be quoted."),
-    ("h(t) and t′", "h(t) is the probability that the record comes back when it is drowned in noise up to level t. t′ "
-     "is the largest such level. The paper’s reading is the first level with any hit; the statistical one asks that "
-     "the lower confidence limit of h exceed γ, a threshold above the detector’s false alarms, and counts how many "
-     "levels were looked at. Higher means more memorised. t′ is an indicator; q decides."),
-    ("Verdict", "“Leaks”: the lower limit of q is above zero by more than the detector’s errors explain. “No leak "
-     "above bound”: the upper limit lies at or below the bound named. “Not certified”: neither."),
+    ("Score-subspace integration (E2)", f"{page.SUBSPACE_METHOD} The effective number of draws, the largest weight’s "
+     f"share and the tail index (Pareto k, not above {weights.MAX_PARETO_K:g}) say whether the interval may be "
+     "quoted."),
+    ("h(t) and t′", f"{page.H_CURVE_METHOD} “Statistical” asks that the lower confidence limit of h exceed γ, a "
+     "threshold above the detector’s false alarms, at a confidence that counts all levels looked at. “As in the paper” "
+     "is the highest level with any hit."),
+    ("Verdict", "“Leaks”: the lower limit of q is higher than the detector’s false alarms alone could make it. “No "
+     "leak above bound”: the upper limit lies at or below the bound named. “Not certified”: neither."),
 )  # fmt: skip
 
 

@@ -67,25 +67,22 @@ _METHODS = (
      "the mark and the record’s identity. Marked held-out records, the controls, cannot come back."),
     ("q", "The probability that one image shows the record. Of a model, one drawn image; of the copy, one of its "
      "images picked at random, counted in copies made alike that were never given to anybody."),
-    ("Direct images (E1)", "Images are drawn, those in which the detector recognises the record are counted. The "
+    ("Direct images (E1)", "Images are drawn, and those in which the detector recognises the record are counted. The "
      "interval is exact; its upper limit is divided by the lower limit of the share of returns that are seen."),
-    ("Score-subspace integration (E2)", "Start from the record drowned in noise, denoise with the model, and weight "
-     "each result by how likely the model would have come along that path by itself. For models only."),
-    ("h(t) and t′", "h(t) is the probability that the record comes back when it is drowned in noise up to level t; t′ "
-     "is the largest level where it was shown to; no level above is shown to be free of it. "
-     "Higher means more memorised. For models only. t′ is an indicator; q decides."),
-    ("Verdict", "“Leaks”: the lower limit of q is above zero by more than the detector’s errors explain. “No leak "
-     "above bound”: the upper limit lies at or below 1/n. “Not certified”: neither."),
-    ("ε and δ", "For two data sets that differ as the relation says, no event is more than e^ε times as likely (but "
-     "for δ) to be seen with one as with the other. ε is in nats; smaller protects more. From it follows how often "
-     "an attacker who knows everything else can tell the two apart."),
+    ("Score-subspace integration (E2)", f"{page.SUBSPACE_METHOD} For models only."),
+    ("h(t) and t′", f"{page.H_CURVE_METHOD} For models only."),
+    ("Verdict", "“Leaks”: the lower limit of q is higher than the detector’s false alarms alone could make it. “No "
+     "leak above bound”: the upper limit lies at or below 1/n. “Not certified”: neither."),
+    ("ε and δ", "For two data sets that differ as the relation says, whatever can be observed is at most e^ε times as "
+     "likely with one of them as with the other, up to an extra probability δ. ε is in nats; smaller protects more. "
+     "From it follows how often an attacker who knows everything else can tell the two apart."),
     ("Certified limit (E6)", "If training is (ε, δ)-private in a record, the rate at which it comes back is at most "
      "e^ε times the rate of models trained without it, plus δ. That rate is bounded over several models trained with "
      "the record replaced. It holds over training and sampling, not for the one model at hand."),
     ("Utility", "A classifier is trained on what is shared and tested on real images. Fréchet distance, precision and "
-     "recall compare it with real images in features of a classifier that learnt from public records."),
-    ("Membership attack", "Private records are told from held-out ones by what is shared. AUC: how often a private "
-     "record gets the higher score of a pair."),
+     "recall compare what is shared with real images, in features of a classifier that learnt from public records."),
+    ("Membership attack", "An attacker scores records by what is shared, to tell private ones from held-out ones. AUC: "
+     "how often the private record of a pair gets the higher score."),
     ("Linkage", "The attacker holds the network, the copy and all originals, encodes both, and looks for the original "
      "whose latent points most nearly the same way."),
 )  # fmt: skip

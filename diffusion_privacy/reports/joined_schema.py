@@ -16,6 +16,7 @@ from typing import Any, Literal, TypedDict, cast
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import structure
 from diffusion_privacy.reports.cadp_schema import Accuracy, Interval, Linkage, LinkRate, Number
+from diffusion_privacy.reports.estimates import interval_rule
 from diffusion_privacy.reports.schema import (
     FILE_NAME,
     OPEN,
@@ -215,17 +216,12 @@ class JoinedRelease(TypedDict):
     timings: dict[str, dict[str, NonNegative]]
 
 
-def _interval_rule(entry: Mapping[str, Any], path: str) -> None:
-    if not entry["lower"] - 1e-9 <= entry["value"] <= entry["upper"] + 1e-9:
-        raise InputError(f"{path}: expected lower <= value <= upper, got {entry['lower']}, {entry['value']}")
-
-
 def _point_rule(entry: Mapping[str, Any], path: str) -> None:
     if entry["value"] is None:
         if not entry["reason"]:
             raise InputError(f"{path}.reason: expected a reason where there is no value")
         return
-    _interval_rule(entry, path)
+    interval_rule(entry, path)
 
 
 def _certified_rule(entry: Mapping[str, Any], path: str) -> None:
@@ -283,10 +279,10 @@ def _way_rule(entry: Mapping[str, Any], path: str) -> None:
 _OPEN: frozenset[type] = OPEN | {Facts}
 _RULES: dict[type, Callable[[Mapping[str, Any], str], None]] = {
     **RULES,
-    Accuracy: _interval_rule,
-    Interval: _interval_rule,
-    LinkRate: _interval_rule,
-    Number: _interval_rule,
+    Accuracy: interval_rule,
+    Interval: interval_rule,
+    LinkRate: interval_rule,
+    Number: interval_rule,
     Way: _way_rule,
     AttackPoint: _point_rule,
     Certified: _certified_rule,

@@ -188,7 +188,7 @@ def certified(way: Mapping[str, Any]) -> str:
     if limit is None:
         return (
             "ε by itself does not bound how often every marked record comes back, neither was it shown that none does: "
-            "of rates only the count of the audit speaks"
+            "only the audit’s count says how often records come back"
         )
     sure = min((1 + bound["level"]) / 2 for bound in way["guarantee"]["certified"])
     return (

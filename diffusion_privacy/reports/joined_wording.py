@@ -117,7 +117,7 @@ MARKED_FIRST = "which records of the source come first (they are marked)"
 
 _ORDERED = (
     "The copy holds its images in the order of the private records. Linkage was measured without that order; "
-    "whoever knows it knows which image was made from whom. Shuffle the copy where the order is known."
+    "whoever knows the order knows which image was made from whom. Shuffle the copy if anybody does."
 )
 _SHUFFLED = (
     "The copy holds the images of the marked records first, and the others in a random order. Whoever has the file of "
@@ -148,7 +148,7 @@ def limits(release: Mapping[str, Any]) -> list[str]:
         f"{wording.returns([release['detector']])} A real feature may be learnt faster or slower.",
         "Intervals of q hold for each record by itself. Where several records were looked at, the largest is quoted, "
         "and it is less certain than its level says.",
-        "q counts images. Who is given a model holds its weights too: of attacks on those only ε speaks.",
+        "q counts images. Whoever is given a model holds its weights too; only ε says anything about attacks on those.",
         "The private copy is ONE draw of its mechanism. Its q was counted in copies made alike that were never given "
         "to anybody: it speaks of the mechanism. Linkage and utility were measured on the one copy.",
         _SHUFFLED if MARKED_FIRST in public and ORDER_IS_PUBLIC not in public else _ORDERED,

@@ -52,12 +52,9 @@ _METHODS = (
      "rank gives an exact p-value. “Leaks” is said only where that test rejects."),
     ("Direct sampling (E1)", "Draw images, count those inside the ball. The interval is exact (Clopper-Pearson); its "
      "upper limit is divided by the lower limit of the share of perturbed copies that the ball holds."),
-    ("Score-subspace integration (E2)", "Start from the record drowned in noise, denoise with the model, and weight "
-     "each result by how likely the model would have come along that path by itself. Its own diagnostics say whether "
-     "the interval may be quoted; where direct samples have hits, they are what to believe."),
-    ("h(t) and t′", "h(t) is the probability that the record comes back when it is drowned in noise up to level t; t′ "
-     "is the largest level where it was shown to; no level above is shown to be free of it. "
-     "Higher means more memorised. t′ is an indicator; q decides."),
+    ("Score-subspace integration (E2)", f"{page.SUBSPACE_METHOD} Its own diagnostics say whether the interval may be "
+     "quoted; where direct samples have hits, believe those."),
+    ("h(t) and t′", page.H_CURVE_METHOD),
 )  # fmt: skip
 
 _LIMITS = (

@@ -23,6 +23,20 @@ from diffusion_privacy.reports.tables import escape
 
 PAGE_NAME = "index.html"
 
+SUBSPACE_METHOD = (
+    "Paths from pure noise are pulled towards the record down to some noise level, the model alone finishes them, and "
+    "each result is weighted by how likely the model would have taken that path by itself. The weighted share of hits "
+    "is q again, from far fewer images."
+)
+"""What E2 does, for all pages that have it."""
+
+H_CURVE_METHOD = (
+    "h(t) is the probability that the record comes back after noise up to level t was added to it. t′ is the largest "
+    "level at which that was shown; no level above it is shown to be free of the record. Higher means more memorised. "
+    "t′ is an indicator; q decides."
+)
+"""What h(t) and t′ are, for all pages that have them."""
+
 _DOCUMENT = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -162,8 +162,8 @@ def standard_limits(release: Mapping[str, Any]) -> list[str]:
     return [
         "It speaks of the records listed here and of no other. Another training record may come back more often.",
         "It speaks of this fingerprint. A record could be recognised by something that the detector does not look at.",
-        "Score-subspace integration looks at images that can be reached by adding noise to the record. No such local "
-        "method rules out that the model draws the record from elsewhere; only the direct samples bound that.",
+        "Score-subspace integration looks at paths that lead towards the record. No such local method rules out that "
+        "the model draws the record in a form that no such path reaches; only the direct samples bound that.",
         f"The detector errs. {errors}. Fewer false alarms and more returns seen are better."
         f"{returns(model['detector'] for _, model in models)}",
         f"It holds for the sampler as it was run ({samplers}). Another sampler, or another number of steps, is another "

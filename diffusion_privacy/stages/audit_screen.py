@@ -9,9 +9,7 @@ records made small sees few draws, and bounds little.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import logging
 
 import numpy as np
@@ -25,6 +23,7 @@ from diffusion_privacy.anonymity.screening import Screening as Ranking
 from diffusion_privacy.audits import nearness
 from diffusion_privacy.audits.nearness import Balls
 from diffusion_privacy.data.records import Records
+from diffusion_privacy.data.table_csv import csv_text
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import estimates, schema
@@ -50,7 +49,6 @@ class _Setting:
     study: Study
     chain: Chain
     score: ScoreFn
-    space: Space
     top: Records
     name: str
     chunk: int
@@ -85,7 +83,7 @@ def screen(
     order = ranked.ranking[ranked.ranking < len(train)]
     _write_ranking(workdir, name, train, order, ranked, placed)
     rows = order[: study.audit.screen.top]
-    setting = _Setting(study, chain, score, space, train.take(rows), name, chunk)
+    setting = _Setting(study, chain, score, train.take(rows), name, chunk)
     balls = _balls(setting, held_out[0])
     ball = nearness.ball_detector(nearness.named("l2"), setting.top.image, np.array([b.radius for b in balls]))
     detect, listed_records = space.detector(ball), space.encode(setting.top.image)
@@ -171,13 +169,12 @@ def _write_ranking(
 ) -> None:
     """Numbers of private records: a file of the workdir, never of a release."""
     path = workdir.path("audit", f"{name}_ranking.csv")
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow(("rank", "index", "label", "score_nats", "stderr_nats", "p_value"))
+    rows = []
     for rank, i in enumerate(order, 1):
         numbers = (f"{value:.6g}" for value in (ranked.score[i], ranked.stderr[i], placed.p_value[i]))
-        rows.writerow((rank, int(train.index[i]), int(train.label[i]), *numbers))
-    workdir.write_text(path, text.getvalue())
+        rows.append((rank, int(train.index[i]), int(train.label[i]), *numbers))
+    header = ("rank", "index", "label", "score_nats", "stderr_nats", "p_value")
+    workdir.write_text(path, csv_text(header, rows))
 
 
 def _balls(setting: _Setting, held_out: np.ndarray) -> list[Balls]:

@@ -11,11 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from diffusion_privacy.anonymity.intervals import rate
 from diffusion_privacy.audits import membership, worst_case
-from diffusion_privacy.audits.linkage import linkage
+from diffusion_privacy.audits.linkage import linkage, p_by_guessing
 from diffusion_privacy.audits.release import audit_release
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.data.table_rows import Rows
@@ -160,7 +159,7 @@ def link(
     entry: dict[str, Any] = {"similarity": similarity}
     for k in KS:
         measured = dataclasses.asdict(rate(hits[k], n, level))
-        p_value = float(stats.binom.sf(hits[k] - 1, n, min(chance[k], 1.0)))
+        p_value = p_by_guessing(hits[k], n, chance[k])
         entry[f"rank{k}"] = {**measured, "value": hits[k] / n, "chance": chance[k], "p_value": p_value}
     return entry
 

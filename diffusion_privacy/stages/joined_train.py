@@ -7,7 +7,6 @@ total of the run "no guarantee". What a single way to share rests on is read fro
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -33,8 +32,6 @@ from diffusion_privacy.training import privacy, rng
 from diffusion_privacy.training.loop import Pay
 from diffusion_privacy.training.state import TrainConfig
 from diffusion_privacy.types import Array, ConditionalScore, PyTree
-
-_LOG = logging.getLogger(__name__)
 
 
 def privatize(settings: Joined, workdir: Workdir) -> None:

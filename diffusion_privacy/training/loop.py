@@ -40,7 +40,6 @@ __all__ = ["BatchSource", "Preempted", "TrainConfig", "TrainState", "train"]
 
 _LOG = logging.getLogger(__name__)
 
-Batch = Mapping[str, np.ndarray]
 OnLog = Callable[[int, dict[str, float]], None]
 EvalFn = Callable[[TrainState], Mapping[str, float]]
 Pay = Callable[[Path, Plan, str], None]

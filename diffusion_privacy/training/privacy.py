@@ -220,19 +220,6 @@ def _composed_epsilon(q: float, sigma: float, steps: int, delta: float, relation
     return float(one.self_compose(steps).get_epsilon_for_delta(sure))
 
 
-def rdp_epsilon(q: float, noise_multiplier: float, steps: int, delta: float) -> float:
-    """ε of ``steps`` steps under add-or-remove-one by Rényi divergences: looser than `pld_epsilon`, and independent.
-
-    dp-accounting has no Rényi divergence of Poisson sampling under replace-one.
-    """
-    from dp_accounting import rdp
-
-    # Whole orders: the series of the others may need more terms than dp-accounting gives them.
-    orders = [*range(2, 65), *(2**k for k in range(7, 11))]
-    event = Plan(0, q, noise_multiplier, 1.0, steps, delta, "add-or-remove-one").event()
-    return float(rdp.RdpAccountant(orders).compose(event).get_epsilon(delta))
-
-
 @functools.lru_cache(maxsize=16)
 def calibrate(epsilon: float, delta: float, q: float, steps: int, relation: str) -> float:
     """Least σ/C, to one part in a thousand and never below it, at which the whole run is (epsilon, delta)-private.

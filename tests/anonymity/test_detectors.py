@@ -21,7 +21,6 @@ from diffusion_privacy.anonymity.detectors import (
     evaluate_score,
     measure,
     pair_margin,
-    voronoi,
 )
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import Array, Detector
@@ -62,17 +61,6 @@ def test_copy_ratio_is_worked_out_by_brute_force() -> None:
     all_distances = np.sqrt(((x[:, None] - references[None]) ** 2).sum(axis=(2, 3, 4)))
     nearest = np.sort(all_distances, axis=1)[:, :7].mean(axis=1)
     np.testing.assert_allclose(score, -np.sqrt(((x - center) ** 2).sum(axis=(1, 2, 3))) / nearest, rtol=1e-4)
-
-
-def test_voronoi_fires_in_the_cell_and_measures_the_distance_to_its_wall() -> None:
-    centers, x = normal(6, 9, 5), normal(7, 4000, 5)
-    margins = np.stack([voronoi(centers[i], np.delete(centers, i, axis=0))(x) for i in range(9)])
-    nearest = np.argmin(((x[:, None] - centers) ** 2).sum(axis=2), axis=1)
-    np.testing.assert_array_equal(np.argmax(margins, axis=0), nearest)
-    assert np.all((margins > 0).sum(axis=0) == 1)
-    # One dimension: the wall between 0 and 2 stands at 1.
-    margin = voronoi(np.zeros(1), np.array([[2.0], [-4.0]]))
-    np.testing.assert_allclose(margin(jnp.array([[0.0], [0.75], [1.5], [-1.9]])), [1.0, 0.25, -0.5, 0.1], atol=1e-6)
 
 
 def test_pair_fires_only_if_both_do() -> None:
@@ -223,8 +211,6 @@ def test_detectors_that_say_nothing_are_refused() -> None:
         (lambda: distance(np.zeros(3), "l1"), "norm: expected one of l2, max"),
         (lambda: ball(np.zeros(3), 0.0), "radius: expected a positive"),
         (lambda: copy_ratio(np.zeros(3), np.zeros((4, 3)), k=5), "k: expected between 1 and the 4"),
-        (lambda: voronoi(np.zeros(3), np.zeros((0, 3))), "others: expected at least one"),
-        (lambda: voronoi(np.zeros(2), np.array([[1.0, 0], [0, 0]])), "others: .*duplicate at 1"),
     ],
 )
 def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:

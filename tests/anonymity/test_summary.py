@@ -30,14 +30,16 @@ def test_every_method_that_the_room_returns_has_a_row() -> None:
         ("change of variables", change_of_variables),
         ("splitting", splitting),
         ("inherited", inherited),
+        ("markov", lower_bounds),
+        ("jensen", lower_bounds),
+        ("betting", lower_bounds),
     ):
         assert f'"{method}"' in inspect.getsource(module)
         assert method in summary.ESTIMATORS
-    assert set(lower_bounds.LOWER_BOUNDS) <= set(summary.ESTIMATORS)
 
 
 def test_rows_claim_what_is_given() -> None:
-    low = summary.row(lower_bounds.best(np.zeros(200), HIT))
+    low = summary.row(lower_bounds.betting_lower(np.zeros(200), HIT))
     assert low.upper is None
     assert low.kind.name.startswith("E4")
     assert low.lower is not None
@@ -58,15 +60,6 @@ def test_rows_claim_what_is_given() -> None:
     assert not summary.row(paired(always, never)).reliable
 
 
-def test_the_table_shouts_what_is_not_reliable() -> None:
-    none = Estimate("subspace", -np.inf, np.inf, 0.0, 0.4, 0.95, 10, 0.0, False, 500, ("no path was detected",))
-    text = summary.table({"record 3": summary.row(none), "record 4": summary.row(paired(HIT, ~HIT))})
-    lines = text.splitlines()
-    assert len(lines) == 4
-    assert "NOT RELIABLE HERE: no path was detected" in lines[2]
-    assert lines[2].startswith("| record 3: E2 guided paths | 0 | 0 | 0.4 | 0.95 | 500 |")
-    assert len({line.count("|") for line in lines}) == 1
-    assert "NOT RELIABLE" not in lines[3]
-    assert summary.table([summary.row(none)]).count("\n") == 2
+def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(InputError, match="method"):
         summary.row(Estimate("guess", 0.0, 0.0, 0.0, 1.0, 0.95, 1, 1.0, True, 0))

@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from oracles.tables import halves
 
 from diffusion_privacy.audits.table_utility import cells, compare, distance, train_and_test
-from diffusion_privacy.data.table_encoding import public_split
 from diffusion_privacy.data.table_sources import load_table
 from diffusion_privacy.data.tables import Column, Schema, Table
 from diffusion_privacy.errors import InputError
@@ -17,7 +17,7 @@ from diffusion_privacy.errors import InputError
 @pytest.fixture(scope="module")
 def cancer():
     whole = load_table("breast_cancer")
-    return [t.with_schema(whole.schema.standardised_by(whole)) for t in public_split(whole, 0.5, seed=1)]
+    return [t.with_schema(whole.schema.standardised_by(whole)) for t in halves(whole, seed=1)]
 
 
 def shuffled(table, seed=0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,6 @@ from diffusion_privacy.diffusion.objective import (
     denoising_loss,
     from_pair,
     normal_rows,
-    scaled_input,
     score_fn,
     to_pair,
     to_score,
@@ -21,6 +21,7 @@ from diffusion_privacy.diffusion.objective import (
 )
 from diffusion_privacy.diffusion.sde import DDPM, VE, VP, SubVP
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.tasks import Denoiser
 
 PROCESSES = [VP(), SubVP(), VE(), DDPM()]
 
@@ -163,10 +164,14 @@ def test_score_function_is_a_pytree_of_its_parameters_and_repeats_the_label():
     assert calls._cache_size() == 1
 
 
-def test_scaled_input_divides_by_the_scale_of_x_t():
+def test_a_network_sees_inputs_at_unit_scale_under_every_process():
+    class Echo(nn.Module):
+        @nn.compact
+        def __call__(self, x, t, label=None):
+            return x
+
     sde = VE()
-    x, t = jnp.ones((1, 2)), jnp.ones(1)
-    got = scaled_input(lambda p, x, t, c: x, sde)(None, x, t, None)
+    got = Denoiser(Echo(), sde)({}, jnp.ones((1, 2)), jnp.ones(1))
     np.testing.assert_allclose(got, 1 / np.sqrt(1 + sde.prior_std**2), rtol=1e-5)
 
 

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles.tables import halves
 
 from diffusion_privacy.data.records import ROW_HASH, VALUE_HASH
-from diffusion_privacy.data.table_encoding import Encoder, public_split
+from diffusion_privacy.data.table_encoding import Encoder
 from diffusion_privacy.data.table_sources import load_table
 from diffusion_privacy.data.tables import Column, Schema, Table
 from diffusion_privacy.errors import InputError
@@ -194,7 +195,7 @@ def test_diabetes_end_to_end(tmp_path):
 
     from diffusion_privacy.flows import cinn
 
-    public, private = public_split(load_table("diabetes"), 0.5, seed=0)
+    public, private = halves(load_table("diabetes"), seed=0)
     schema = public.schema.standardised_by(public)
     public, private = public.with_schema(schema), private.with_schema(schema)
     encoder = Encoder(schema, ("sex",))

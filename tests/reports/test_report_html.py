@@ -15,7 +15,9 @@ from html_page import HOSTILE, Page, check_loads_nothing
 from sample_release import make_arrays, make_release
 
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.reports import html, joined_page, own_page
 from diffusion_privacy.reports.html import write_report
+from diffusion_privacy.reports.page import H_CURVE_METHOD, SUBSPACE_METHOD
 
 CURVES = {"h_curve.png", "q_intervals.png", "training.png"}
 
@@ -79,6 +81,15 @@ def test_sections_and_numbers(hidden: Path) -> None:
     assert release["config_hash"] in text
     assert "training.learning_rate = 0.001" in text
     assert re.search(r"SHA-256 of release\.json [0-9a-f]{64}", text)
+
+
+def test_every_page_says_of_e2_what_it_does() -> None:
+    """Two pages told of paths that start at the noised record; all of E2's start at pure noise."""
+    for module in (html, joined_page, own_page):
+        said = dict(module._METHODS)
+        assert said["Score-subspace integration (E2)"].startswith(SUBSPACE_METHOD), module.__name__
+        assert said["h(t) and t′"].startswith(H_CURVE_METHOD), module.__name__
+    assert "from pure noise" in SUBSPACE_METHOD
 
 
 def test_equal_input_gives_equal_bytes(hidden: Path, tmp_path: Path) -> None:

