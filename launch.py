@@ -13,11 +13,12 @@ stage does no work; an interrupted one goes on where it was. Any field of the co
 --config.score.training.steps=2000.
 
 Exit status: 0 done; 1 a fault in the program; 2 the data, config or workdir is not usable as given (one line says
-what was expected); 75 stopped by a signal, state saved, start it again to go on.
+what was expected; a full disk too); 75 stopped by a signal, state saved, start it again to go on.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -69,9 +70,10 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise flags.Error(f"unexpected argument {rest[1]!r}; flags are --name=value")
-        for flag in (_CONFIG, _WORKDIR):
-            if flag.value is None:
-                raise flags.Error(f"--{flag.name} is required; see --help")
+        # An unset variable in a job script leaves an empty text, which would be the folder that one happens to be in.
+        for name, given in (("config", _CONFIG.value is not None), ("workdir", bool(_WORKDIR.value))):
+            if not given:
+                raise flags.Error(f"--{name} is required; see --help")
         # A config file that cannot be loaded says so only when it is read.
         _CONFIG.value.to_dict()
         return rest
@@ -91,6 +93,27 @@ def _one_line(text: str) -> str:
         before, lines = text.split("Error whilst parsing", 1)[0], text.strip().splitlines()
         text = f"{before}{lines[-1].partition(': ')[2] or lines[-1]}"
     return " ".join(text.split())
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
+
+
+def _of_the_file_system(error: BaseException) -> str | None:
+    """What is wrong with a disk or a permission, in one line, if that is behind ``error``; None if it is not.
+
+    Such a fault may show in any of a hundred places that read or write, some of them in libraries that only quote it.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        said, place = str(seen), getattr(seen, "filename", None) or _WORKDIR.value
+        full = [os.strerror(number) for number in _NO_ROOM if os.strerror(number) in said]
+        if isinstance(seen, OSError) and seen.errno in _NO_ACCESS:
+            return f"{place}: expected a file system that lets this be read and written ({os.strerror(seen.errno)})"
+        if full:
+            return f"{place}: expected room to write ({full[0]}); with room again, start it again to go on"
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def _stop(message: str) -> None:
@@ -167,7 +190,9 @@ def main(argv: list[str]) -> None:
     except (Preempted, _Stopped) as stopped:
         print(str(stopped), file=sys.stderr)
         _exit(_PREEMPTED)
-    except Exception:
+    except Exception as error:
+        if (told := _of_the_file_system(error)) is not None:
+            _stop(told)
         if not _joined:
             raise
         # A process that was killed shows here too, as a sum over devices that it does not take part in.

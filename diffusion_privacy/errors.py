@@ -17,3 +17,28 @@ class MissingDataError(InputError):
 
 class DivergenceError(ArithmeticError):
     """Training or sampling produced a non-finite number; the message names the step."""
+
+
+def require_like(field: str, value: object, default: object) -> None:
+    """Raises InputError unless ``value`` is of the kind of a field's ``default``: what a config gives by name is not
+    checked by any type, and a text for a number would show only where it is computed with.
+
+    Args:
+      field: names it in the message.
+      value: a whole number serves as a float, and a list as a tuple.
+      default: of the field. Kinds other than truth values, numbers, texts and tuples are let pass.
+    """
+    if isinstance(default, bool):
+        fits, kind = isinstance(value, bool), "True or False"
+    elif isinstance(default, int):
+        fits, kind = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif isinstance(default, float):
+        fits, kind = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    elif isinstance(default, str):
+        fits, kind = isinstance(value, str), "a text"
+    elif isinstance(default, tuple):
+        fits, kind = isinstance(value, list | tuple), "a list"
+    else:
+        return
+    if not fits:
+        raise InputError(f"{field} must be {kind}, got {value!r}")

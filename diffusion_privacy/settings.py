@@ -14,6 +14,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion_privacy.anonymity.conformal import conformal_count
 from diffusion_privacy.anonymity.splitting import Splitting
 from diffusion_privacy.audits import baselines
 from diffusion_privacy.errors import InputError
@@ -111,7 +112,7 @@ class Detector:
       training: of both classifiers.
       false_positive_rate: requested of the pair, in (0, 1); needs 1/rate − 1 negatives.
       negatives: images drawn from a reference model that never saw the private record.
-      positives: regenerations of the record that measure the true-positive rate; half of them calibrate.
+      positives: regenerations of the record that measure the true-positive rate, 8 or more; half of them calibrate.
       positive_time: noise level in (0, 1) from which positives are regenerated; small.
       most_fingerprints: largest number of fingerprints on an image of C_id's training, of both classes.
       perturbation: see `anonymity.detector_tasks.Perturbation`.
@@ -136,10 +137,15 @@ class Detector:
             self,
             ("false_positive_rate", 0 < self.false_positive_rate < 1, "a number in (0, 1)"),
             ("negatives", self.negatives >= 1, "1 or more"),
-            ("positives", self.positives >= 2, "2 or more"),
+            ("positives", self.positives >= 8, "8 or more"),
             ("positive_time", 0 < self.positive_time < 1, "a number in (0, 1)"),
             ("most_fingerprints", self.most_fingerprints >= 0, "0 or more"),
         )
+        try:
+            conformal_count(self.negatives, self.false_positive_rate)
+        except InputError as error:
+            # The calibration would say so after everything was trained, in a workdir bound to this number.
+            raise InputError(f"config.detector.{error}") from None
 
 
 FEWEST_HELD_OUT = 19
@@ -228,7 +234,7 @@ class Audit:
             ("subspace_draws", 100 <= self.subspace_draws <= self.subspace_max_draws, "100 … subspace_max_draws"),
             ("level", 0.5 < self.level < 1, "a number in (0.5, 1)"),
             ("chunk", self.chunk >= 0, "0 or more"),
-            ("memory_gb", self.memory_gb > 0, "a positive number"),
+            (("memory_gb", 0 < self.memory_gb < float("inf"), "a finite positive number")),
             ("likelihood_records", self.likelihood_records >= 0, "0 or more"),
             ("flow_draws", self.flow_draws >= 100, "100 or more"),
             ("pairs", self.pairs >= 100, "100 or more"),
@@ -313,6 +319,8 @@ class Study:
             raise InputError(f"config.split.canaries: expected 0, or 8 or more, got {self.split.canaries}")
         if "one_run" in self.audit.baselines and not self.split.canaries:
             raise InputError("config.split.canaries: expected 8 or more for the baseline 'one_run', got 0")
+        if self.fingerprint.name == "none":
+            raise InputError("config.fingerprint.name: expected a mark that the detector can learn, got 'none'")
         if set(self.audit.samples) != {"careless", "careful"}:
             raise InputError(f"config.audit.samples: expected fields careless and careful, got {self.audit.samples}")
         if not 1 <= self.audit.h_levels <= self.sampler.steps:

@@ -264,6 +264,7 @@ class PrivateStudy:
             _need(apart, field, "numbers that differ in their first six digits", values)
         _check_promise(release)
         _need(0 < release.coverage < 1, "release.coverage", "a number in (0, 1)", release.coverage)
+        _need(bool(release.ledger), "release.ledger", "the name of a file", release.ledger)
         _need(release.coarse >= 0, "release.coarse", "0 or more", release.coarse)
         _need(release.label_epsilon >= 0, "release.label_epsilon", "0 or more", release.label_epsilon)
         _need(self.attack.records >= 0, "attack.records", "0 (all) or more", self.attack.records)
@@ -271,6 +272,13 @@ class PrivateStudy:
         _need(1000 <= trials <= 2**30, "attack.trials", "within 1000 and 2^30", trials)
         share = self.attack.tightness
         _need(0 < share < 1, "attack.tightness", "a number in (0, 1)", share)
+        for field, least in (("confidence", 0.0), ("level", 0.5)):
+            value = getattr(self.attack, field)
+            _need(least < value < 1, f"attack.{field}", f"a number in ({least:g}, 1)", value)
+        _need(self.attack.trial_dim >= 1, "attack.trial_dim", "1 or more", self.attack.trial_dim)
+        for field in ("reconstruction", "perturbation"):
+            value = getattr(self.flow, field)
+            _need(0 <= value < math.inf, f"flow.{field}", "a finite number, 0 or more", value)
         repeats = self.attack.release_repeats
         _need(repeats == 0 or repeats >= 100, "attack.release_repeats", "0 or at least 100", repeats)
 
@@ -285,18 +293,11 @@ class Cadp(PrivateStudy):
     def __post_init__(self) -> None:
         super().__post_init__()
         evaluation = self.evaluation
-        _choice("flow.preprocess", self.flow.preprocess, ("affine", "logit", "ink"))
+        check_image_flow(self.flow)
         _choice("flow.condition", self.flow.condition, ("label", "attributes"))
         named, of = bool(evaluation.target), self.flow.condition
         _need(named == (of == "attributes"), "evaluation.target", f"{_TARGETS[of]} with {of!r}", evaluation.target)
-        alpha = self.flow.logit_alpha
-        _need(0 < alpha < 0.5, "flow.logit_alpha", "a number in (0, 0.5)", alpha)
-        _need(evaluation.seeds >= 2, "evaluation.seeds", "at least 2", evaluation.seeds)
-        _need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
-        clip = evaluation.training.grad_clip_norm
-        _need(clip == 0, "evaluation.training.grad_clip_norm", "0 (it would couple the classifiers)", clip)
-        private = evaluation.training.privacy.on
-        _need(not private, "evaluation.training.privacy", "none: for private classifiers see dp_arm", "one")
+        check_evaluation(evaluation)
         _choice("evaluation.dp_arm", evaluation.dp_arm, PRIVATE_ARMS)
         given = evaluation.dp_arm != "loop" or evaluation.dp_training is not None
         _need(given, "evaluation.dp_training", "settings of the loop, where dp_arm is 'loop'", None)
@@ -331,11 +332,34 @@ class CadpTable(PrivateStudy):
         _need(0 <= columns.noise < 1, "columns.noise", "a number in [0, 1)", columns.noise)
         _need(evaluation.draws >= 2, "evaluation.draws", "at least 2", evaluation.draws)
         _need(evaluation.dp_steps >= 0, "evaluation.dp_steps", "0 or more", evaluation.dp_steps)
-        for field in ("dp_clip", "dp_learning_rate"):
-            value = getattr(evaluation, field)
-            _need(0 < value < math.inf, f"evaluation.{field}", "a finite number > 0", value)
+        _check_descent(evaluation)
         _need(evaluation.cells >= 2, "evaluation.cells", "at least 2", evaluation.cells)
         _need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
+
+
+def check_image_flow(flow: Flow) -> None:
+    """Raises InputError for preprocessing that images do not have."""
+    _choice("flow.preprocess", flow.preprocess, ("affine", "logit", "ink"))
+    _need(0 < flow.logit_alpha < 0.5, "flow.logit_alpha", "a number in (0, 0.5)", flow.logit_alpha)
+
+
+def check_evaluation(evaluation: Evaluation) -> None:
+    """Raises InputError for a field out of range, whichever study trains these classifiers."""
+    _need(evaluation.seeds >= 2, "evaluation.seeds", "at least 2", evaluation.seeds)
+    _need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
+    for field in ("hidden", "dp_hidden", "dp_steps", "pixel_block"):
+        _need(getattr(evaluation, field) >= 0, f"evaluation.{field}", "0 or more", getattr(evaluation, field))
+    _check_descent(evaluation)
+    clip = evaluation.training.grad_clip_norm
+    _need(clip == 0, "evaluation.training.grad_clip_norm", "0 (it would couple the classifiers)", clip)
+    private = evaluation.training.privacy.on
+    _need(not private, "evaluation.training.privacy", "none: for private classifiers see dp_arm", "one")
+
+
+def _check_descent(evaluation: Evaluation | TableEvaluation) -> None:
+    for field in ("dp_clip", "dp_learning_rate"):
+        value = getattr(evaluation, field)
+        _need(0 < value < math.inf, f"evaluation.{field}", "a finite number > 0", value)
 
 
 def _check_promise(release: Release) -> None:

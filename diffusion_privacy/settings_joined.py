@@ -11,7 +11,15 @@ import functools
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Audit, Data, Detector, Named, Outputs, Report, Sampler, Score, Split, Study
-from diffusion_privacy.settings_cadp import Evaluation, Flow, PrivateStudy, Release, Shares
+from diffusion_privacy.settings_cadp import (
+    Evaluation,
+    Flow,
+    PrivateStudy,
+    Release,
+    Shares,
+    check_evaluation,
+    check_image_flow,
+)
 from diffusion_privacy.training.state import TrainConfig
 
 
@@ -129,9 +137,8 @@ class Joined:
         _need("num_classes" not in self.score.network.params, "score.network.params.num_classes", "none", "one")
         _need(self.flow.condition == "label", "flow.condition", "'label'", self.flow.condition)
         _need(self.score.autoencoder is None, "score.autoencoder", "none, its models work on pixels", "one")
-        clip = self.evaluation.training.grad_clip_norm
-        _need(clip == 0, "evaluation.training.grad_clip_norm", "0 (it would couple the classifiers)", clip)
-        _need(self.evaluation.seeds >= 2, "evaluation.seeds", "at least 2", self.evaluation.seeds)
+        check_image_flow(self.flow)
+        check_evaluation(self.evaluation)
         mechanism = release.mechanism
         _need(
             not release.metric and not mechanism.startswith("discrete"),

@@ -40,6 +40,6 @@ def parse(config: Mapping[str, Any]) -> AnyStudy:
       InputError: an unknown kind, or what `settings.parse` refuses.
     """
     kind = config.get("kind", "anonymity")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"config.kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     return KINDS[kind](config)

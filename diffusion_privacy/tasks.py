@@ -14,6 +14,7 @@ from diffusion_privacy.anonymity.detector_tasks import FingerprintTask, Identity
 from diffusion_privacy.anonymity.reidentification import EmbeddingTask
 from diffusion_privacy.diffusion import latent, objective
 from diffusion_privacy.diffusion.sde import expand
+from diffusion_privacy.errors import InputError
 from diffusion_privacy.flows import objective as flow_objective
 from diffusion_privacy.flows.objective import FlowModel
 from diffusion_privacy.types import SDE, Array, ConditionalScore, PyTree, ScoreFn
@@ -70,11 +71,17 @@ class ScoreTask:
         """The network as the objective and the samplers call it."""
         return Denoiser(self.network, self.sde)
 
+    def check(self) -> None:
+        """Raises InputError where the network has a dropout: it is given no keys for it here, and would ignore it."""
+        if getattr(self.network, "dropout", 0) > 0:
+            raise InputError("network.dropout: expected 0, score models are trained without")
+
     def init(self, key: Array, batch: PyTree) -> PyTree:
         label = jnp.asarray(batch["label"][:1]) if self.conditional else None
         return self.network.init(key, jnp.asarray(batch["image"][:1]), jnp.ones(1), label)
 
     def loss(self, params: PyTree, batch: PyTree, key: Array) -> tuple[Array, dict[str, Array]]:
+        self.check()
         losses = objective.denoising_loss(
             self.apply,
             params,

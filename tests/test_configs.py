@@ -170,3 +170,59 @@ def test_the_full_size_is_another_study_and_no_other_size_is_taken(name):
     assert told.returncode == 2
     assert told.stderr.strip().endswith("expected :small or :full after the config's file, got 'big'")
     assert len(told.stderr.strip().splitlines()) == 1
+
+
+PLUGIN = """
+import dataclasses
+
+import numpy as np
+
+from configs import digits
+from diffusion_privacy.data import assemble, sources
+from diffusion_privacy.diffusion.sde import SDES, VP
+from diffusion_privacy.networks.build import NETWORKS
+from diffusion_privacy.networks.mlp import MLP
+
+
+@dataclasses.dataclass(frozen=True)
+class Faster(VP):
+    beta_max: float = 30.0
+
+
+def stripes(*, count=60):
+    number = np.arange(count)
+    pixels = np.zeros((count, 8, 8), np.uint8)
+    pixels[number, :, number % 8] = number[:, None]
+    return assemble.assemble(pixels, number % 2, number, number, num_classes=2, name="stripes")
+
+
+class Mine(MLP):
+    width: int = 4
+
+
+SDES["faster"], NETWORKS["mine"], sources.SOURCES["stripes"] = Faster, Mine, stripes
+
+
+def get_config():
+    config = digits.get_config()
+    with config.unlocked():
+        config.data = {"source": "stripes", "params": {}}
+        config.split.update({"careless": 8, "held_out": 20})
+        config.score.sde = {"name": "faster", "params": {"beta_max": 25.0}}
+        config.score.network = {"name": "mine", "params": {"width": 3}}
+    return config.lock()
+"""
+
+
+def test_a_config_file_brings_its_own_process_network_and_source(tmp_path):
+    """As docs/extending.md says. Sampling builds all three, and only then misses what was not trained."""
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    told = launch(f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}", "--mode=sample")
+    assert told.returncode == 2
+    assert "expected a checkpoint, found none; train first" in told.stderr
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["name"] == "stripes"
+    wrong = launch(
+        f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'wrong'}", "--config.score.sde.name=slower"
+    )
+    assert wrong.returncode == 2
+    assert "expected one of vp, subvp, ve, ddpm, faster, got 'slower'" in wrong.stderr

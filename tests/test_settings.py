@@ -58,9 +58,13 @@ def _edit(path: str, value: object) -> dict:
         ("audit.subspace_max_draws", 512, "config.audit.subspace_draws"),
         ("audit.samples", {"careless": 10, "careful": 0}, "config.audit.samples"),
         ("audit.memory_gb", 0.0, "config.audit.memory_gb"),
+        ("audit.memory_gb", float("inf"), "config.audit.memory_gb"),
         ("audit.screen.draws", 1, "config.audit.screen.draws"),
         ("detector.positive_time", 2.0, "config.detector.positive_time"),
         ("detector.false_positive_rate", 0.0, "config.detector.false_positive_rate"),
+        ("detector.negatives", 1000, "config.detector.false_positive_rate: a rate of 0.0001 expected at least 9999"),
+        ("detector.positives", 4, "config.detector.positives"),
+        ("fingerprint.name", "none", "config.fingerprint.name"),
         ("split.controls", 0, "config.split"),
     ],
 )

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_dict
 from configs.sets import base
 
 OBTAIN = """
-The licence of each set is on its page in the catalogue of tensorflow-datasets; pip install 'diffusion-privacy[tfds]'
+The licence of each set is on its page in the catalogue of tensorflow-datasets; pip install '.[tfds]'
 brings tensorflow for the preparation; another folder or set: --config.data.params.data_dir=DIR
 --config.data.params.name=NAME
 """

@@ -65,8 +65,8 @@ class Perturbation:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = vars(self)[field.name]
-            if not 0.0 <= value <= 1.0:
-                raise InputError(f"perturbation.{field.name}: expected a number in [0, 1], got {value}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+                raise InputError(f"perturbation.{field.name}: expected a number in [0, 1], got {value!r}")
 
     def __call__(self, image: Array, key: Array) -> Array:
         """``image[H, W, C]`` perturbed and clipped to [-1, 1]."""

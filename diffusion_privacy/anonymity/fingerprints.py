@@ -77,6 +77,11 @@ def _grey(value: float, name: str) -> None:
         raise InputError(f"fingerprint.{name}.value: expected a grey value in [-1, 1], got {value}")
 
 
+def _pixels(value: int, least: int, field: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise InputError(f"fingerprint.{field}: expected a whole number of at least {least} pixels, got {value!r}")
+
+
 def disc_radius(size: int) -> int:
     """Radius in pixels for images of side ``size``: ``int(9 * 2^(log2(size) - 6))``, at least 1.
 
@@ -99,8 +104,8 @@ class Disc:
 
     def __post_init__(self) -> None:
         _grey(self.value, "disc")
-        if self.radius is not None and self.radius < 0:
-            raise InputError(f"fingerprint.disc.radius: expected at least 0 pixels, got {self.radius}")
+        if self.radius is not None:
+            _pixels(self.radius, 0, "disc.radius")
 
     def place(self, key: Array, shape: Shape) -> Params:
         radius = disc_radius(min(shape[:2])) if self.radius is None else self.radius
@@ -252,8 +257,8 @@ class Glyph:
     def __post_init__(self) -> None:
         _grey(self.value, "glyph")
         glyph_bitmap(self.text)
-        if self.scale is not None and self.scale < 1:
-            raise InputError(f"fingerprint.glyph.scale: expected at least 1, got {self.scale}")
+        if self.scale is not None:
+            _pixels(self.scale, 1, "glyph.scale")
 
     def _ink(self, shape: Shape) -> np.ndarray:
         scale = max(1, min(shape[:2]) // 20) if self.scale is None else self.scale
@@ -301,20 +306,25 @@ def fingerprint(kind: str, **params: object) -> Fingerprint:
         raise InputError(f"fingerprint.name: expected one of {', '.join(FINGERPRINTS)}, got {kind!r}")
     try:
         inspect.signature(FINGERPRINTS[kind]).bind(**params)
+        return FINGERPRINTS[kind](**params)
     except TypeError as error:
         fields = ", ".join(inspect.signature(FINGERPRINTS[kind]).parameters) or "none"
         raise InputError(f"fingerprint.{kind}: {error}; expected fields: {fields}") from error
-    return FINGERPRINTS[kind](**params)
 
 
 def plant(mark: Fingerprint, image: Array, key: Array) -> Planted:
     """One fingerprint in ``image[H, W, C]`` (in [-1, 1]); its position depends on ``key`` and the sizes alone.
 
     Raises:
-      InputError: the fingerprint does not fit the image or its channels.
+      InputError: the fingerprint does not fit the image or its channels, or it draws another shape.
     """
     params = mark.place(key, image.shape)
     marked, mask = mark.draw(image, params)
+    if marked.shape != image.shape or mask.shape != image.shape[:2]:
+        raise InputError(
+            f"fingerprint: expected draw to return an image {image.shape} and a mask {image.shape[:2]}, got "
+            f"{marked.shape} and {mask.shape}"
+        )
     return Planted(image=marked, mask=mask, params=params)
 
 

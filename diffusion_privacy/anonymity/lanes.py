@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from diffusion_privacy.errors import InputError
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED, data_mesh, data_parallel, replicate, to_host
 from diffusion_privacy.types import Array, PyTree
 
@@ -156,9 +157,15 @@ def checked_margin(detect: Callable[..., Array], x: Array, record: Array) -> Arr
 
     A detector that compares or clips may turn NaN pixels into an ordinary "not detected": a broken model would come
     out clean.
+
+    Raises:
+      InputError: not one margin an image; a column ``[B, 1]`` would be broadcast to every pair of images.
     """
     finite = jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1)
-    return jnp.where(finite, detect(x, record), jnp.nan)
+    margin = detect(x, record)
+    if jnp.shape(margin) != x.shape[:1]:
+        raise InputError(f"detect: expected one margin an image, {x.shape[:1]}, got {jnp.shape(margin)} for {x.shape}")
+    return jnp.where(finite, margin, jnp.nan)
 
 
 def chunk_for_budget(

@@ -36,7 +36,7 @@ from diffusion_privacy.diffusion.likelihood import (
 )
 from diffusion_privacy.diffusion.ode import HEUN, RK4, ProbabilityFlow, solve_fixed
 from diffusion_privacy.diffusion.samplers import denoise
-from diffusion_privacy.diffusion.sde import expand
+from diffusion_privacy.diffusion.sde import expand, scored
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import Array, ScoreFn
 
@@ -179,7 +179,7 @@ class Discrete:
             return jnp.where(expand(level == 1, x), last, flow)
         alpha, sigma = (expand(take(v, level), x) for v in (chain.alpha, chain.sigma))
         alpha_s, sigma_s = (expand(take(v, level - 1), x) for v in (chain.alpha, chain.sigma))
-        x0 = chain.predict_x0(score_fn(x, take(chain.times, level)), x, level)
+        x0 = chain.predict_x0(scored(score_fn, x, take(chain.times, level)), x, level)
         return alpha_s * x0 + sigma_s * (x - alpha * x0) / sigma
 
     def _jacobian(self, score_fn: ScoreFn, x: Array, level: Array) -> tuple[Array, Array]:
@@ -239,7 +239,7 @@ class Discrete:
         chain = self.chain
         alpha, sigma = (expand(take(v, level), x) for v in (chain.alpha, chain.sigma))
         alpha_s, sigma_s = (expand(take(v, level - 1), x) for v in (chain.alpha, chain.sigma))
-        x0 = chain.predict_x0(score_fn(x, take(chain.times, level - 1)), x, level - 1)
+        x0 = chain.predict_x0(scored(score_fn, x, take(chain.times, level - 1)), x, level - 1)
         return alpha * x0 + sigma * (x - alpha_s * x0) / sigma_s
 
     def step_calls(self, level: int) -> int:

@@ -28,7 +28,7 @@ import numpy as np
 
 from diffusion_privacy.anonymity import lanes
 from diffusion_privacy.diffusion.likelihood import LikelihoodConfig, log_likelihood
-from diffusion_privacy.diffusion.sde import expand
+from diffusion_privacy.diffusion.sde import expand, scored
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.training import rng
 from diffusion_privacy.types import SDE, Array, ConditionalScore, ScoreFn
@@ -89,7 +89,7 @@ def _run(
 
 def _noise_seen(sde: SDE, score: ScoreFn, x: Array, t: Array) -> Array:
     """ε(x, t) = −σ(t)·score(x, t)."""
-    return -expand(sde.sigma(t), x) * score(x, t)
+    return -expand(sde.sigma(t), x) * scored(score, x, t)
 
 
 def _flat_norm(x: Array, power: float) -> Array:

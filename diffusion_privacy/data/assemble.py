@@ -16,6 +16,7 @@ from diffusion_privacy.data.records import CLASSES_KEPT, LEVEL_HASH, LIST_OF_CLA
 from diffusion_privacy.errors import InputError, MissingDataError
 
 T = TypeVar("T")
+_LARGEST = np.iinfo(np.int32).max
 
 
 def existing_file(path: object, field: str) -> Path:
@@ -170,6 +171,19 @@ def bytes_hash(content: bytes) -> str:
     return hashlib.sha256(b"file " + content).hexdigest()[:32]
 
 
+def _whole(values: np.ndarray, name: str, field: str) -> np.ndarray:
+    """``values``, which a cast to int32 must not change; InputError names the field otherwise."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "iu":
+        raise InputError(f"{name}: {field} holds {found.dtype}; expected whole numbers")
+    if found.size and found.max() > _LARGEST:
+        raise InputError(
+            f"{name}: {field} {found.max()} is out of range; expected at most {_LARGEST} (assemble.number_people "
+            "numbers names and longer numbers)"
+        )
+    return found
+
+
 def assemble(
     pixels: np.ndarray,
     label: np.ndarray,
@@ -197,8 +211,12 @@ def assemble(
       hash_kind: what ``source_hash`` is of, see `Records`; that of `level_hashes` where it is None.
 
     Raises:
-      InputError: as `Records`, or a level out of range.
+      InputError: as `Records`, a level out of range, or an array of other than whole numbers.
     """
+    label, index = _whole(label, name, "label"), _whole(index, name, "index")
+    identity, pixels = _whole(identity, name, "identity"), np.asarray(pixels)
+    if pixels.dtype.kind not in "iu":
+        raise InputError(f"{name}: pixels are {pixels.dtype}; expected whole grey levels 0..{levels - 1}")
     if pixels.size and (pixels.min() < 0 or pixels.max() >= levels):
         raise InputError(f"{name}: pixels in {pixels.min()}..{pixels.max()}; expected 0..{levels - 1}")
     # One table in float64, rounded once, so that equal levels give equal bits and none exceeds 1.

@@ -36,7 +36,7 @@ from diffusion_privacy.errors import InputError
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 _OTHER_IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".npy", ".jp2", ".nii")
 _GREY = ("MONOCHROME1", "MONOCHROME2")
-_INSTALL = "pip install 'diffusion-privacy[dicom]'"
+_INSTALL = "pip install pydicom"
 
 
 def _is_dicom(file: Path) -> bool:

@@ -18,6 +18,9 @@ from diffusion_privacy.errors import InputError
 BY_NAME = "files by the hash of their path below the class folder"
 """How class sub-folders are listed, see `Listing.order`."""
 
+_OF_ARCHIVES = ("__MACOSX",)
+"""Folders that unpacking leaves beside those of classes."""
+
 _COLUMNS = {"path": "path", "label": "label", "identity": "identity"}
 """What a table is expected to call them."""
 
@@ -81,7 +84,7 @@ def listing(
     (`Listing.ties`). Files and folders that start with a dot, and files that are no images, are passed over.
 
     A table has columns ``path`` (relative to the folder), ``label`` (numbers, or names numbered in sorted order) and,
-    if known, ``identity`` (blank: unknown); its rows are the records, in their order.
+    if known, ``identity`` (blank: unknown); its rows are the records, in their order, no file twice.
 
     Args:
       folder: an existing folder.
@@ -100,8 +103,11 @@ def listing(
       InputError: a class that ``class_names`` lacks, no records, a loose image, an image of another format, a table
         that does not fit, or a name in which ``person`` is not found.
     """
-    if columns is not None and (table is None or not set(columns) <= set(_COLUMNS)):
-        raise InputError(f"columns is {dict(columns)!r}; expected names of {', '.join(_COLUMNS)}, beside a table")
+    named_here = isinstance(columns, Mapping) and set(columns) <= set(_COLUMNS)
+    if columns is not None and (table is None or not named_here):
+        raise InputError(f"columns is {columns!r}; expected names of {', '.join(_COLUMNS)}, beside a table")
+    if isinstance(attributes, str):
+        raise InputError(f"attributes is {attributes!r}; expected a list of columns")
     if attributes and table is None:
         raise InputError(f"attributes is {list(attributes)!r}; expected none without a table that has such columns")
     names = _class_names(class_names, num_classes)
@@ -150,7 +156,7 @@ def _from_names(files: list[Path], pattern: str) -> np.ndarray:
     """Person int32 [N]; equal texts of all groups are one person."""
     try:
         compiled = re.compile(pattern)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise InputError(
             f"person is {pattern!r}, no regular expression ({error}); expected one with a group"
         ) from error
@@ -173,14 +179,18 @@ def _from_folders(
     stray = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and kind.reads(p))
     if stray:
         raise InputError(f"{folder / stray[0]}: lies beside the class sub-folders of {folder}; expected it inside one")
-    class_folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    class_folders = sorted(
+        p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in _OF_ARCHIVES
+    )
     if names is not None and (other := [p for p in class_folders if p.name not in names]):
         raise InputError(f"{other[0]}: is no class of class_names; expected one of {', '.join(names)}")
     numbers = {name: number for number, name in enumerate(names or [p.name for p in class_folders])}
     listed: list[tuple[bytes, str, Path]] = []
     for class_folder in class_folders:
-        found = sorted(p for p in class_folder.rglob("*") if p.is_file() and not _hidden(p, class_folder))
+        found = sorted(p for p in class_folder.rglob("*") if not p.is_dir() and not _hidden(p, class_folder))
         for file in found:
+            if not file.exists():
+                raise InputError(f"{file}: is a link to a file that is not there; expected a file")
             if file.suffix.lower() in kind.refused:
                 raise InputError(f"{file}: format is not read; expected {kind.name}")
         listed += [(_name_hash(p, class_folder), class_folder.name, p) for p in found if kind.reads(p)]
@@ -217,7 +227,11 @@ def _from_table(
     marks = _marks(given, table_file, attributes) if attributes else None
     table = {ours: given[theirs] for ours, theirs in columns.items() if theirs in given}
     files = [folder / cell for cell in table["path"]]
+    first: dict[Path, int] = {}
     for row, file in enumerate(files, start=2):
+        if first.setdefault(file, row) < row:
+            # Where persons are not named, each row would be another one, with the same image.
+            raise InputError(f"{table_file}: path in row {row} is that of row {first[file]}; expected each file once")
         if not file.is_file():
             raise InputError(
                 f"{table_file}: path in row {row} is {table['path'][row - 2]!r}; expected a file in {folder}"

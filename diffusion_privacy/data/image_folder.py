@@ -30,8 +30,8 @@ from diffusion_privacy.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-_READ = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_OTHER_IMAGES = (".bmp", ".gif", ".webp", ".dcm", ".npy", ".jp2", ".pgm", ".ppm")
+_READ = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff")
+_OTHER_IMAGES = (".bmp", ".gif", ".webp", ".dcm", ".npy", ".jp2", ".pgm", ".ppm", ".heic", ".heif", ".avif", ".jxl")
 _KIND = folders.Kind("PNG, JPEG or TIFF", lambda file: file.suffix.lower() in _READ, _OTHER_IMAGES)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXACT_MODES = ("1", "L", "P", "RGB", "LA", "RGBA")
@@ -112,7 +112,8 @@ def _window(window: Sequence[int] | None, bits: int) -> tuple[int, int]:
     if window is None:
         return 0, top
     ends = tuple(window) if isinstance(window, Sequence) and not isinstance(window, str) else ()
-    if bits != 16 or len(ends) != 2 or not 0 <= ends[0] < ends[1] <= top:
+    whole = all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
+    if bits != 16 or len(ends) != 2 or not whole or not 0 <= ends[0] < ends[1] <= top:
         raise InputError(f"window is {window!r}; expected (black, white) within 0..65535, and bits = 16")
     return int(ends[0]), int(ends[1])
 
@@ -152,8 +153,9 @@ def _decoded(content: bytes, file: Path, bits: int, window: tuple[int, int]) -> 
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "TIFF"]) as opened:
-        if opened.format == "TIFF" and getattr(opened, "n_frames", 1) != 1:
-            raise InputError(f"{file}: holds several pages; expected one image")
+        # Not of JPEG: what phones store behind the photograph is no second one.
+        if opened.format in ("TIFF", "PNG") and getattr(opened, "n_frames", 1) != 1:
+            raise InputError(f"{file}: holds several pages or frames; expected one image")
         _check_depth(file, opened, content, bits)
         image = ImageOps.exif_transpose(opened)
         return _levels_8(image, file) if bits == 8 else _levels_16(image, window)

@@ -14,6 +14,7 @@ from diffusion_privacy.data.image_folder import image_folder
 from diffusion_privacy.data.npz import npz
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.data.tfds import prepared_folder, tfds
+from diffusion_privacy.errors import InputError
 
 
 def digits(*, classes: Sequence[int] | None = None, limit: int | None = None) -> Records:
@@ -74,6 +75,16 @@ def load(source: str, **params: object) -> Records:
     """Records of a named source; ``params`` are the arguments of its constructor, by name.
 
     Raises:
-      InputError: an unknown source, an argument that it does not take or lacks, or what the constructor raises.
+      InputError: an unknown source, an argument that it does not take or lacks, or what the constructor raises; a
+        source that returns something else, or two records of one place.
     """
-    return construct(SOURCES, "source", source, params)
+    records = construct(SOURCES, "source", source, params)
+    if not isinstance(records, Records):
+        found = type(records).__name__
+        raise InputError(f"source {source!r} returned {found}; expected Records, as assemble.assemble makes them")
+    places, counts = np.unique(records.index, return_counts=True)
+    if np.any(counts > 1):
+        # Sets and the private record are found by their places.
+        twice = int(places[np.argmax(counts)])
+        raise InputError(f"{records.name}: index {twice} stands {counts.max()} times; expected a place for each record")
+    return records

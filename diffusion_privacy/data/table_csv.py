@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_privacy.data.assemble import existing_file, number_people, one_line
+from diffusion_privacy.data.assemble import existing_file, number_people, one_line, whole_number
 from diffusion_privacy.data.tables import KINDS, Column, Kind, Schema, Table
 from diffusion_privacy.errors import InputError
 
@@ -26,6 +26,7 @@ POLICIES = ("error", "drop", "category", "median")
 MARKS = ("", "?", "NA", "N/A", "nan", "NaN", "null", "NULL")
 """Cells that count as missing, unless they are declared categories."""
 MAX_CATEGORIES = 64
+_DELIMITERS = (";", "\t", "|", ",")
 
 # Leading zeros mark a code, not a number: 007 would come back as 7.
 _INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")
@@ -43,7 +44,7 @@ def read_csv(
     kinds: Mapping[str, Kind] | None = None,
     missing: str | Mapping[str, str] = "error",
     marks: Sequence[str] = MARKS,
-    delimiter: str = ",",
+    delimiter: str | None = None,
     comment: str | None = None,
     strip: bool = False,
     max_categories: int = MAX_CATEGORIES,
@@ -59,7 +60,7 @@ def read_csv(
       kinds: kind by column, where inference should not decide; refused beside a schema.
       missing: policy (see the module), for all columns or by column (``error`` for those not named).
       marks: texts that mean missing.
-      delimiter: one character.
+      delimiter: one character; None for a comma.
       comment: lines that begin with it are left out.
       strip: whether blanks around a cell are left out; otherwise they belong to it.
       max_categories: largest number of categories that inference takes for a categorical column.
@@ -70,8 +71,10 @@ def read_csv(
       InputError: no such file, not a CSV file, a row of another length, a missing value, a cell that does not fit its
         column, or options that contradict each other. One line with row (1 is the first below the header) and column.
     """
+    delimiter = "," if delimiter is None else delimiter
+    _check_options(header, marks, delimiter, comment, strip, max_categories)
     file = existing_file(path, "table")
-    names, cells = _cells(file, header, delimiter, comment, strip)
+    names, cells = _cells(file, header, delimiter, comment, strip, schema is not None)
     where = file.name
     names, cells, who = _apart(where, names, cells, person)
     if schema is not None and (kinds is not None or schema.header != tuple(names)):
@@ -118,8 +121,26 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
+def _check_options(
+    header: object, marks: object, delimiter: object, comment: object, strip: object, max_categories: object
+) -> None:
+    # What is wrong with the type alone: a config file may hold anything.
+    for field, value in (("header", header), ("marks", marks)):
+        # A text would be taken for the list of its letters.
+        texts = isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)
+        if value is not None and not texts:
+            raise InputError(f"{field} is {value!r}; expected a list of texts")
+    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '\r\n"':
+        raise InputError(f"delimiter is {delimiter!r}; expected one character, ';' or a tab say")
+    if comment is not None and (not isinstance(comment, str) or not comment):
+        raise InputError(f"comment is {comment!r}; expected what begins such lines")
+    if not isinstance(strip, bool):
+        raise InputError(f"strip is {strip!r}; expected True or False")
+    whole_number(max_categories, "max_categories", 1)
+
+
 def _cells(
-    file: Path, header: Sequence[str] | None, delimiter: str, comment: str | None, strip: bool
+    file: Path, header: Sequence[str] | None, delimiter: str, comment: str | None, strip: bool, declared: bool
 ) -> tuple[list[str], list[list[str]]]:
     """Names and text of every cell, all rows of one length."""
 
@@ -142,10 +163,22 @@ def _cells(
     rows = [row or [""] for row in rows] if len(names) == 1 else [row for row in rows if row]
     if not rows:
         raise InputError(f"{file.name}: holds no rows; expected at least one")
+    if header is None and not declared:
+        _check_delimiter(file.name, names, rows, delimiter)
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
             raise InputError(f"{file.name}: row {number} has {len(row)} cells; expected {len(names)}")
     return names, rows
+
+
+def _check_delimiter(where: str, names: list[str], rows: list[list[str]], delimiter: str) -> None:
+    """`InputError` where what looks like one column is several, of another delimiter."""
+    for mark in _DELIMITERS:
+        if len(names) == 1 and mark != delimiter and mark in names[0] and mark in "".join(rows[0]):
+            raise InputError(
+                f"{where}: its header is one name with {mark!r} in it; expected {delimiter!r} between names, or give "
+                f"delimiter = {mark!r}"
+            )
 
 
 def _apart(
@@ -161,7 +194,14 @@ def _apart(
     return [name for name in names if name != person], rest, [row[at].strip() for row in cells]
 
 
+def check_missing(missing: object) -> None:
+    """Raises InputError unless ``missing`` is a text, or maps columns to texts; which ones is looked at later."""
+    if not isinstance(missing, str | Mapping):
+        raise InputError(f"missing is {missing!r}; expected one of {', '.join(POLICIES)}, or one by column")
+
+
 def _policies(names: Sequence[str], missing: str | Mapping[str, str]) -> dict[str, str]:
+    check_missing(missing)
     chosen = (
         dict.fromkeys(names, missing) if isinstance(missing, str) else dict.fromkeys(names, "error") | dict(missing)
     )

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_privacy.data.assemble import construct, existing_file
-from diffusion_privacy.data.table_csv import read_csv
+from diffusion_privacy.data.assemble import construct, existing_file, one_line
+from diffusion_privacy.data.table_csv import check_missing, read_csv
 from diffusion_privacy.data.tables import Column, Kind, Schema, Table
+from diffusion_privacy.errors import InputError
 
 _ADULT_CATEGORIES: dict[str, str] = {
     "workclass": "Private, Self-emp-not-inc, Self-emp-inc, Federal-gov, Local-gov, State-gov, Without-pay, "
@@ -128,7 +129,7 @@ def adult(path: str | Path, *, missing: str | Mapping[str, str] = "error") -> Ta
       InputError: see `read_csv`.
     """
     file = existing_file(path, "adult")
-    head = file.read_text(encoding="utf-8").rstrip()
+    head = _text(file, "adult").rstrip()
     dot = "." if head.endswith(".") else ""
     columns = []
     for name in _ADULT:
@@ -159,8 +160,7 @@ def heart_disease(path: str | Path, *, missing: str | Mapping[str, str] = "error
       InputError: see `read_csv`.
     """
     file = existing_file(path, "heart_disease")
-    with file.open(encoding="utf-8") as handle:
-        first = handle.readline().split(",")
+    first = _text(file, "heart_disease").partition("\n")[0].split(",")
     point = ".0" if len(first) > 1 and first[1].strip().endswith(".0") else ""
     columns = []
     for name in _HEART:
@@ -176,8 +176,17 @@ def heart_disease(path: str | Path, *, missing: str | Mapping[str, str] = "error
     return read_csv(file, header=_HEART, schema=schema, missing=missing, strip=True)
 
 
+def _text(file: Path, table: str) -> str:
+    """The content of a text file; InputError where it is none, a compressed one say."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{table}: {file} is not a readable text file ({one_line(error)})") from error
+
+
 def _with_missing(schema: Schema, missing: str | Mapping[str, str]) -> Schema:
     """ "?" as a category of the columns whose policy is ``category``, whether or not it occurs."""
+    check_missing(missing)
     for column in schema.columns:
         policy = missing if isinstance(missing, str) else missing.get(column.name, "error")
         if policy == "category" and column.kind == "categorical":

@@ -22,12 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_privacy.diffusion.sde import DDPM, expand
+from diffusion_privacy.diffusion.sde import DDPM, expand, scored
 from diffusion_privacy.types import SDE, Array, ScoreFn
 
 KERNELS = ("ancestral", "euler_maruyama")
 SPACINGS = ("uniform", "quadratic", "log_snr")
 VARIANCES = ("posterior", "forward")
+_LEAST_ALPHA = 1e-8
 
 
 def time_grid(sde: SDE, steps: int, spacing: str = "uniform") -> np.ndarray:
@@ -72,6 +73,24 @@ def _tables(sde: SDE, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         t = jnp.asarray(times, jnp.float64)
         return np.asarray(sde.alpha(t), np.float64), np.asarray(sde.sigma(t), np.float64)
+
+
+def _check_marginals(sde: SDE, times: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> None:
+    """A process of one's own may break what the kernels below take for granted, and they would give other numbers."""
+    name = type(sde).__name__
+    for field, values in (("alpha", alpha), ("sigma", sigma)):
+        if values.shape != times.shape or not np.all(np.isfinite(values)):
+            raise ValueError(f"{name}.{field}: expected a finite number for each time in [0, 1], shape {times.shape}")
+    if np.min(alpha) < _LEAST_ALPHA:
+        # Samplers divide by it.
+        raise ValueError(f"{name}.alpha: expected {_LEAST_ALPHA:g} or more, got {np.min(alpha):.3g}")
+    # Rounding may leave a little; the last step of a sampler would add what is left.
+    if abs(sigma[0]) > 1e-3 * sigma[1]:
+        raise ValueError(f"{name}.sigma: expected 0 at t = 0, the data themselves, got {sigma[0]:.3g}")
+    rising = np.diff(sigma / alpha) > 0
+    if not np.all(rising):
+        at = times[int(np.argmin(rising))]
+        raise ValueError(f"{name}: expected σ/α to rise with t, it does not above t = {at:.3g}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +156,20 @@ class Chain:
         return time_grid(self.sde, self.steps, self.spacing)
 
     @functools.cached_property
-    def alpha(self) -> np.ndarray:
-        """α at every level, float64 ``[J + 1]``."""
-        return _tables(self.sde, self.times)[0]
+    def _marginals(self) -> tuple[np.ndarray, np.ndarray]:
+        alpha, sigma = _tables(self.sde, self.times)
+        _check_marginals(self.sde, self.times, alpha, sigma)
+        return alpha, sigma
 
-    @functools.cached_property
+    @property
+    def alpha(self) -> np.ndarray:
+        """α at every level, float64 ``[J + 1]``. Raises ValueError where α and σ are those of no forward process."""
+        return self._marginals[0]
+
+    @property
     def sigma(self) -> np.ndarray:
-        """σ at every level, float64 ``[J + 1]``; σ_0 = 0."""
-        return _tables(self.sde, self.times)[1]
+        """σ at every level, float64 ``[J + 1]``; σ_0 = 0. Raises ValueError as `alpha`."""
+        return self._marginals[1]
 
     @functools.cached_property
     def posterior(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -182,7 +207,7 @@ class Chain:
     def model_mean(self, score_fn: ScoreFn, x: Array, level: Array) -> Array:
         """μ_θ(x_j) for ``x[B, ...]`` at integer ``level[B]`` in 1 … J: one network call a row."""
         t = take(self.times, level)
-        score = score_fn(x, t)
+        score = scored(score_fn, x, t)
         if self.kernel == "ancestral":
             a, c, _ = (expand(take(z, level), x) for z in self.posterior)
             return a * x + c * self.predict_x0(score, x, level)

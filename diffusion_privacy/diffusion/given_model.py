@@ -29,11 +29,21 @@ class GivenModel:
         (`anonymity.lanes.fresh`).
       chain: forward process and sampler, steps and clipping included: what is audited is this sampler.
       notes: what a reader of the result should know of where the two came from.
+
+    Raises:
+      InputError: a score that cannot be called, or something else than a `Chain`, a forward process alone say.
     """
 
     score: ScoreFn
     chain: Chain
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not callable(self.score):
+            raise InputError(f"model.score: expected a function score(x, t), got {type(self.score).__name__}")
+        if not isinstance(self.chain, Chain):
+            found = type(self.chain).__name__
+            raise InputError(f"model.chain: expected a diffusion.chain.Chain(sde, steps), got {found}")
 
 
 def from_denoiser(denoiser: Denoiser, sde: SDE, prediction: str) -> ScoreFn:

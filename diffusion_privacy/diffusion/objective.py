@@ -30,13 +30,23 @@ def check_prediction(prediction: str) -> None:
         raise InputError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
 
 
+def check_output(output: Array, x: Array) -> None:
+    """Raises InputError unless a network's output has the shape of its input: another would be broadcast silently."""
+    if jnp.shape(output) != jnp.shape(x):
+        raise InputError(f"network: expected an output of the shape of x, {jnp.shape(x)}, got {jnp.shape(output)}")
+
+
 def to_pair(prediction: str, output: Array, x: Array, t: Array, sde: SDE) -> tuple[Array, Array]:
     """(x_0, ε) that ``output[B, ...]`` stands for at ``x[B, ...]``, ``t[B]``; needs t > 0 and α(t) > 0.
 
     v is taken in the normalised coefficients α̂ = α/n, σ̂ = σ/n, n = √(α² + σ²): v = α̂ ε − σ̂ x_0, whose scale is that
     of the data for VE and sub-VP too; for VP n = 1 and it is the paper's.
+
+    Raises:
+      InputError: an unknown prediction, or an output that has not the shape of ``x``.
     """
     check_prediction(prediction)
+    check_output(output, x)
     alpha, sigma = expand(sde.alpha(t), x), expand(sde.sigma(t), x)
     if prediction == "x0":
         return output, (x - alpha * output) / sigma
@@ -63,8 +73,13 @@ def from_pair(prediction: str, x0: Array, eps: Array, t: Array, sde: SDE) -> Arr
 
 
 def to_score(prediction: str, output: Array, x: Array, t: Array, sde: SDE) -> Array:
-    """∇ log p_t(x) = −ε/σ (arXiv 2011.13456, eq. 5) from a network's ``output[B, ...]`` at ``x[B, ...]``, ``t[B]``."""
+    """∇ log p_t(x) = −ε/σ (arXiv 2011.13456, eq. 5) from a network's ``output[B, ...]`` at ``x[B, ...]``, ``t[B]``.
+
+    Raises:
+      InputError: as `to_pair`.
+    """
     if prediction == "score":
+        check_output(output, x)
         return output
     return -to_pair(prediction, output, x, t, sde)[1] / expand(sde.sigma(t), x)
 

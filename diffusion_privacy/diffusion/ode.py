@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_privacy.diffusion.sde import expand
+from diffusion_privacy.diffusion.sde import expand, scored
 from diffusion_privacy.types import SDE, Array, PyTree, ScoreFn
 
 Field = Callable[[Array, PyTree], PyTree]
@@ -107,7 +107,7 @@ class ProbabilityFlow:
             t = self.time(log_snr)
             noise = expand(jnp.sqrt(jax.nn.sigmoid(-log_snr)), z)
             n = expand(self.norm(t), z)
-            eps = -noise * n * score_fn(n * z, t)
+            eps = -noise * n * scored(score_fn, n * z, t)
             return -0.5 * noise * (eps - noise * z)
 
         return field

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from diffusion_privacy.diffusion.chain import SPACINGS, Chain, run, step_noise, take
 from diffusion_privacy.diffusion.ode import HEUN, ProbabilityFlow, solve_adaptive, solve_fixed
-from diffusion_privacy.diffusion.sde import expand
+from diffusion_privacy.diffusion.sde import expand, scored
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import SDE, Array, ScoreFn
 
@@ -95,7 +95,7 @@ def _ddim(score_fn: ScoreFn, sde: SDE, sampler: Sampler, keys: Array, x: Array) 
         alpha, sigma = (expand(take(v, level), x) for v in (chain.alpha, chain.sigma))
         alpha_s, sigma_s = (expand(take(v, level - 1), x) for v in (chain.alpha, chain.sigma))
         noise = sampler.eta * expand(take(chain.posterior[2], level), x)
-        x0 = chain.predict_x0(score_fn(x, take(chain.times, level)), x, level)
+        x0 = chain.predict_x0(scored(score_fn, x, take(chain.times, level)), x, level)
         eps = (x - alpha * x0) / sigma
         new = alpha_s * x0 + jnp.sqrt(jnp.maximum(sigma_s**2 - noise**2, 0.0)) * eps
         return new if sampler.eta == 0 else new + noise * step_noise(keys, level, x.shape[1:])
@@ -122,7 +122,7 @@ def _predictor_corrector(score_fn: ScoreFn, sde: SDE, sampler: Sampler, keys: Ar
             noise = step_noise(
                 keys, sampler.steps + 1 + i * sampler.corrector_steps + jnp.full_like(level, c), x.shape[1:]
             )
-            return x + size * score_fn(x, t) + jnp.sqrt(2 * size) * noise
+            return x + size * scored(score_fn, x, t) + jnp.sqrt(2 * size) * noise
 
         x = jax.lax.fori_loop(0, sampler.corrector_steps, correct, x)
         noise = step_noise(keys, level, x.shape[1:])
@@ -133,7 +133,7 @@ def _predictor_corrector(score_fn: ScoreFn, sde: SDE, sampler: Sampler, keys: Ar
 
 def denoise(score_fn: ScoreFn, sde: SDE, x: Array, t: Array) -> Array:
     """E[x_0 | x_t = x] by Tweedie's formula."""
-    return (x + expand(sde.sigma(t) ** 2, x) * score_fn(x, t)) / expand(sde.alpha(t), x)
+    return (x + expand(sde.sigma(t) ** 2, x) * scored(score_fn, x, t)) / expand(sde.alpha(t), x)
 
 
 def _ode_heun(score_fn: ScoreFn, sde: SDE, sampler: Sampler, keys: Array, x: Array) -> tuple[Array, Array]:
@@ -173,7 +173,7 @@ SAMPLERS: dict[str, Method] = {
     "ode_heun": _ode_heun,
     "ode_adaptive": _ode_adaptive,
 }
-"""Methods by name. A new sampler is added here."""
+"""Methods by name. A new sampler is added here, and its cost to `network_calls`."""
 
 
 def sample(score_fn: ScoreFn, sde: SDE, sampler: Sampler, keys: Array, shape: tuple[int, ...]) -> Array:

@@ -12,17 +12,36 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_privacy.types import Array
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.types import Array, ScoreFn
 
 
 def expand(v: Array, like: Array) -> Array:
     """Append axes to ``v[B]`` until it broadcasts against ``like[B, ...]``."""
     return v.reshape(v.shape + (1,) * (like.ndim - v.ndim))
+
+
+def scored(score_fn: ScoreFn, x: Array, t: Array) -> Array:
+    """``score_fn(x[B, ...], t[B])``; looked at here, since another shape would be broadcast without a word.
+
+    Raises:
+      InputError: it has not the shape of ``x``.
+    """
+    score = score_fn(x, t)
+    if jnp.shape(score) != x.shape:
+        raise InputError(f"score: expected [B, ...] of the shape of x, {x.shape}, got {jnp.shape(score)}")
+    return score
+
+
+def _need(holds: bool, field: str, expected: str, value: object) -> None:
+    if not holds:
+        raise InputError(f"{field} must be {expected}, got {value!r}")
 
 
 class GaussianMarginals:
@@ -56,11 +75,22 @@ class GaussianMarginals:
 
 @dataclasses.dataclass(frozen=True)
 class _LinearRate(GaussianMarginals):
-    """What the processes with β(t) = β_min + t(β_max − β_min) share: α(t) = exp(−½B(t)) with B(t) = ∫₀ᵗ β."""
+    """What the processes with β(t) = β_min + t(β_max − β_min) share: α(t) = exp(−½B(t)) with B(t) = ∫₀ᵗ β.
+
+    Raises:
+      InputError: a rate below 0, no rate at all, or t_min outside (0, 1).
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
     t_min: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for field in ("beta_min", "beta_max"):
+            value = getattr(self, field)
+            _need(0 <= value < math.inf, field, "a finite number, at least 0", value)
+        _need(self.beta_min + self.beta_max > 0, "beta_max", "above 0 where beta_min is 0", self.beta_max)
+        _need(0 < self.t_min < 1, "t_min", "a number in (0, 1)", self.t_min)
 
     def _rate(self, t: Array) -> Array:
         return self.beta_min + t * (self.beta_max - self.beta_min)
@@ -109,11 +139,20 @@ class VE(GaussianMarginals):
 
     σ(t)² = σ_min² ((σ_max/σ_min)^{2t} − 1). Song et al. (eq. 30) omit the −1, which leaves σ(0) = σ_min on the data;
     with it the marginal at 0 is the data itself and g(t)² = dσ²/dt is unchanged.
+
+    Raises:
+      InputError: not 0 < sigma_min < sigma_max, or t_min outside (0, 1).
     """
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
     t_min: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _need(0 < self.sigma_min < math.inf, "sigma_min", "a finite number above 0", self.sigma_min)
+        above = self.sigma_min < self.sigma_max < math.inf
+        _need(above, "sigma_max", f"a finite number above sigma_min = {self.sigma_min:g}", self.sigma_max)
+        _need(0 < self.t_min < 1, "t_min", "a number in (0, 1)", self.t_min)
 
     @property
     def _rate(self) -> float:
@@ -146,7 +185,11 @@ class DDPM(GaussianMarginals):
       num_steps: T.
       schedule: ``"linear"`` (β from beta_min to beta_max; Ho et al.), ``"scaled_linear"`` (√β from √beta_min to
         √beta_max; Rombach et al., arXiv 2112.10752) or ``"cosine"`` (Nichol & Dhariwal, eq. 17).
-      beta_min, beta_max: ends of the first two schedules, per step.
+      beta_min, beta_max: ends of the first two schedules, per step, in (0, 1); not the rates of `VP`, which are T
+        times as large.
+
+    Raises:
+      InputError: an unknown schedule, fewer than 2 steps, or a β that is no share of variance.
     """
 
     num_steps: int = 1000
@@ -155,8 +198,13 @@ class DDPM(GaussianMarginals):
     beta_max: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("linear", "scaled_linear", "cosine"):
-            raise ValueError(f"schedule must be 'linear', 'scaled_linear' or 'cosine', got {self.schedule!r}")
+        known = self.schedule in ("linear", "scaled_linear", "cosine")
+        _need(known, "schedule", "'linear', 'scaled_linear' or 'cosine'", self.schedule)
+        whole = isinstance(self.num_steps, int) and not isinstance(self.num_steps, bool) and self.num_steps >= 2
+        _need(whole, "num_steps", "a whole number, at least 2", self.num_steps)
+        for field in ("beta_min", "beta_max") if self.schedule != "cosine" else ():
+            value = getattr(self, field)
+            _need(0 < value < 1, field, "a share of variance per step, in (0, 1)", value)
 
     @property
     def t_min(self) -> float:

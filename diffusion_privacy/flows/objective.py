@@ -38,6 +38,10 @@ class FlowModel:
       cond_dim: K, 0 for unconditional.
       condition: ``label``: one-hot of ``batch["label"]``; ``attributes``: ``batch["attributes"]`` float ``[B, K]``;
         ``none``.
+
+    Raises:
+      InputError: a condition that does not agree with its length.
+      ValueError: a bijection of other records, or one that does not end in a vector.
     """
 
     bijection: Bijection
@@ -53,6 +57,9 @@ class FlowModel:
             )
         if self.bijection.shape != self.preprocess.shape:
             raise ValueError(f"flow takes {self.bijection.shape}, preprocessing gives {self.preprocess.shape}")
+        if self.bijection.out_shape != (self.dims,):
+            given = self.bijection.out_shape
+            raise ValueError(f"flow gives {given}, expected a vector ({self.dims},); see chain.Flatten")
 
     @property
     def dims(self) -> int:

@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 Encode = Callable[[Array, Array], Array]
 Decode = Callable[[Array, Array], Array]
 
+_SHIPPED = (GaussianMechanism, LaplaceMechanism, MetricMechanism)
+
 
 @dataclasses.dataclass(frozen=True)
 class Privatised:
@@ -74,13 +76,21 @@ class Privatised:
 
 
 def noised(mechanism: Mechanism, z: Array) -> np.ndarray:
-    """Fresh private latents: ``z[B, D] -> z̃[B, D]`` float32, each record by itself with its own entropy."""
+    """Fresh private latents: ``z[B, D] -> z̃[B, D]`` float32, each record by itself with its own entropy.
+
+    Raises:
+      ValueError: a mechanism of one's own that returns another shape.
+    """
     if isinstance(mechanism, DiscreteGaussian | DiscreteLaplace):
         return np.asarray(mechanism.many(noise.os_bytes, np.asarray(z)), np.float32)
     keys = noise.fresh_keys(z.shape[0])
-    if isinstance(mechanism, GaussianMechanism | LaplaceMechanism | MetricMechanism):
+    if isinstance(mechanism, _SHIPPED) and type(mechanism) in _SHIPPED:
+        # Not of a subclass, whose own __call__ would be passed over.
         return np.asarray(many_at_scale(mechanism.unscaled(), mechanism.noise_scale, keys, jnp.asarray(z)), np.float32)
-    return np.asarray(jax.vmap(mechanism)(keys, jnp.asarray(z)), np.float32)
+    private = np.asarray(jax.vmap(mechanism)(keys, jnp.asarray(z)), np.float32)
+    if private.shape != z.shape:
+        raise ValueError(f"mechanism must return a latent like the one it got, {z.shape[1:]}, got {private.shape[1:]}")
+    return private
 
 
 def privatise(
@@ -156,8 +166,8 @@ def privatise(
         padded = jnp.asarray(private[np.resize(np.arange(real.size), batch_size)])
         parts.append(np.asarray(decode(padded, classes), np.float32)[: real.size])
     data = np.concatenate(parts)
-    if data.shape[0] != count:
-        raise ValueError(f"decode returned {data.shape[0]} records for {count}")
+    if data.shape != records.shape:
+        raise ValueError(f"decode must return records like those given, {records.shape}, got {data.shape}")
     known_by = PREPARED_VALUES if hashes is None else SOURCE
     manifest = describe(
         mechanism, condition, relation, delta, flow, persons, count, dim, selection, match, known_by, kind,

@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from diffusion_privacy.errors import InputError
+from diffusion_privacy.errors import InputError, require_like
 from diffusion_privacy.networks.autoencoder import Autoencoder
 from diffusion_privacy.networks.classifier import Classifier
 from diffusion_privacy.networks.embedding import Embedder
@@ -28,7 +28,8 @@ def build(name: str, **fields: Any) -> nn.Module:
     """The network ``name`` with these fields; lists (as JSON and config files give them) become tuples.
 
     Raises:
-      InputError: an unknown name or field, with the choices; a field without default that is missing; an unknown dtype.
+      InputError: an unknown name or field, with the choices; a field without default that is missing; an unknown dtype;
+        a value of another kind than its default.
     """
     if name not in NETWORKS:
         raise InputError(f"network.name must be one of {', '.join(NETWORKS)}, got {name!r}")
@@ -37,6 +38,7 @@ def build(name: str, **fields: Any) -> nn.Module:
     for field in fields:
         if field not in known:
             raise InputError(f"network.{field} is not a field of {name!r}; its fields are {', '.join(known)}")
+        require_like(f"network.{field}", fields[field], known[field].default)
     for field, spec in known.items():
         if field not in fields and spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise InputError(f"network.{field} must be given for {name!r}")

@@ -7,6 +7,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
+from diffusion_privacy.errors import InputError
 from diffusion_privacy.networks.embedding import Conditioning
 from diffusion_privacy.networks.layers import dense, drop
 from diffusion_privacy.types import Array
@@ -26,7 +27,7 @@ class MLP(nn.Module):
       dtype: ``"float32"`` or ``"bfloat16"`` computation; parameters are float32 in both.
 
     Raises:
-      InputError: a label for a model without classes.
+      InputError: a label for a model without classes, no width, or a negative depth.
     """
 
     hidden: int = 256
@@ -39,6 +40,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array, label: Array | None = None, dropout_keys: Array | None = None) -> Array:
+        if self.hidden < 1 or self.depth < 0:
+            raise InputError(f"an MLP needs hidden >= 1 and depth >= 0, got {self.hidden} and {self.depth}")
         dtype = jnp.dtype(self.dtype)
         emb = Conditioning(self.time_features, self.hidden, self.num_classes, self.dtype, name="conditioning")(t, label)
         h = dense(self.hidden, dtype, "stem")(x.reshape(x.shape[0], -1).astype(dtype))

@@ -94,7 +94,7 @@ class UNet(nn.Module):
 
     Raises:
       InputError: H or W not divisible by 2^(levels − 1), a level outside the network, an unknown modulation,
-        an unwanted label.
+        an unwanted label, a width or a number of blocks below 1.
     """
 
     channels: int = 64
@@ -164,6 +164,13 @@ class UNet(nn.Module):
         return Attention(self.head_channels, self.dtype, self.norm_groups, name=f"{name}_attention")(h)
 
     def _check(self, x: Array) -> None:
+        sizes = (self.channels, self.channel_mult, self.blocks_per_level, self.head_channels, self.norm_groups)
+        least = min(self.channels, self.blocks_per_level, self.head_channels, *self.channel_mult)
+        if not self.channel_mult or least < 1 or self.norm_groups < 0:
+            raise InputError(
+                "a U-Net needs channels, channel_mult, blocks_per_level and head_channels of at least 1 and "
+                f"norm_groups of at least 0, got {str(sizes)[1:-1]}"
+            )
         levels = len(self.channel_mult)
         factor = 2 ** (levels - 1)
         if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:

@@ -31,7 +31,6 @@ from diffusion_privacy.reports import screening as entries
 from diffusion_privacy.reports.arrays import Listed
 from diffusion_privacy.settings import FEWEST_HELD_OUT, Study
 from diffusion_privacy.stages import study as common
-from diffusion_privacy.stages import train
 from diffusion_privacy.stages.spaces import Space
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import rng
@@ -248,7 +247,7 @@ def _copies(setting: _Setting, balls: list[Balls]) -> list[Rate]:
         np.asarray(setting.top.image),
         np.array([b.radius for b in balls]),
         rng.stream(setting.study.seed, f"screen.copies.{setting.name}"),
-        copy=train.perturbation(setting.study),
+        copy=common.perturbation(setting.study),
         level=_part_level(setting),
         uids=np.asarray(setting.top.index),
     )

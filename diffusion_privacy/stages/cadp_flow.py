@@ -12,7 +12,7 @@ from diffusion_privacy.data.records import Records
 from diffusion_privacy.data.table_encoding import Encoder, digits, one_hots
 from diffusion_privacy.data.table_rows import Rows
 from diffusion_privacy.data.tables import Table
-from diffusion_privacy.errors import InputError
+from diffusion_privacy.errors import InputError, require_like
 from diffusion_privacy.flows import objective
 from diffusion_privacy.flows.cinn import FlowConfig, build
 from diffusion_privacy.flows.objective import FlowModel, flow_model
@@ -24,16 +24,18 @@ from diffusion_privacy.types import Array, PyTree
 
 
 def flow_config(settings: Flow, shape: tuple[int, ...], cond_dim: int, training: bool = False) -> FlowConfig:
-    """The network of a config for records of this shape; InputError on an unknown field.
+    """The network of a config for records of this shape; InputError on an unknown field or another kind of value.
 
     Args:
       training: in the precision of training, and compiled as ``params["scan"]`` says. Afterwards the flow is used in
         float32 and scanned, whatever that says: without a backward pass this is as fast, and compiles far sooner.
     """
-    known = {f.name for f in dataclasses.fields(FlowConfig)} - {"shape", "cond_dim", "conv_precision"}
-    for name in settings.params:
+    fixed = ("shape", "cond_dim", "conv_precision")
+    known = {f.name: f.default for f in dataclasses.fields(FlowConfig) if f.name not in fixed}
+    for name, value in settings.params.items():
         if name not in known:
             raise InputError(f"config.flow.params.{name}: unknown field; expected one of {', '.join(sorted(known))}")
+        require_like(f"config.flow.params.{name}", value, known[name])
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.params.items()}
     if training:
         return FlowConfig(shape=shape, cond_dim=cond_dim, conv_precision=settings.training_precision, **given)

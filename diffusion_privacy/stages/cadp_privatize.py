@@ -22,7 +22,7 @@ from diffusion_privacy.mechanisms.manifest import FlowProvenance
 from diffusion_privacy.mechanisms.release import Privatised, privatise
 from diffusion_privacy.mechanisms.table import PrivatisedTable, privatise_table, publish_table
 from diffusion_privacy.rounding import promised
-from diffusion_privacy.settings_cadp import PrivateStudy
+from diffusion_privacy.settings_cadp import Cadp, PrivateStudy
 from diffusion_privacy.stages import cadp_study as common
 from diffusion_privacy.stages import dp_training, private_order
 from diffusion_privacy.stages.workdir import Workdir
@@ -91,13 +91,14 @@ def check_release(
       planned: what else will be entered into the ledger before the releases are.
 
     Raises:
-      InputError: a relation that does not go with the condition, δ or a number of latents that does not go with the
-        records, or releases that the ledger does not allow.
+      InputError: a relation that does not go with the condition, δ, a number of latents or squares of DP-Pix that do
+        not go with the records, or releases that the ledger does not allow.
     """
     dims = int(private.image[0].size)
     common.make_relation(settings)
     common.make_condition(settings, private)
     common.make_selection(settings, dims)
+    _check_evaluation(settings, private)
     metric = settings.release.metric
     strengths = [s for s in settings.release.strengths if not common.release_path(workdir, s, metric).exists()]
     for strength in strengths:
@@ -105,6 +106,17 @@ def check_release(
     if not metric:
         check_budget(
             settings, common.make_ledger(settings, workdir), strengths, private, common.hashes(private), planned
+        )
+
+
+def _check_evaluation(settings: PrivateStudy, private: Records | Rows) -> None:
+    """A release cannot be taken back, and its workdir is bound to what `evaluate` is to do with it."""
+    if not isinstance(settings, Cadp) or not settings.evaluation.pixel_block or settings.release.metric:
+        return
+    (height, width), block = private.image.shape[1:3], settings.evaluation.pixel_block
+    if height % block or width % block:
+        raise InputError(
+            f"config.evaluation.pixel_block: expected a divisor of {height} and {width}, or 0 for none, got {block}"
         )
 
 

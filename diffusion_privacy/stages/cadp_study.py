@@ -123,7 +123,10 @@ def hash_kind(records: Records | Rows) -> str:
 
 def make_ledger(settings: PrivateStudy, workdir: Workdir) -> Ledger:
     """The ledger of the private records."""
-    return Ledger(workdir.root / Path(settings.release.ledger), settings.release.total_epsilon, settings.release.delta)
+    release = settings.release
+    # Read literally, ~ would be a folder of this workdir, and studies that name one file would not know of each other.
+    place = workdir.root / Path(release.ledger).expanduser()
+    return Ledger(place, release.total_epsilon, release.delta)
 
 
 def check_entered(

@@ -38,6 +38,7 @@ def privatize(settings: Joined, workdir: Workdir) -> None:
     """Trains the flow and releases the private copy, paid for in the ledger; what is there already stays."""
     if cadp_study.release_path(workdir, settings.epsilon).exists():
         return
+    score_study.check(settings.study)
     sets = common.load_sets(settings, workdir)
     private = sets.parts.private
     ledger, planned = common.make_ledger(settings, workdir), _planned(settings, workdir, private)

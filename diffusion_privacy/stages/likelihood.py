@@ -9,7 +9,6 @@ import functools
 import logging
 from typing import Any
 
-import jax
 import numpy as np
 
 from diffusion_privacy.anonymity import lanes
@@ -40,7 +39,7 @@ def bits_per_dim(score: ScoreFn, sde: SDE, records: Records, config: LikelihoodC
     Each record is dequantised once; the probes' error is part of the spread between records.
     """
     batch = {"x": np.asarray(records.image), "uid": np.asarray(records.index)}
-    operands = {"key": key, "score": jax.tree_util.Partial(score)}
+    operands = {"key": key, "score": lanes.operand(score)}
     out = lanes.run(_likelihood_lanes, (sde, config, records.levels), operands, batch, chunk=64)
     bits = np.asarray(out["bits"], np.float64)
     if not np.all(np.isfinite(bits)):

@@ -66,7 +66,7 @@ def _python_function(path: str) -> Callable[..., Any]:
     if not place or not name:
         raise InputError(f"config.model.path: expected module:function or file.py:function, got {path!r}")
     try:
-        module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = _from_file(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
     except InputError:
         raise
     except Exception as error:

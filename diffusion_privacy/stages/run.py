@@ -108,7 +108,7 @@ def run(study: AnyStudy, workdir: Path, mode: str = "study") -> None:
     Raises:
       InputError: an unknown mode, or anything that is wrong with the data, the settings or the workdir.
     """
-    stages = _BY_KIND[type(study)]
+    stages, workdir = _BY_KIND[type(study)], Path(workdir).expanduser()
     if isinstance(study, PrivateStudy) and study.release.metric:
         # The others measure a release against the ε that it claims, and this one claims none.
         stages = {name: stages[name] for name in ("train", "privatize")}

@@ -72,6 +72,8 @@ def _roles(job: SizeSweep, workdir: Workdir) -> common.Roles:
 
 def train(job: SizeSweep, workdir: Workdir) -> None:
     """Trains the reference, the detector, and a model a point."""
+    for point in job.points():
+        common.check(job.at(point))
     roles = _roles(job, workdir)
     done = workdir.path("train", "done.json")
     if done.exists():

@@ -13,6 +13,7 @@ import numpy as np
 from diffusion_privacy.anonymity import fingerprints
 from diffusion_privacy.anonymity.bank import PairScores, Scores, evaluate
 from diffusion_privacy.anonymity.conformal import conformal_threshold
+from diffusion_privacy.anonymity.detector_tasks import Perturbation
 from diffusion_privacy.anonymity.reidentification import EmbeddingScores
 from diffusion_privacy.audits import one_run
 from diffusion_privacy.data import records as records_module
@@ -215,7 +216,7 @@ def chain_of(sampler: Sampler, sde: SDE, where: str = "config.sampler") -> Chain
     """
     try:
         chain = Chain(sde, sampler.steps, sampler.kernel, sampler.spacing, sampler.clip_x0)
-        _ = chain.times
+        _ = chain.times, chain.alpha
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
     return chain
@@ -227,6 +228,28 @@ def score_task(study: Study) -> ScoreTask:
     return ScoreTask(
         network, make_sde(study), study.score.training.batch_size, study.score.prediction, study.score.weighting
     )
+
+
+def check(study: Study) -> None:
+    """Builds what the config chooses by name: a wrong name or field is found before hours of training, not after.
+
+    Raises:
+      InputError: as forward process, sampler, network, classifiers, fingerprint and perturbation do.
+    """
+    make_chain(study, make_sde(study))
+    score_task(study).check()
+    classifiers(study)
+    fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
+    perturbation(study)
+
+
+def perturbation(study: Study) -> Perturbation:
+    """How the classifiers' training images are perturbed; InputError on an unknown field."""
+    known = {f.name for f in dataclasses.fields(Perturbation)}
+    for name in study.detector.perturbation:
+        if name not in known:
+            raise InputError(f"config.detector.perturbation.{name}: unknown field; expected one of {sorted(known)}")
+    return Perturbation(**study.detector.perturbation)
 
 
 def load_score(study: Study, workdir: Workdir, name: str) -> ScoreFn:

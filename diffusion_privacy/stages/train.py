@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +10,11 @@ import numpy as np
 from diffusion_privacy import settings
 from diffusion_privacy.anonymity import fingerprints, montecarlo, reidentification
 from diffusion_privacy.anonymity.bank import IdentityBankTask
-from diffusion_privacy.anonymity.detector_tasks import FingerprintTask, Perturbation
+from diffusion_privacy.anonymity.detector_tasks import FingerprintTask
 from diffusion_privacy.anonymity.reidentification import EmbeddingTask
 from diffusion_privacy.data.latents import LatentRecords
 from diffusion_privacy.data.pipeline import Batches
 from diffusion_privacy.data.records import Records
-from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Study
 from diffusion_privacy.stages import audit_estimators, spaces, watching
 from diffusion_privacy.stages import study as common
@@ -44,17 +42,9 @@ def _fit(
     watching.train(task, batches, config, watch, workdir=folder, seed=study.seed, name=name, identity=identity)
 
 
-def perturbation(study: Study) -> Perturbation:
-    """How the classifiers' training images are perturbed; InputError on an unknown field."""
-    known = {f.name for f in dataclasses.fields(Perturbation)}
-    for name in study.detector.perturbation:
-        if name not in known:
-            raise InputError(f"config.detector.perturbation.{name}: unknown field; expected one of {sorted(known)}")
-    return Perturbation(**study.detector.perturbation)
-
-
 def train(study: Study, workdir: Workdir) -> None:
     """Trains every model of the study; one that is finished costs nothing, an interrupted one goes on."""
+    common.check(study)
     roles = common.load_roles(study, workdir)
     done = workdir.root / "train" / "done.json"
     if done.exists():
@@ -96,7 +86,7 @@ def _pictured(study: Study, space: Space, held_out: Records, draw: Draw) -> tupl
 def fit_detector(study: Study, workdir: Workdir, roles: common.Roles) -> None:
     """Trains C_f and C_id on the clean records of the largest set."""
     mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
-    nets, change = common.classifiers(study), perturbation(study)
+    nets, change = common.classifiers(study), common.perturbation(study)
     clean, watch = _clean(roles), Watch(study.outputs, study.profile)
     with workdir.timed("train fingerprint detector"):
         c_f = FingerprintTask(nets["fingerprint"].init, nets["fingerprint"], mark, change)
@@ -108,7 +98,7 @@ def fit_detector(study: Study, workdir: Workdir, roles: common.Roles) -> None:
 
 def _identity_task(study: Study, roles: common.Roles, clean: Records) -> Task:
     mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
-    network, change = common.classifiers(study)["identity"], perturbation(study)
+    network, change = common.classifiers(study)["identity"], common.perturbation(study)
     most = study.detector.most_fingerprints
     if study.detector.identity == "embedding":
         # The records come in the order in which the seed dealt them: the first are as good as any.

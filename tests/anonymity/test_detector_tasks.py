@@ -147,6 +147,8 @@ def test_perturbation_is_bounded_and_scaled() -> None:
 def test_bad_fields_are_named() -> None:
     with pytest.raises(InputError, match=r"^perturbation.noise: expected"):
         Perturbation(noise=-0.1)
+    with pytest.raises(InputError, match=r"^perturbation.smooth: expected a number in \[0, 1\], got 'much'"):
+        Perturbation(smooth="much")
     with pytest.raises(InputError, match=r"^private: expected images"):
         IdentityTask(linear_init, linear_apply, Disc(), private=jnp.zeros((8, 8, 1)), identity=0)
     with pytest.raises(InputError, match=r"^most: expected"):

@@ -207,6 +207,9 @@ def test_registry_builds_every_kind() -> None:
         ("glyph", {"text": "L?"}, "fingerprint.glyph.text"),
         ("glyph", {"text": " "}, "fingerprint.glyph.text"),
         ("glyph", {"scale": 0}, "fingerprint.glyph.scale"),
+        ("glyph", {"scale": 1.5}, "fingerprint.glyph.scale"),
+        ("disc", {"radius": 2.5}, "fingerprint.disc.radius"),
+        ("disc", {"value": "grey"}, "fingerprint.disc"),
     ],
 )
 def test_bad_input_is_named_in_one_line(kind: str, params: dict[str, object], field: str) -> None:
@@ -217,7 +220,20 @@ def test_bad_input_is_named_in_one_line(kind: str, params: dict[str, object], fi
     assert "\n" not in str(caught.value)
 
 
+class Spread:
+    """A fingerprint of one's own that makes colours of a grey image."""
+
+    def place(self, key: Array, shape: tuple[int, ...]) -> dict[str, Array]:
+        return {}
+
+    def draw(self, image: Array, params: dict[str, Array]) -> tuple[Array, Array]:
+        return jnp.repeat(image, 3, axis=2), jnp.ones(image.shape[:2], bool)
+
+
 def test_what_does_not_fit_is_refused() -> None:
+    grey = Spread()
+    with pytest.raises(InputError, match=r"draw to return an image \(6, 9, 1\) and a mask \(6, 9\), got \(6, 9, 3\)"):
+        plant(grey, jnp.zeros((6, 9, 1)), KEYS[0])
     with pytest.raises(InputError, match="disc of 7x7 expected a larger image, got 6x9"):
         plant(Disc(radius=3), jnp.zeros((6, 9, 1)), KEYS[0])
     with pytest.raises(InputError, match="expected 1 or 1 channels, got 3"):

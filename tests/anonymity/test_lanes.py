@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from diffusion_privacy.anonymity import lanes
 from diffusion_privacy.diffusion.given_model import from_denoiser
 from diffusion_privacy.diffusion.sde import VP
+from diffusion_privacy.errors import InputError
 from diffusion_privacy.networks.build import build
 from diffusion_privacy.tasks import ScoreTask
 from diffusion_privacy.training.sharding import data_mesh
@@ -230,3 +231,11 @@ def test_what_is_measured_for_a_budget_are_layouts_and_equal_ones_once() -> None
     sizes = [lanes.chunk_for_budget(model, (64,), 1e5) for model in models]
     assert sizes[0] == sizes[1] > 1
     assert seen == [True, True]  # 8 and 16 rows, of the first model alone
+
+
+def test_a_column_of_margins_is_refused_where_it_would_be_broadcast() -> None:
+    """A network's logits ``[B, 1]`` against ``[B]`` would give B x B margins, and a number alone the same for all."""
+    x = jnp.zeros((4, 2, 2, 1))
+    for detect in (lambda z, r: z[:, 0, 0], lambda z, r: jnp.float32(1.0)):
+        with pytest.raises(InputError, match=r"detect: expected one margin an image, \(4,\), got"):
+            lanes.checked_margin(detect, x, jnp.arange(4))

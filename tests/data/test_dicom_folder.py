@@ -228,5 +228,5 @@ def test_without_pydicom_one_line_says_what_to_install(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(InputError, match=r"needs pydicom; .*diffusion-privacy\[dicom\]"):
+    with pytest.raises(InputError, match=r"needs pydicom; .*pip install pydicom"):
         load("dicom_folder", path=tmp_path)

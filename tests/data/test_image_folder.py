@@ -171,6 +171,7 @@ def test_a_table_gives_label_and_person(folder):
         ("path,label\nill/b.png,-1\n", "label -1 is out of range"),
         ("path,label\nill/b.png,7\n", r"label 7 is out of range; expected 0\.\.0"),
         ("path,name\nill/b.png,7\n", "column 'label' stands 0 times"),
+        ("path,label\nill/b.png,0\nill/./b.png,0\n", "path in row 3 is that of row 2; expected each file once"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(folder, text, message):
@@ -206,6 +207,36 @@ def test_images_that_would_lose_something_are_refused(tmp_path):
     opaque[..., :3] = 7
     put(file, opaque)
     assert np.unique(levels(load("image_folder", path=tmp_path))).tolist() == [7]
+
+
+def test_no_image_is_passed_over_for_its_suffix(tmp_path):
+    for name in ("x.jfif", "y.JPE"):
+        put(tmp_path / "a" / name, format="JPEG")
+    assert len(load("image_folder", path=tmp_path)) == 2
+    for suffix in ("heic", "avif", "webp"):
+        other = tmp_path / "a" / f"z.{suffix}"
+        other.write_bytes(b"x")
+        with pytest.raises(InputError, match=rf"z.{suffix}: format is not read"):
+            load("image_folder", path=tmp_path)
+        other.unlink()
+
+
+def test_what_unpacking_leaves_is_no_class_and_a_link_to_nothing_no_record_less(tmp_path):
+    put(tmp_path / "ill" / "x.png")
+    (tmp_path / "__MACOSX" / "ill").mkdir(parents=True)
+    records = load("image_folder", path=tmp_path)
+    assert (records.label.tolist(), records.num_classes) == ([0], 1)
+    (tmp_path / "ill" / "y.png").symlink_to(tmp_path / "unmounted" / "y.png")
+    with pytest.raises(InputError, match=r"y.png: is a link to a file that is not there"):
+        load("image_folder", path=tmp_path)
+
+
+def test_a_moving_picture_is_refused(tmp_path):
+    first, second = Image.fromarray(GREY), Image.fromarray(GREY + 1)
+    (tmp_path / "a").mkdir()
+    first.save(tmp_path / "a" / "x.png", save_all=True, append_images=[second])
+    with pytest.raises(InputError, match=r"x.png: holds several pages or frames"):
+        load("image_folder", path=tmp_path)
 
 
 def test_broken_images_are_refused(tmp_path):
@@ -247,6 +278,10 @@ def test_folders_of_another_layout_are_refused(tmp_path, folder):
         ({"size": "8"}, "size is '8'"),
         ({"num_classes": 1}, "label 1 is out of range"),
         ({"num_classes": 0}, "num_classes is 0"),
+        ({"person": 5}, "person is 5, no regular expression"),
+        ({"columns": "path"}, "columns is 'path'; expected names of path, label, identity"),
+        ({"attributes": "Smiling"}, "attributes is 'Smiling'; expected a list of columns"),
+        ({"bits": 16, "window": ("0", "9")}, r"window is \('0', '9'\); expected"),
     ],
 )
 def test_parameters_are_checked(folder, params, message):

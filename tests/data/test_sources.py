@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from diffusion_privacy.data.assemble import assemble
 from diffusion_privacy.data.records import CLASSES_KEPT
 from diffusion_privacy.data.sources import SOURCES, load
 from diffusion_privacy.errors import InputError
@@ -70,3 +71,42 @@ def test_every_source_says_what_it_reads():
         assert "Raises:" in constructor.__doc__
         first = constructor.__doc__.splitlines()[0]
         assert first.endswith("."), f"{name}: one line says what it is"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pixels": np.full((3, 4, 4), 0.5)}, r"toy: pixels are float64; expected whole grey levels 0\.\.255"),
+        ({"pixels": np.ones((3, 4, 4), bool)}, "toy: pixels are bool"),
+        ({"label": np.array([0.2, 0.7, 1.0])}, "toy: label holds float64; expected whole numbers"),
+        ({"label": ["ill", "well", "ill"]}, "toy: label holds <U4; expected whole numbers"),
+        ({"identity": np.array([1, 2, 2**32])}, "toy: identity 4294967296 is out of range; .*number_people"),
+        ({"index": np.arange(4)}, r"toy: index is int32 \(4,\); expected an int32 array \(3,\)"),
+    ],
+)
+def test_a_source_of_ones_own_learns_what_is_wrong_with_its_arrays(changes, message):
+    """A cast to int32 would cut 0.7 to class 0, and make the person 2**32 the person 0."""
+    given = {"pixels": np.zeros((3, 4, 4), np.uint8), "label": [0, 1, 1], "identity": [0, 0, 1], "index": range(3)}
+    with pytest.raises(InputError, match=message):
+        assemble(**{**given, **changes}, num_classes=2, name="toy")
+    assert assemble(**given, num_classes=2, name="toy").identity.tolist() == [0, 0, 1]
+
+
+BLACK = np.zeros((3, 4, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: {"image": np.zeros((2, 4, 4))}, "source 'mine' returned dict; expected Records"),
+        (
+            lambda: assemble(BLACK, [0] * 3, [0, 1, 2], [0, 5, 5], num_classes=1, name="toy"),
+            "toy: index 5 stands 2 times",
+        ),
+    ],
+)
+def test_a_source_of_ones_own_is_looked_at(monkeypatch, made, message):
+    """Two records of one place would both be taken for the private one, and both get its image."""
+    monkeypatch.setitem(SOURCES, "mine", made)
+    with pytest.raises(InputError, match=message):
+        load("mine")

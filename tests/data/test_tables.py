@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pytest
 
@@ -132,6 +134,17 @@ def test_a_declared_category_is_not_missing(tmp_path):
         ("a\n1\n", {"kinds": {"a": "text"}}, "kinds of 'a' is 'text'"),
         ("a\n\n?\n", {"missing": "drop"}, "every row has a missing value"),
         ("a\n?\nx\n", {"missing": {"a": "impute"}}, "expected a column and one of"),
+        ("a\n?\nx\n", {"missing": ("drop",)}, r"missing is \('drop',\); expected one of error, drop"),
+        ("a\nNA\n", {"marks": "NA"}, "marks is 'NA'; expected a list of texts"),
+        ("1\n2\n", {"header": "ab"}, "header is 'ab'; expected a list of texts"),
+        ("a,b\n1,2\n", {"delimiter": ""}, "delimiter is ''; expected one character"),
+        ("a,b\n1,2\n", {"delimiter": ";;"}, "delimiter is ';;'; expected one character"),
+        ("a,b\n1,2\n", {"strip": "no"}, "strip is 'no'; expected True or False"),
+        ("a,b\n1,2\n", {"comment": ""}, "comment is ''; expected what begins such lines"),
+        ("a,b\n1,2\n", {"max_categories": "9"}, "max_categories is '9'; expected a whole number"),
+        ("a;b\n1,5;2\n", {}, "its header is one name with ';' in it; .* give delimiter = ';'"),
+        ("a\tb\n1\t2\n", {}, r"its header is one name with '\\t' in it"),
+        ("a,b\n1,2\n", {"delimiter": ";"}, "its header is one name with ',' in it"),
         ('"a\nb"\n1\n', {}, "holds a line break"),
         (
             "a\nx\n",
@@ -208,11 +221,16 @@ def test_tables_of_scikit_learn():
     assert cancer.rows()[0][0] == "17.990"
 
 
-def test_named_tables_check_their_arguments():
+def test_named_tables_check_their_arguments(tmp_path):
+    packed = tmp_path / "adult.data.gz"
+    packed.write_bytes(gzip.compress(b"39, State-gov"))
     for source, params, message in (
         ("iris", {}, "expected one of csv, diabetes"),
         ("diabetes", {"path": "x"}, "takes no 'path'"),
         ("adult", {}, "needs 'path'"),
+        ("adult", {"path": packed}, "adult: .*adult.data.gz is not a readable text file"),
+        ("heart_disease", {"path": packed}, "heart_disease: .*adult.data.gz is not a readable text file"),
+        ("adult", {"path": __file__, "missing": ("drop",)}, r"missing is \('drop',\); expected one of"),
     ):
         with pytest.raises(InputError, match=message):
             load_table(source, **params)

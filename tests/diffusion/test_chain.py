@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +89,37 @@ def test_bad_settings_are_refused() -> None:
 def test_settings_of_a_given_sampler_that_do_not_fit_are_refused(fields, named) -> None:
     with pytest.raises(ValueError, match=named):
         Chain(**{"sde": DDPM(1000), "steps": 2, **fields})
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(VP):
+    """A process of one's own with α and σ of a given form."""
+
+    a: Callable[[jax.Array], jax.Array | float] = lambda t: 1 - 0.9 * t
+    s: Callable[[jax.Array], jax.Array | float] = lambda t: t
+
+    def alpha(self, t):
+        return self.a(t)
+
+    def sigma(self, t):
+        return self.s(t)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"s": lambda t: 0.01 * 5000**t}, "Own.sigma: expected 0 at t = 0, the data themselves, got 0.01"),
+        ({"a": lambda t: 1 - t}, "Own.alpha: expected 1e-08 or more, got 0"),
+        ({"a": lambda t: 1.0}, "Own.alpha: expected a finite number for each time"),
+        ({"s": lambda t: jnp.sqrt(0.5 - t)}, "Own.sigma: expected a finite number for each time"),
+        ({"s": lambda t: t * (1.4 - t)}, "Own: expected σ/α to rise with t, it does not above t = 0.7"),
+    ],
+)
+def test_a_process_that_breaks_what_samplers_take_for_granted_is_refused(fields, named) -> None:
+    chain = Chain(Own(**{"a": jnp.ones_like, **fields}), 10)
+    with pytest.raises(ValueError, match=named):
+        chain.posterior  # noqa: B018
+    assert Chain(Own(), 10).kernel_std[1] == 0
 
 
 def test_a_chain_stops_where_it_is_told_to() -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from oracles.gaussian_mixture import GaussianMixture
 
-from diffusion_privacy.diffusion.given_model import empirical_score
+from diffusion_privacy.diffusion.chain import Chain
+from diffusion_privacy.diffusion.given_model import GivenModel, empirical_score
 from diffusion_privacy.diffusion.sde import DDPM, VE, VP
+from diffusion_privacy.errors import InputError
 
 
 @pytest.mark.parametrize("sde", [VP(), VE(sigma_max=5.0), DDPM()], ids=lambda s: type(s).__name__)
@@ -44,3 +46,15 @@ def test_its_mean_is_not_rounded_on_an_accelerator():
     highest = jax.lax.Precision.HIGHEST
     assert found
     assert all(p in (highest, (highest, highest)) for p in found)
+
+
+@pytest.mark.parametrize(
+    ("score", "chain", "named"),
+    [
+        (lambda x, t: -x, VP(), r"model.chain: expected a diffusion.chain.Chain\(sde, steps\), got VP"),
+        (np.zeros(3), Chain(VP(), 5), r"model.score: expected a function score\(x, t\), got ndarray"),
+    ],
+)
+def test_what_is_no_model_is_refused_at_once(score, chain, named):
+    with pytest.raises(InputError, match=named):
+        GivenModel(score, chain)

@@ -182,3 +182,13 @@ def test_unknown_choices_are_refused():
         denoising_loss(
             lambda *a: a[1], None, VP(), jnp.ones((1, 2)), jax.random.key(0), jnp.arange(1), batch_size=1, weighting="x"
         )
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_network_of_one_channel_too_few_is_refused_where_it_would_be_broadcast(prediction):
+    grey = lambda params, x, t, label: x[..., :1]  # noqa: E731
+    x, t = jnp.ones((2, 4, 4, 3)), jnp.full(2, 0.5)
+    with pytest.raises(InputError, match=r"network: expected .* of x, \(2, 4, 4, 3\), got \(2, 4, 4, 1\)"):
+        denoising_loss(grey, {}, VP(), x, jax.random.key(0), jnp.arange(2), batch_size=2, prediction=prediction)
+    with pytest.raises(InputError, match="network: expected"):
+        score_fn(grey, {}, VP(), prediction)(x, t)

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_privacy.diffusion.sde import DDPM, SDES, VE, VP, SubVP
+from diffusion_privacy.diffusion.likelihood import LikelihoodConfig, log_likelihood
+from diffusion_privacy.diffusion.samplers import Sampler, sample
+from diffusion_privacy.diffusion.sde import DDPM, SDES, VE, VP, SubVP, scored
+from diffusion_privacy.errors import InputError
 
 PROCESSES = [VP(), SubVP(), VE(), DDPM(), DDPM(num_steps=50, schedule="cosine")]
 
@@ -69,3 +72,36 @@ def test_prior_density_is_that_of_its_draws(sde):
     z = sde.prior_sample(jax.random.key(0), (4, 3))
     want = jax.scipy.stats.norm.logpdf(z, scale=sde.prior_std).sum(1)
     np.testing.assert_allclose(sde.prior_logp(z), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "named"),
+    [
+        (VP, {"beta_max": -1.0}, "beta_max must be a finite number, at least 0, got -1.0"),
+        (VP, {"beta_min": 0.0, "beta_max": 0.0}, "beta_max must be above 0"),
+        (SubVP, {"t_min": 0.0}, r"t_min must be a number in \(0, 1\)"),
+        (VE, {"sigma_max": 0.001}, "sigma_max must be a finite number above sigma_min = 0.01"),
+        (VE, {"sigma_min": 0.0}, "sigma_min must be a finite number above 0"),
+        # The rates of VP are T times those of a discrete schedule.
+        (DDPM, {"beta_max": 20.0}, r"beta_max must be a share of variance per step, in \(0, 1\), got 20.0"),
+        (DDPM, {"num_steps": 1}, "num_steps must be a whole number, at least 2"),
+        (DDPM, {"num_steps": 100.0}, "num_steps must be a whole number, at least 2"),
+        (DDPM, {"schedule": "squared"}, "schedule must be 'linear'"),
+    ],
+)
+def test_fields_of_no_process_are_refused(kind, fields, named):
+    with pytest.raises(InputError, match=named):
+        kind(**fields)
+
+
+def test_a_score_of_another_shape_is_refused_where_it_would_be_broadcast():
+    x, t = jnp.ones((2, 3)), jnp.full(2, 0.5)
+    assert scored(lambda x, t: -x, x, t).shape == (2, 3)
+    with pytest.raises(InputError, match=r"score: expected .* of x, \(2, 3\), got \(2, 1\)"):
+        scored(lambda x, t: -x[:, :1], x, t)
+    column = lambda x, t: -x[:, :1]  # noqa: E731
+    for sampler in (Sampler("ancestral", steps=2), Sampler("ddim", steps=2), Sampler("ode_heun", steps=2)):
+        with pytest.raises(InputError, match="score: expected"):
+            sample(column, VP(), sampler, jax.random.split(jax.random.key(0), 2), (3,))
+    with pytest.raises(InputError, match="score: expected"):
+        log_likelihood(column, VP(), x, jax.random.split(jax.random.key(0), 2), LikelihoodConfig(steps=1))

@@ -14,7 +14,9 @@ from flow_table import fast_jit, random_params
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.flows import objective
 from diffusion_privacy.flows.cinn import FlowConfig, table
-from diffusion_privacy.flows.objective import flow_model, one_hot
+from diffusion_privacy.flows.objective import FlowModel, flow_model, one_hot
+from diffusion_privacy.flows.preprocess import Preprocess
+from diffusion_privacy.flows.squeeze import Squeeze
 from diffusion_privacy.training.rng import per_record
 
 CONFIG = FlowConfig((2, 2, 1), 3, depths=(1,), dense_depth=1, conv_width=4, dense_width=4)
@@ -121,6 +123,12 @@ def test_a_class_outside_its_range_names_the_record(label):
 def test_a_condition_that_does_not_fit_is_refused(condition, cond_dim):
     with pytest.raises(InputError, match=r"flow\.condition"):
         flow_model(table(3, cond_dim), condition, "none", levels=2)
+
+
+def test_a_bijection_that_ends_in_no_vector_is_refused():
+    """The density would be summed over the last axis alone."""
+    with pytest.raises(ValueError, match=r"flow gives \(2, 2, 4\), expected a vector \(16,\); see chain.Flatten"):
+        FlowModel(Squeeze((4, 4, 1)), Preprocess((4, 4, 1)), 0, "none")
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from diffusion_privacy.mechanisms.ledger import Ledger, value_hashes
 from diffusion_privacy.mechanisms.manifest import FlowProvenance, Manifest
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, MetricMechanism
 from diffusion_privacy.mechanisms.relation import REPLACE_RECORD, REPLACE_RECORD_AND_CONDITION, replace_person
-from diffusion_privacy.mechanisms.release import privatise
+from diffusion_privacy.mechanisms.release import noised, privatise
 
 dp_accounting = pytest.importorskip("dp_accounting")
 
@@ -273,6 +273,28 @@ def test_a_mechanism_of_ones_own_is_taken_as_it_is():
         assert out.manifest.mechanism == mechanism.name
         assert out.manifest.epsilon == pytest.approx(1.0)
         assert np.std(out.data) > 1.0
+
+
+def test_what_a_subclass_does_with_a_record_is_what_is_released():
+    class Sevens(GaussianMechanism):
+        def __call__(self, key, z):
+            return jnp.full_like(z, 7.0)
+
+    assert np.all(noised(Sevens(2.0, 1.0), jnp.zeros((3, 4))) == 7.0)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    class Shorter(GaussianMechanism):
+        def __call__(self, key, z):
+            return z[:2]
+
+    with pytest.raises(ValueError, match=r"mechanism must return a latent like the one it got, \(16,\), got \(2,\)"):
+        run(mechanism=Shorter(2.0, 1.0))
+    images, labels = records(3)
+    flat = lambda z, c: z  # noqa: E731
+    given = {"condition": PublicCondition(3), "relation": REPLACE_RECORD, "delta": 1e-5, "flow": PUBLIC}
+    with pytest.raises(ValueError, match=r"decode must return records like those given, \(3, 4, 4, 1\), got \(3, 16\)"):
+        privatise(encode, flat, images, labels, mechanism=gaussian(), **given)
 
 
 def test_clip_share_is_of_public_latents_only():

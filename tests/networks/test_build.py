@@ -28,6 +28,13 @@ def test_every_network_is_built_by_name():
         ("mlp", {"parent": None}, "network.parent"),
         ("classifier", {}, "network.num_outputs must be given"),
         ("mlp", {"dtype": "float16"}, "network.dtype"),
+        ("mlp", {"hidden": "256"}, "network.hidden must be a whole number, got '256'"),
+        ("mlp", {"hidden": 256.0}, "network.hidden must be a whole number"),
+        ("mlp", {"depth": True}, "network.depth must be a whole number"),
+        ("mlp", {"dropout": None}, "network.dropout must be a number"),
+        ("mlp", {"skip": 1}, "network.skip must be True or False"),
+        ("unet", {"channel_mult": 2}, "network.channel_mult must be a list"),
+        ("unet", {"dtype": 32}, "network.dtype must be a text"),
     ],
 )
 def test_mistakes_name_the_field_in_one_line(name, fields, message):
@@ -124,3 +131,19 @@ def test_flat_draws_give_the_initial_weights_of_flax(shape):
 def test_groups_divide_the_channels_and_hold_more_than_one(channels, groups):
     assert group_count(channels) == groups
     assert channels % groups == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "named"),
+    [
+        ("mlp", {"hidden": 0}, "hidden >= 1 and depth >= 0, got 0 and 3"),
+        ("mlp", {"depth": -1}, "got 256 and -1"),
+        ("unet", {"channels": 0}, "at least 1 .* got 0"),
+        ("unet", {"channel_mult": ()}, r"at least 1 .* \(\)"),
+        ("unet", {"blocks_per_level": 0}, "at least 1"),
+        ("unet", {"norm_groups": -1}, "at least 0"),
+    ],
+)
+def test_networks_without_width_are_refused(name, fields, named):
+    with pytest.raises(InputError, match=named):
+        build(name, **fields).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.ones(1))

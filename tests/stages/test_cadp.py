@@ -38,6 +38,8 @@ def test_a_config_says_which_study_it_is():
     assert isinstance(settings_kinds.parse({**digits, "kind": "anonymity"}), Study)
     with pytest.raises(InputError, match=r"config\.kind"):
         settings_kinds.parse({**digits, "kind": "other"})
+    with pytest.raises(InputError, match=r"config\.kind"):
+        settings_kinds.parse({**digits, "kind": ["cadp"]})
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,16 @@ def test_a_config_says_which_study_it_is():
         ("attack.trials", 2**31),
         ("attack.tightness", 1.0),
         ("attack.release_repeats", 5),
+        ("attack.level", 95.0),
+        ("attack.confidence", 1.0),
+        ("attack.trial_dim", 0),
+        ("evaluation.hidden", -1),
+        ("evaluation.dp_steps", -1),
+        ("evaluation.dp_clip", 0.0),
+        ("evaluation.dp_learning_rate", -1.0),
+        ("evaluation.pixel_block", -4),
+        ("flow.reconstruction", -1.0),
+        ("release.ledger", ""),
     ],
 )
 def test_faults_are_named_in_one_line(path, value):
@@ -113,6 +125,19 @@ def test_a_release_that_may_not_be_made_is_refused_with_the_reason(tmp_path, cha
         run.run(settings, tmp_path, "privatize")
     assert not (tmp_path / "releases").exists()
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_squares_that_do_not_divide_the_images_are_refused_before_anything_is_trained_or_released(tmp_path):
+    with pytest.raises(InputError, match=r"config\.evaluation\.pixel_block: expected a divisor of 8 and 8, .*got 3"):
+        run.run(study({"evaluation.pixel_block": 3}), tmp_path, "train")
+    assert not (tmp_path / "train").exists()
+
+
+def test_a_ledger_in_the_home_folder_is_one_for_all_workdirs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = study({"release.ledger": "~/ledger.jsonl"})
+    paths = {cadp_study.make_ledger(settings, Workdir(tmp_path / name, settings)).path for name in ("a", "b")}
+    assert paths == {tmp_path / "ledger.jsonl"}
 
 
 def test_a_release_that_the_ledger_does_not_know_is_no_ground_for_another(tmp_path):

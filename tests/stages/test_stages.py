@@ -1,11 +1,13 @@
 """The study end to end on few steps: files, resuming, refusals. What it finds is judged in test_digits_job."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,6 +220,7 @@ def test_sigterm_outside_training_ends_with_the_status_that_means_again(monkeypa
     ("args", "words"),
     [
         (["--config=configs/digits.py"], ["--workdir"]),
+        (["--config=configs/digits.py", "--workdir="], ["--workdir is required"]),
         (["--workdir=x"], ["--config"]),
         (["--config=configs/none.py", "--workdir=x"], ["configs/none.py"]),
         (["--config=configs/digits.py", "--workdir=x", "--mode=dance"], ["mode", "study"]),
@@ -244,6 +247,51 @@ def test_a_score_that_is_not_finite_ends_in_one_line(monkeypatch, capsys):
         program.main([])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: the score returned a value that is not finite while screening\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "x: expected room to write (No space left on device); "),
+        (ValueError("RESOURCE_EXHAUSTED: [OS error 28: ENOSPC No space left on device]"), "x: expected room to write "),
+        (PermissionError(errno.EACCES, "Permission denied", "y/z.csv"), "y/z.csv: expected a file system that lets "),
+        (OSError(errno.EROFS, "Read-only file system", "x/a"), "x/a: expected a file system that lets "),
+    ],
+)
+def test_a_full_disk_and_a_missing_permission_end_in_one_line_wherever_they_show(monkeypatch, capsys, raised, said):
+    import types
+
+    import launch as program
+
+    def full(workdir):
+        try:
+            raise raised
+        except Exception as error:
+            # Libraries wrap what happens in their threads.
+            raise RuntimeError("a checkpoint could not be written") from error
+
+    monkeypatch.setattr(program, "_run", full)
+    monkeypatch.setattr(program, "_WORKDIR", types.SimpleNamespace(value="x"))
+    with pytest.raises(SystemExit) as stopped:
+        program.main([])
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {said}")
+    assert told.count("\n") == 1
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    import types
+
+    import launch as program
+
+    def broken(workdir):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
+
+    monkeypatch.setattr(program, "_run", broken)
+    monkeypatch.setattr(program, "_WORKDIR", types.SimpleNamespace(value="x"))
+    with pytest.raises(FileNotFoundError):
+        program.main([])
 
 
 def test_help_names_the_modes():
@@ -279,6 +327,36 @@ def test_bad_inputs_are_named(tmp_path):
     (tmp_path / "h" / "split.json").write_text("{}")
     with pytest.raises(InputError, match=r"config\.json"):
         run.run(_study(), tmp_path / "h", "train")
+
+
+def test_a_workdir_may_be_named_from_home(tmp_path, monkeypatch):
+    """No shell expands ~ behind --workdir=; a folder of that name is one that somebody will remove."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="checkpoint"):
+        run.run(_study(), Path("~/runs/a"), "sample")
+    assert (tmp_path / "runs" / "a" / "config.json").exists()
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"detector.network.chanels": 8}, "network.chanels is not a field of 'classifier'"),
+        ({"detector.network.channels": 8.5}, "network.channels must be a whole number"),
+        ({"detector.perturbation.blur": 0.1}, r"config\.detector\.perturbation\.blur: unknown field"),
+        ({"score.network.params.hidden": "32"}, "network.hidden must be a whole number"),
+        ({"score.sde.params": {"beta_max": "20"}}, r"config\.score\.sde\.params: "),
+        ({"score.sde.params": {"beta_max": -20.0}}, r"config\.score\.sde\.params: beta_max must be"),
+        ({"score.sde": {"name": "ddpm", "params": {"beta_max": 20.0}}}, r"config\.score\.sde\.params: beta_max"),
+        ({"sampler.kernel": "ddim"}, r"config\.sampler: kernel must be one of"),
+        ({"score.network.params.dropout": 0.1}, "network.dropout: expected 0"),
+    ],
+)
+def test_what_is_chosen_by_name_is_checked_before_anything_is_trained(tmp_path, changes, named):
+    with pytest.raises(InputError, match=named):
+        run.run(_study(changes), tmp_path, "train")
+    assert not list(tmp_path.glob("train/*/metrics.csv"))
 
 
 def test_other_settings_in_the_same_workdir_are_refused(tmp_path):
