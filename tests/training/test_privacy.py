@@ -119,6 +119,19 @@ def test_full_batches_of_one_step_are_the_gaussian_mechanism():
         assert truth <= privacy.pld_epsilon(1.0, 4.0, 1, 1e-5, relation) * (1 + 1e-9) <= 1.001 * truth
 
 
+def test_calibrated_noise_is_never_below_the_least(monkeypatch):
+    """Full batches in one step, where the least is known (Balle & Wang 2018); the search ends a little below it."""
+    from scipy import optimize
+
+    from diffusion_privacy.mechanisms.calibration import gaussian_epsilon, gaussian_multiplier
+
+    search = optimize.brentq
+    monkeypatch.setattr(optimize, "brentq", lambda *args, xtol: search(*args, xtol=xtol) - 5e-4)
+    monkeypatch.setattr(privacy, "pld_epsilon", lambda q, sigma, steps, delta, relation: gaussian_epsilon(sigma, delta))
+    sigma = privacy.calibrate.__wrapped__(1.7, 1e-5, 1.0, 1, "add-or-remove-one")
+    assert 1 <= sigma / gaussian_multiplier(1.7, 1e-5) < 1.001
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("epsilon", "q", "steps", "relation"), [(1.0, 0.2, 50, "add-or-remove-one"), (8.0, 0.05, 100, "replace-one")]
