@@ -68,7 +68,7 @@ def copy_ratios(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``(ratio, distance, nearest)``, each [M]: distance to the nearest record over the mean of the n nearest (α = 1).
 
-    The ratio lies in [0, 1]; it is 1 where all n are equally far, duplicates of the image among them.
+    The ratio lies in [0, 1]: 1 where all n are equally far, and 0 for an exact copy, however often its record occurs.
 
     Args:
       x: images ``[M, ...]`` (rows of a table go too, with ``across = 1``).
@@ -85,7 +85,8 @@ def copy_ratios(
     squared, index = neighbours.nearest(one, two, neighbours_used, exclude_self=exclude_self, chunk=chunk)
     distance = np.sqrt(squared / one.shape[2])
     usual = distance.mean(axis=1)
-    ratio = np.divide(distance[:, 0], usual, out=np.ones(len(one)), where=usual > 0)
+    # Where all n are equal to the image their mean is 0 too, and d <= δ·α·0 holds.
+    ratio = np.divide(distance[:, 0], usual, out=np.zeros(len(one)), where=usual > 0)
     return ratio, distance[:, 0], index[:, 0]
 
 

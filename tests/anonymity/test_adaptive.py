@@ -107,6 +107,27 @@ def test_less_is_asked_for_less() -> None:
     assert h[one.upper_level - 1] <= 0.6
 
 
+def test_no_draw_is_counted_twice() -> None:
+    """Near γ a level is drawn from in many rounds: each asks for numbers that no other round had."""
+    rng, seen = np.random.default_rng(0), set()
+
+    def draw(record, place, first, count):
+        for r, p, start, n in zip(record, place, first, count, strict=True):
+            fresh = {(int(r), int(p), k) for k in range(int(start), int(start + n))}
+            assert not fresh & seen
+            seen.update(fresh)
+        return rng.binomial(count, 0.5)
+
+    audit = search(draw, 3, LEVELS, LEVELS / 31, Rule(0.5, looks=2, max_draws=400))
+    assert len(seen) == audit.draws.sum()
+    assert audit.rounds > 4
+    packed = adaptive._packed(
+        np.array([0, 2]), np.array([3, 5]), np.array([4, 0]), np.array([2, 3]), np.array([7, 8, 9]), 8
+    )
+    rows = set(zip(*(packed[name].tolist() for name in ("uid", "level", "draw")), strict=True))
+    assert rows == {(7, 3, 4), (7, 3, 5), (9, 5, 0), (9, 5, 1), (9, 5, 2), (0, 0, 0)}
+
+
 def test_a_rule_that_can_decide_nothing_is_refused() -> None:
     with pytest.raises(InputError, match=r"draws without a hit cannot show h <= 0\.01"):
         run(np.zeros(31), Rule(0.01, max_draws=100))

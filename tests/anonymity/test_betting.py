@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from diffusion_privacy.anonymity import betting
 from diffusion_privacy.anonymity.intervals import upper_limit
@@ -33,6 +34,13 @@ def test_a_planted_fault_breaks_the_coverage() -> None:
     rng = np.random.default_rng(1)
     samples = [LAWS["strata"](rng, 60) for _ in range(100)]
     assert sum(betting.lower_mean(y[y > 0], 0.1) > 1 for y in samples) > 40
+
+
+@pytest.mark.parametrize(("rate", "n"), [(0.5, 1), (0.1, 4), (0.9, 7)])
+def test_the_capital_at_the_mean_is_1_on_average(rate, n) -> None:
+    """Draws of 1/rate or 0, of mean 1: E K(1) over the binomial law. Above 1, Markov would give another error."""
+    capital = [betting._log_capital(np.full(k, -np.log(rate)), n - k) for k in range(n + 1)]
+    assert np.sum(stats.binom.pmf(np.arange(n + 1), n, rate) * np.exp(capital)) == pytest.approx(1, rel=1e-9)
 
 
 def test_limits_approach_the_mean() -> None:

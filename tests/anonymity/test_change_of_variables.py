@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 import jax
@@ -13,9 +14,9 @@ from oracles import atom_models
 from oracles.gaussian_mixture import GaussianMixture
 from oracles.group_code import cyclic_orbit
 
-from diffusion_privacy.anonymity import change_of_variables, transport
+from diffusion_privacy.anonymity import change_of_variables, transport, weights
 from diffusion_privacy.anonymity.change_of_variables import estimate, h_curves
-from diffusion_privacy.anonymity.subspace import Mixture, design
+from diffusion_privacy.anonymity.subspace import Mixture, balance_terms, design
 from diffusion_privacy.anonymity.transport import Continuous, Discrete
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.samplers import Sampler, prior, sample
@@ -213,6 +214,54 @@ def test_limits_that_allow_for_what_went_wrong() -> None:
     assert some.estimate.upper == 1.0
     for change in ({"found": np.arange(1000) >= 50}, {"residual": np.full(1000, 0.2)}, {"folded": ~found}):
         assert not result(**change).estimate.reliable
+
+
+def test_climbs_that_failed_raise_the_upper_limit() -> None:
+    """5 of 1,000 found no way up: each could have been a hit as heavy as the heaviest."""
+    mixture, counts = Mixture((3,), (1.0,), (0.5,), 0.5), np.array([500, 500])
+    found, margin = np.arange(1000) >= 5, np.where(np.arange(1000) % 4 == 0, 1.0, -1.0)
+    log_w = 0.1 * np.random.default_rng(0).standard_normal((1000, 1))
+    blank = np.zeros(1000)
+    out = {
+        "margin": margin, "log_w": log_w, "stderr": blank[:, None], "found": found, "folded": blank > 0,
+        "residual": blank, "climb_calls": np.ones(1000, int),
+    }  # fmt: skip
+    result = change_of_variables._result(mixture, counts, out, 0.95, 10).estimate
+    terms, hit = balance_terms(mixture, counts, log_w, np.zeros((1000, 1))), (margin > 0) & found
+    mean = weights.weighted_mean(terms, hit, 0.95)
+    assert result.reliable
+    assert result.upper == pytest.approx(mean.upper + 0.005 * np.exp(terms[hit].max()))
+    assert result.upper < 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Still:
+    """A sampler that moves nothing, with four estimates of each step's log-determinant: 0, 1, 2 and 3 tenths."""
+
+    chain: Chain
+    columns: int = 4
+
+    def step(self, score, x, level):
+        return x
+
+    def down(self, score, x, level, keys):
+        return transport.Down(x, jnp.broadcast_to(0.1 * jnp.arange(4.0), (x.shape[0], 4)), jnp.ones(x.shape[0]))
+
+    def up(self, score, x, level):
+        rows = x.shape[0]
+        return transport.Inverse(x, jnp.ones(rows, bool), jnp.zeros(rows, bool), jnp.zeros(rows, int))
+
+
+def test_the_error_of_the_probes_is_that_of_their_mean() -> None:
+    """A weight read k steps below the top moves by k times 0 … .3: standard error k · .1 · √(5/3)/√4."""
+    batch = {"record": np.zeros(2, int), "uid": np.zeros(2, int), "level": np.array([2, 5]), "draw": np.arange(2)}
+    operands = {
+        "key": KEY, "score": None, "detect": lambda x, record: x[:, 0], "records": jnp.zeros((1, 3)),
+        "read": jnp.array([[2, 4]]),
+    }  # fmt: skip
+    paths = jax.jit(lambda batch: change_of_variables.transport_paths(Still(Chain(VP(), 5)), operands, batch))
+    out = paths(batch)
+    np.testing.assert_allclose(out["stderr"], np.tile(0.1 * np.sqrt(5 / 3) / 2 * np.array([3, 1]), (2, 1)), rtol=1e-4)
 
 
 def test_detectors_that_never_fire() -> None:

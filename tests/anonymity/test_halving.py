@@ -12,6 +12,7 @@ from diffusion_privacy.anonymity.halving import Ladder, successive_halving
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import VP
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.types import Estimate
 
 KEY = jax.random.key(0)
 
@@ -28,6 +29,33 @@ def test_values_out_of_range_are_named() -> None:
             Ladder(**{"finalists": 2, field: bad})
     with pytest.raises(InputError, match=r"halving\.finalists"):
         Ladder(0)
+
+
+def test_finalists_share_the_error_and_get_draws_of_their_own(monkeypatch) -> None:
+    """What the rungs and the final ask for, with estimates that fall with the record's number."""
+    asked: list[tuple[bytes, float, int]] = []
+
+    def estimate(chain, score, detect, records, mixtures, key, *, uids, draws, max_draws, level, chunk, mesh):
+        asked.append((np.asarray(jax.random.key_data(key)).tobytes(), level, len(records)))
+        found = [Estimate("subspace", -float(u), 0.1, 0.0, 1.0, level, draws, 100.0, True, draws) for u in uids]
+        return [subspace.SubspaceResult(e, 0.1, 0.1, 10, m, (0.1,)) for e, m in zip(found, mixtures, strict=True)]
+
+    monkeypatch.setattr(subspace, "estimate", estimate)
+    mixture = subspace.Mixture((3,), (1.0,), (0.9,), 0.1)
+    options = {"keep": 0.5, "draws": 100, "final_draws": 100, "max_draws": 100, "level": 0.9}
+
+    def run(**more):
+        ladder = Ladder(2, **options, **more)
+        records = np.zeros((8, 2), np.float32)
+        return successive_halving(Chain(VP(), 20), None, len, records, [mixture] * 8, KEY, ladder)
+
+    np.testing.assert_array_equal(run().finalists, [0, 1])
+    assert [count for _, _, count in asked] == [8, 4, 2]
+    # Both finalists at 90 % together: 95 % each.
+    assert asked[-1][1] == pytest.approx(0.95)
+    assert len({key for key, _, _ in asked}) == 3
+    run(simultaneous=False)
+    assert asked[-1][1] == 0.9
 
 
 @pytest.mark.slow

@@ -51,6 +51,11 @@ def test_no_hits_need_models_not_images() -> None:
     assert models_needed(0.01, 1.0, 0.02) is None
 
 
+def test_the_spread_between_models_is_that_of_a_sample() -> None:
+    assert pooled(np.array([1, 3]), np.array([10, 10])).spread == pytest.approx(0.1 * np.sqrt(2))
+    assert np.isnan(pooled(np.array([1]), np.array([10])).spread)
+
+
 def test_a_bound_of_one_says_so() -> None:
     for epsilon in (50.0, 1e6):
         found = inherited(pooled(np.ones(5), np.full(5, 10)), epsilon, 0.0)

@@ -13,6 +13,7 @@ from oracles.group_code import cyclic_orbit
 from scipy import stats
 
 from diffusion_privacy.anonymity import intervals, montecarlo
+from diffusion_privacy.diffusion import chain as chains
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import VP
 from diffusion_privacy.training.sharding import data_mesh
@@ -131,6 +132,22 @@ def test_samples_continue_and_do_not_depend_on_chunks_or_devices() -> None:
     later = montecarlo.sample(chain, score, (4,), 9, KEY, first=12, chunk=2)
     np.testing.assert_allclose(all_at_once[12:], later, rtol=1e-4, atol=1e-5)
     assert len(np.unique(all_at_once[:, 0])) == 21
+
+
+def test_the_prior_draw_is_the_noise_of_no_step(monkeypatch) -> None:
+    chain, begun = Chain(VP(), 6), []
+
+    def run(chain, score, keys, x, level):
+        begun.append((keys, x))
+        return x
+
+    monkeypatch.setattr(chains, "run", run)
+    montecarlo.sample_lanes((chain, (3,)), {"key": KEY, "score": None}, {"draw": jnp.arange(4)})
+    [(keys, x)] = begun
+    assert len(np.unique(x)) == 12
+    for level in range(1, 7):
+        noise = chains.step_noise(keys, jnp.full(4, level), (3,))
+        assert not np.any(np.isclose(x, chain.sde.prior_std * noise))
 
 
 @pytest.mark.slow

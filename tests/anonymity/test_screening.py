@@ -80,6 +80,12 @@ def test_held_out_records_calibrate(partly) -> None:
     assert np.mean(placed.p_value[~leaked] <= 0.1) < 0.1 + 0.13
 
 
+def test_a_held_out_score_that_ties_counts_against_the_record() -> None:
+    """One above, two equal: 3 of 4 places are no more suspicious."""
+    placed = calibrate(np.array([1.0, 0.5, 3.0]), np.array([1.0, 1.0, 2.0]))
+    np.testing.assert_allclose(placed.p_value, [3 / 4, 1 / 4, 1.0])
+
+
 def test_the_difference_to_a_reference_takes_out_what_is_merely_easy(partly) -> None:
     """Records near the centre cost less under any model; the reference's terms on the same noise take that out."""
     chain, records, leaked, model, found, settings = partly

@@ -151,6 +151,59 @@ def test_detectors_that_give_nothing_to_climb() -> None:
         estimate(ChainPath(CHAIN), SCORE, broken, (2,), 3, KEY, settings=QUICK)
 
 
+def made_up(values: np.ndarray, acceptance: float):
+    """The result of replicas with these values that moved at three levels."""
+    settings = Splitting(particles=250, moves=4, replicas=len(values))
+    pilot = {"levels": np.array([3]), "thresholds": np.zeros((1, settings.max_levels))}
+    blank = np.ones((len(values), settings.max_levels))
+    shares = np.concatenate([values[:, None], blank[:, 1:]], axis=1)
+    out = {"shares": shares, "acceptance": acceptance * blank, "levels": np.full(len(values), 3)}
+    return splitting._result(splitting._Run(ChainPath(CHAIN), settings, (2,)), 0.95, pilot, 0, out).estimate
+
+
+def test_the_interval_over_replicas_is_students_with_half_their_number() -> None:
+    """On the logarithm of the mean. Where the moves are doubtful: Markov below, and nothing above."""
+    values = 1e-3 * np.exp(0.3 * np.random.default_rng(0).standard_normal(16))
+    found, mean = made_up(values, 0.4), values.mean()
+    error = np.sqrt(np.sum((values - mean) ** 2) / 15 / 16) / mean
+    assert found.log_stderr == pytest.approx(error)
+    reach = np.exp(stats.t.ppf(0.975, 7) * error)
+    assert (found.lower, found.upper) == (pytest.approx(mean / reach), pytest.approx(mean * reach))
+    doubtful = made_up(values, 0.01)
+    assert not doubtful.reliable
+    assert (doubtful.lower, doubtful.upper) == (pytest.approx(0.025 * mean), 1.0)
+
+
+def test_the_pilot_is_not_counted(monkeypatch) -> None:
+    """Its thresholds follow its own particles. A replica with the pilot's noise would be judged by its own choice."""
+    seen = []
+
+    def noted(fn, run, operands, batch, **options):
+        seen.append(set(zip(batch["uid"].tolist(), batch["replica"].tolist(), strict=True)))
+        blank = np.ones((len(batch["record"]), run.settings.max_levels))
+        each = np.ones(len(blank), int)
+        names = ("thresholds", "shares", "sizes", "acceptance")
+        return dict.fromkeys(names, blank) | {"levels": each, "reached": each > 0, "broken": each < 0}
+
+    monkeypatch.setattr(splitting.lanes, "run", noted)
+    estimate(ChainPath(CHAIN), SCORE, detector([1.0, 1.0], [0.0, 0.0]), (2,), 2, KEY, settings=QUICK)
+    pilot, counted = seen
+    assert (len(pilot), len(counted)) == (2, 16)
+    assert not pilot & counted
+
+
+def test_every_noise_of_a_path_is_spent_once() -> None:
+    """The score is linear: Var x_0 = Σ a_k² by differentiating the path, and by V ← m² V + s² step by step."""
+    slope = jax.grad(lambda noise: ChainPath(CHAIN)(SCORE, noise[None])[0, 0])(jnp.zeros((8, 2)))
+    var = CHAIN.sde.prior_std**2
+    for level in range(8, 0, -1):
+        both = CHAIN.model_mean(SCORE, jnp.array([[1.0, 0.0], [0.0, 0.0]]), jnp.full(2, level))
+        var = float(both[0, 0] - both[1, 0]) ** 2 * var + CHAIN.kernel_std[level] ** 2
+    assert float(jnp.sum(slope**2)) == pytest.approx(var, rel=1e-4)
+    # That of the last step, which adds nothing, is never drawn.
+    assert np.count_nonzero(slope[:, 0]) == 8
+
+
 def test_few_or_disagreeing_replicas_are_not_trusted() -> None:
     values = np.array([1e-6, 0.0, 0.0, 9e-6])
     reasons = splitting._doubts(values, 0.87, np.array([0.3, 0.01]))

@@ -273,6 +273,23 @@ def test_no_hit_leaves_the_limit_of_the_unguided_share() -> None:
     assert not result.estimate.reliable
 
 
+def test_limits_without_a_tail_are_markovs_below_and_those_of_the_unguided_paths_above() -> None:
+    """Two rounds of 100, of which 10 each are unguided and one of those is detected; q̂ = .2."""
+    hit = np.zeros(100, bool)
+    hit[[3, *range(40, 60)]] = True
+    pool = [(np.zeros(100), hit), (np.zeros(100), np.roll(hit, 20))]
+    lower, upper = subspace._without_tail(GOOD, pool, 100, np.log(0.2), 0.95)
+    assert lower == pytest.approx(0.025 * 0.2)
+    assert upper == pytest.approx(stats.beta.ppf(0.975, 2, 19))
+    assert subspace._without_tail(GOOD, pool, 100, np.log(0.7), 0.95)[1] == pytest.approx(0.7)
+
+
+def test_no_round_draws_the_paths_of_another() -> None:
+    rounds = [subspace._lanes_of([0, 1], [GOOD, LOW], np.array([5, 9]), 100, first, STEPS) for first in (0, 100, 200)]
+    seen = [(u, d) for lanes_ in rounds for u, d in zip(lanes_["uid"].tolist(), lanes_["draw"].tolist(), strict=True)]
+    assert len(set(seen)) == len(seen) == 600
+
+
 # The last step only, the guided part, everywhere.
 @pytest.mark.parametrize("until", [0.05, *(pytest.param(u, marks=pytest.mark.slow) for u in (0.3, 2.0))])
 def test_a_broken_score_raises_wherever_it_breaks(until) -> None:

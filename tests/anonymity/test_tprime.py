@@ -11,6 +11,7 @@ from oracles.group_code import cyclic_orbit
 
 from diffusion_privacy.anonymity import intervals, montecarlo, subspace, tprime
 from diffusion_privacy.anonymity.tprime import HCurve, paper_t_prime, statistical_t_prime
+from diffusion_privacy.diffusion import chain as chains
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import VP
 from diffusion_privacy.training.sharding import data_mesh
@@ -110,6 +111,27 @@ def test_a_memorised_record_returns_and_its_curve_ends_at_q(memoriser) -> None:
         assert statistical_t_prime(curve, 0.3).value == pytest.approx(chain.times[7])
     # At level T a draw forgets its record: together the five see each atom once.
     assert abs(sum(c.hits[2] for c in curves) - 800) < 5 * np.sqrt(4000 * 0.2 * 0.8)
+
+
+def test_the_noise_that_hides_a_record_is_the_noise_of_no_step(monkeypatch) -> None:
+    """Otherwise the way back would know what was added: h(t) would be another sampler's."""
+    chain, begun = Chain(VP(), 6), []
+
+    def run(chain, score, keys, x, level):
+        begun.append((keys, x))
+        return x
+
+    monkeypatch.setattr(chains, "run", run)
+    record, level = jnp.array([[0.3, -0.2, 0.9]]), jnp.array([6, 3, 1, 3])
+    operands = {"key": KEY, "score": None, "detect": lambda x, r: x[:, 0], "records": record}
+    batch = {"record": jnp.zeros(4, int), "uid": jnp.zeros(4, int), "level": level, "draw": jnp.arange(4)}
+    tprime.regenerate(chain, operands, batch)
+    [(keys, x)] = begun
+    alpha, sigma = (table[np.asarray(level)][:, None] for table in (chain.alpha, chain.sigma))
+    noise = (np.asarray(x) - alpha * np.asarray(record)) / sigma
+    assert len(np.unique(noise)) == 12
+    for step in range(1, 7):
+        assert not np.any(np.isclose(noise, chains.step_noise(keys, jnp.full(4, step), (3,)), atol=1e-4))
 
 
 @pytest.mark.slow

@@ -100,6 +100,14 @@ def test_hits_that_the_detector_explains_are_no_leak():
     assert found.status == verdict.OPEN
 
 
+def test_a_leak_lies_above_the_limit_of_the_false_alarms_and_not_above_their_estimate():
+    """One false alarm in 1,000 images: the rate of others may be six times that, and with it all of these hits."""
+    alarms = rate(1, 1000, PART)
+    found = verdict.decide(_direct(60, 20_000), None, alarms, 1e-3, LEVEL)
+    assert alarms.value < found.lower < alarms.upper
+    assert found.status == verdict.OPEN
+
+
 def test_a_blind_detector_certifies_nothing():
     found = verdict.decide(_direct(0, 10_000, tpr=1e-12), None, NO_ALARM, 1e-2, LEVEL)
     assert found.upper == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from diffusion_privacy.anonymity.weights import MAX_PARETO_K, pareto_k, weighted_mean
 
@@ -131,3 +131,22 @@ def test_a_plain_normal_interval_would_fail_where_ours_covers() -> None:
         normal.append(abs(value - 1) <= 1.96 * mean.log_stderr * value)
     assert np.mean(normal) < 0.85
     assert np.mean(ours) > 0.93
+
+
+def test_the_interval_is_the_wider_of_the_log_normal_and_of_halls() -> None:
+    """Both written out: Hall's limits are where t + g t²/3 + g² t³/27 + g/6 meets the quantile, g = skewness/√n."""
+    rng = np.random.default_rng(9)
+    for sigma in (0.3, 1.5):
+        f = np.exp(lognormal(rng, 60, sigma))
+        found = weighted_mean(np.log(f), np.ones(60, bool), 0.95)
+        mean, error = f.mean(), f.std(ddof=1) / np.sqrt(60)
+        g = np.mean((f - mean) ** 3) / f.std(ddof=1) ** 3 / np.sqrt(60)
+        quantile = stats.t.ppf(0.975, max(f.sum() ** 2 / np.sum(f**2) / 8, 2.0))
+
+        def met(t, at, g=g):
+            return t + g * t**2 / 3 + g**2 * t**3 / 27 + g / 6 - at
+
+        hall = [mean - optimize.brentq(met, -1e4, 1e4, args=(at,)) * error for at in (quantile, -quantile)]
+        normal = mean * np.exp(np.array([-1, 1]) * quantile * error / mean)
+        assert found.lower == pytest.approx(max(min(hall[0], normal[0]), 0.0), rel=1e-6)
+        assert found.upper == pytest.approx(max(hall[1], normal[1]), rel=1e-6)

@@ -8,8 +8,10 @@ import json
 import numpy as np
 import pytest
 from oracles.atom_models import BrokenScore, atom_score
+from scipy import stats
 
-from diffusion_privacy.audits import baselines
+from diffusion_privacy.anonymity.intervals import rate
+from diffusion_privacy.audits import baselines, one_run
 from diffusion_privacy.diffusion.sde import VP
 from diffusion_privacy.errors import InputError
 
@@ -92,6 +94,9 @@ def test_canaries_are_told_apart_by_a_memoriser_only(subjects):
         assert lower <= row.value <= upper
         assert (row.lower, row.upper, row.n) == (row.value, None, 64)
         assert row.notes[0].startswith("64 canaries, 32 of them trained on")
+    # The half that is told of an error of 5 %, shared by three pairs of guesses.
+    whole = one_run.epsilon_bound(64, 64, 64, delta=1e-5, confidence=1 - 0.025 / 3)
+    assert row.value == pytest.approx(whole.lower)
     (none,) = baselines.run(("one_run",), subjects[0])
     assert none.value is None
     assert none.notes == ("no canaries were planted",)
@@ -147,3 +152,19 @@ def test_bad_input_is_refused(subjects, chosen, change, message):
     with pytest.raises(InputError, match=message) as caught:
         baselines.run(chosen, dataclasses.replace(subjects[0], **change))
     assert "\n" not in str(caught.value)
+
+
+def test_an_excess_holds_at_its_level_though_it_is_of_two_shares() -> None:
+    """5 and 2 of 100, each by Clopper and Pearson's Beta quantiles at 97.5 %."""
+    row = baselines._excess(rate(5, 100), rate(2, 100), 0.95)
+    lower, upper = stats.beta.ppf(0.0125, 5, 96), stats.beta.ppf(0.9875, 6, 95)
+    assert row.lower == pytest.approx(lower - stats.beta.ppf(0.9875, 3, 98))
+    assert row.upper == pytest.approx(upper - stats.beta.ppf(0.0125, 2, 99))
+
+
+def test_the_difference_of_two_means_has_welchs_interval() -> None:
+    rng = np.random.default_rng(4)
+    one, two = rng.normal(1, 1, 9), rng.normal(0, 3, 5)
+    value, reach = baselines._welch(one, two, 0.9)
+    known = stats.ttest_ind(one, two, equal_var=False).confidence_interval(0.9)
+    assert (value - reach, value + reach) == pytest.approx((known.low, known.high))

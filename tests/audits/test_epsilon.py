@@ -301,6 +301,52 @@ def test_perfect_separation_reaches_the_ceiling_in_either_direction():
     )
 
 
+def test_an_event_of_probability_delta_shows_nothing():
+    """The record is given away with probability δ: (0, δ)-private, attained. Without δ it would show ε = 3."""
+    rng = np.random.default_rng(0)
+    halves = [((rng.random(2000) < 0.1).astype(float), np.zeros(2000)) for _ in range(2)]
+    assert audit.epsilon_from_scores(*halves, 0.1).lower == 0.0
+    assert audit.epsilon_from_scores(*halves, 0.0).lower > 3.0
+    np.testing.assert_allclose(audit.log_ratio(0.3, 0.05, 0.1), math.log(4.0))
+    assert audit.log_ratio(0.1, 0.05, 0.1) == -math.inf
+
+
+def test_the_half_that_judges_has_no_part_in_the_choice():
+    """The threshold that is best on the first half is passed by nothing of the second, whatever that shows besides."""
+    one, two = np.ones(500), np.zeros(500)
+    assert audit.epsilon_from_scores((one, two), (0.5 * one, two), 0.0).lower == 0.0
+    assert audit.epsilon_from_scores((0.5 * one, two), (one, two), 0.0).lower > 4.0
+
+
+def test_scores_at_the_threshold_are_hits_and_false_alarms_alike():
+    """Randomised response with 900 true answers of 1,000: both limits by Clopper and Pearson's Beta quantiles."""
+    right, wrong = np.repeat([1.0, 0.0], [900, 100]), np.repeat([1.0, 0.0], [100, 900])
+    found = audit.epsilon_from_scores((right, wrong), (right, wrong), 0.0)
+    assert found.hit == pytest.approx(stats.beta.ppf(0.005, 900, 101))
+    assert found.false_alarm == pytest.approx(stats.beta.ppf(0.995, 101, 900))
+    assert found.lower == pytest.approx(math.log(found.hit / found.false_alarm))
+
+
+def test_two_events_share_the_error_and_are_judged_on_draws_of_their_own(monkeypatch):
+    real, keys = worst_case._counter, []
+
+    def spied(*args):
+        def counted(run, key, *rest):
+            keys.append(np.asarray(jax.random.key_data(key)).tolist())
+            return real(*args)(run, key, *rest)
+
+        return counted
+
+    monkeypatch.setattr(worst_case, "_counter", spied)
+    bound = measure(gaussian(right_sigma(1.0)), "gaussian", DELTA, 1000)
+    assert len(keys) == 2
+    assert keys[0] != keys[1]
+    # All of 2,000 hit and none is a false alarm, each limit at a quarter of 1 %.
+    hit = 0.0025 ** (1 / 2000)
+    assert bound.trials == 2000
+    assert bound.ceiling == pytest.approx(math.log((hit - DELTA) / (1 - hit)), rel=1e-6)
+
+
 def test_unusable_input_is_refused():
     good = (np.ones(10), np.zeros(10))
     with pytest.raises(InputError, match="NaN"):

@@ -25,6 +25,9 @@ def test_ratio_worked_by_hand():
     np.testing.assert_array_equal(found.extracted, [0, 3])
     stricter = copies(np.array([[0.1], [5.0], [0.2]]), training, neighbours_used=2, delta=0.5)
     assert stricter.copies.hits == 1
+    # A quarter and three quarters away: exactly α times the mean of both, and a copy.
+    edge = copies(np.array([[0.25]]), training, neighbours_used=2)
+    assert (edge.ratio[0], edge.copies.hits) == (1.0, 1)
     same, _, _ = copy_ratios(training, training, neighbours_used=2, exclude_self=True)
     np.testing.assert_allclose(same, [1 / 2, 1 / 1.5, 2 / 2.5, 4 / 5])
 
@@ -59,6 +62,16 @@ def test_a_memoriser_is_extracted_and_the_law_is_not():
     held_out[5] = training[5]
     none = calibrated_copy_ratio(copied, training, held_out)
     assert (none.share, none.threshold) == (None, 0)
+
+
+def test_a_copy_of_a_record_that_occurs_many_times_is_a_copy():
+    """What occurs most often is learnt by heart first. All 50 nearest are equal to the image: 0 <= α · 0."""
+    rng = np.random.default_rng(1)
+    training, held_out = np.concatenate([np.zeros((60, 3)), rng.normal(size=(60, 3))]), rng.normal(size=(150, 3))
+    found = copies(np.array([[0.0, 0.0, 0.0], [4.0, 4.0, 4.0]]), training)
+    assert (found.ratio[0], found.copies.hits) == (0.0, 1)
+    np.testing.assert_array_equal(found.extracted, [0])
+    assert calibrated_copy_ratio(np.zeros((5, 3)), training, held_out).share.value == 1
 
 
 def brute_cliques(points: np.ndarray, distance: float, size: int) -> bool:

@@ -99,6 +99,8 @@ def test_worked_by_hand():
     l2 = linkage(released, gallery, np.array([0, 1, 2]), ks=(1, 4), metric="l2")
     assert l2.ranks[:2].tolist() == [1, 1]
     assert l2.similarity == pytest.approx((math.hypot(1, 0.1) + math.hypot(1, 1) + math.hypot(1, 5)) / 3)
+    spread = np.std([math.hypot(1, 0.1), math.hypot(1, 1), math.hypot(1, 5)], ddof=1)
+    assert l2.similarity_stderr == pytest.approx(spread / math.sqrt(3))
     assert cosine.rates[4].hits == 3
     assert cosine.chance == {1: 0.25, 2: 0.5, 3: 0.75, 4: 1.0}
     assert cosine.p_value(4) == 1.0

@@ -91,6 +91,13 @@ def test_no_signal_gives_no_bound():
     assert above <= stats.binom.isf(1e-3, 300, 0.05)
 
 
+def test_several_guesses_share_the_error():
+    """All right: the better of the two, read at 97.5 % (closed form as above)."""
+    found = audit_scores(-np.arange(40.0), np.arange(40) < 20, [(10, 10), (2, 2)])
+    assert (found.guesses, found.correct, found.confidence) == (20, 20, 0.95)
+    assert found.lower == pytest.approx(special.logit(0.025 ** (1 / 20)), abs=1e-9)
+
+
 def test_guesses_are_counted_at_both_ends():
     scores = np.array([5.0, 4.0, 3.0, 2.0, 1.0, 0.0])
     coins = np.array([True, False, True, True, False, False])

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from oracles import atom_models
 from oracles.gaussian_mixture import GaussianMixture
+from scipy import stats
 
 from diffusion_privacy.anonymity import verdict
+from diffusion_privacy.anonymity.tprime import HCurve
 from diffusion_privacy.audits import own_model, plausible
 from diffusion_privacy.audits.own_model import Plan, audit_model
 from diffusion_privacy.data import sources
@@ -103,6 +105,41 @@ def test_a_detector_that_never_or_always_fires_certifies_nothing() -> None:
     found, reasons = decided(PLAN.samples, [PLAN.samples] * 39)
     assert found.status == verdict.OPEN
     assert any("every drawn image lies inside the ball" in r for r in reasons)
+
+
+def test_what_the_ball_misses_is_allowed_for_at_the_limit_and_not_at_the_estimate() -> None:
+    """Worked by hand: no hit in 2,048 draws, and a ball that held 48 of 64 perturbed copies."""
+    level = verdict.part_level(PLAN.level)
+    balls = own_model.Balls(0.5, np.full(39, 0.5), 1.0, own_model.rate(2, 39, level))
+    work = own_model._Work(MEMORISER, TRAIN[:1], HELD, 20, None, [balls], PLAN, 256, 0)
+    seen, control = own_model.rate(48, 64, level), own_model.nearness.control_test(0, np.zeros(39, int))
+    curve = HCurve(np.array([1, 14]), np.array([0.1, 1.0]), np.zeros((2, 16), bool), 14)
+    found = own_model._record(work, 0, seen, control, curve, None)
+    tail = (1 - level) / 2
+    upper = (1 - tail ** (1 / PLAN.samples)) / stats.beta.ppf(tail, 48, 17)
+    assert found.direct.estimate.upper == pytest.approx(upper)
+    assert found.verdict.upper == pytest.approx(upper)
+    # A false alarm of the ball is no sign of the record either.
+    assert found.t_prime.gamma == pytest.approx(stats.beta.ppf(1 - tail, 3, 37))
+
+
+def test_every_round_draws_images_of_its_own(monkeypatch) -> None:
+    """Image i lies at a distance of i from the record: 301 of 600 within 300.5, whatever the rounds."""
+    rounds = []
+
+    def drawn(chain, score, shape, count, key, *, first, chunk):
+        rounds.append((first, count))
+        return (np.arange(first, first + count)[:, None] * np.eye(1, DIM)).astype(np.float32)
+
+    monkeypatch.setattr(own_model.montecarlo, "sample", drawn)
+    monkeypatch.setattr(own_model, "_ROUND", 256)
+    plan = dataclasses.replace(PLAN, samples=600, check=False)
+    balls = own_model.Balls(300.5, np.zeros(39), 1.0, own_model.rate(0, 39))
+    record, distance = np.zeros((1, DIM), np.float32), own_model.nearness.named("l2")
+    found = own_model._draw(own_model._Work(MEMORISER, record, HELD, 20, distance, [balls], plan, 256, 0))
+    assert rounds == [(0, 256), (256, 256), (512, 256)]
+    assert found.controls[0].hits == 301
+    assert found.distances[0] == 0
 
 
 MIXTURE = GaussianMixture(sources.load("digits", limit=30).image, 0.1)

@@ -111,6 +111,21 @@ def test_hutchinson_is_unbiased_and_states_its_error(probe):
     assert 0.8 < stated / spread < 1.25
 
 
+def test_the_stated_error_is_that_of_the_mean_over_probes():
+    """Two probes of which the first is that of a run with one: their mean is off by half of their difference."""
+    slope = jnp.eye(3) + 0.5 * jnp.ones((3, 3))
+
+    def found(probes):
+        config = LikelihoodConfig(solver="heun", steps=2, probe="gaussian", probes=probes)
+        run = jax.jit(lambda x: log_likelihood(lambda x, t: -x @ slope, VP(), x, keys(4), config))
+        return run(jnp.ones((4, 3)))
+
+    one, two = found(1), found(2)
+    assert np.all(np.asarray(two.probe_stderr) > 0.01)
+    np.testing.assert_allclose(two.probe_stderr, np.abs(two.nats - one.nats), rtol=2e-3, atol=1e-4)
+    assert np.all(np.isnan(np.asarray(one.probe_stderr)))
+
+
 def test_result_of_a_row_does_not_depend_on_the_batch():
     sde, model = VP(), mixture(4)
     x = model.sample(jax.random.key(1), 5)

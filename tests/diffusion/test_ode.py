@@ -98,6 +98,19 @@ def test_adaptive_keeps_its_tolerance_and_steps_for_each_row_alone():
         assert calls_alone[0] == calls[1]
 
 
+def test_adaptive_takes_back_a_step_that_meets_a_peak():
+    """∫ w/(w² + (s − ½)²) ds = 2 atan(1/(2w)): steps that were right before the peak are far too long for it."""
+
+    def field(s, y):
+        return (0.01 / (1e-4 + (s - 0.5) ** 2))[:, None] * jnp.ones_like(y)
+
+    with jax.enable_x64(True):
+        got, _ = solve_adaptive(
+            field, jnp.zeros((1, 1)), jnp.zeros(1), jnp.ones(1), rtol=1e-12, atol=1e-6, max_steps=2000
+        )
+    assert float(got[0, 0]) == pytest.approx(2 * np.arctan(50), abs=2e-6)
+
+
 def test_rows_that_do_not_arrive_are_nan_and_others_are_not():
     def field(s, y):
         return jnp.where(y > 0, 1e6 * jnp.sin(1e4 * s)[:, None], 1.0)

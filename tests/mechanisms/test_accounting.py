@@ -66,6 +66,30 @@ def test_condition_and_latent_add_up():
     assert set(mixed.bounds) == {"rdp", "pld"}
 
 
+def test_repeated_events_are_all_counted_beside_others():
+    """Sixteen Gaussians beside a Laplace release that costs next to nothing: no bound is below that of the sixteen."""
+    sixteen = dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(4.0), 16)
+    got = account([replaced(sixteen), replaced(dp_accounting.LaplaceDpEvent(1e4))], 1e-5)
+    truth = calibration.gaussian_epsilon(1.0, 1e-5)
+    assert set(got.bounds) == {"rdp", "pld"}
+    assert min(got.bounds.values()) >= truth
+    assert got.bounds["pld"] < 1.01 * truth
+    laplace = dp_accounting.SelfComposedDpEvent(dp_accounting.LaplaceDpEvent(2.0), 3)
+    assert account([replaced(dp_accounting.SelfComposedDpEvent(laplace, 4))], 0.0).epsilon == pytest.approx(6.0)
+
+
+def test_a_discrete_laplace_enters_the_renyi_account_with_its_sensitivity():
+    """(ε, 0)-private with ε = .1 · 8 is ε²/2-zCDP: as much as Gaussian noise of 1/ε = 1.25 sensitivities."""
+    from dp_accounting.dp_event import DiscreteLaplaceDpEvent
+
+    other = replaced(dp_accounting.GaussianDpEvent(3.0))
+    found, expected = (
+        accounting._rdp_epsilon(accounting._normalised([other, replaced(event)]), 1e-5)
+        for event in (DiscreteLaplaceDpEvent(0.1, 8), dp_accounting.GaussianDpEvent(1.25))
+    )
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
 def test_metric_noise_and_unknown_events_have_no_epsilon():
     metric = replaced(MetricMechanism(1.0, "l1").event(REPLACE_RECORD))
     assert account([metric], 1e-5).epsilon == math.inf

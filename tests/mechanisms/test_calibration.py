@@ -30,6 +30,9 @@ def test_calibration_is_sufficient_tight_and_agrees_with_dp_accounting(epsilon, 
     assert calibration.log_gaussian_delta(multiplier * (1 - 1e-4), epsilon) > math.log(delta)
     assert multiplier == pytest.approx(dp_accounting.get_sigma_gaussian(epsilon, delta), rel=1e-6)
     assert calibration.gaussian_epsilon(multiplier, delta) == pytest.approx(epsilon, rel=1e-6)
+    # Rounded up: what is stated is met, to the last digit.
+    stated = calibration.gaussian_epsilon(multiplier, delta)
+    assert calibration.log_gaussian_delta(multiplier, stated) <= math.log(delta)
 
 
 def test_classical_formula_fails_where_its_proof_ends():

@@ -109,6 +109,23 @@ def test_calibrated_discrete_laplace_meets_its_budget():
     assert mechanism.sensitivity(REPLACE_RECORD) <= 10.0
 
 
+@pytest.mark.parametrize("epsilon", [0.3, 0.7, 1.1, 3.0])
+def test_a_scale_between_two_grid_steps_is_rounded_up(epsilon):
+    mechanism = discrete.DiscreteLaplace.calibrated(epsilon, 5.0, REPLACE_RECORD)
+    got = account([Spend(mechanism.event(REPLACE_RECORD), "replace-one")], 0.0)
+    assert 0.998 * epsilon < got.epsilon <= epsilon
+
+
+def test_every_number_is_noised_however_many_there_are(monkeypatch):
+    """Noise is drawn 64 numbers at a time here: a part without it, or with that of another part, would be seen."""
+    monkeypatch.setattr(discrete, "_CHUNK", 64)
+    out = discrete.DiscreteLaplace(1.0, 2.0**-8, 512).many(stream(0), np.zeros((10, 25)))
+    parts = np.split(out.ravel(), [64, 128, 192])
+    # A number is 0 once in a thousand times.
+    assert all(np.count_nonzero(part) > part.size / 2 for part in parts)
+    assert not np.array_equal(parts[0], parts[1])
+
+
 @pytest.mark.parametrize("kind", [discrete.DiscreteGaussian, discrete.DiscreteLaplace])
 def test_records_are_private_one_by_one_and_on_the_grid(kind):
     mechanism = kind(1.0, 2.0**-8, 512)

@@ -83,6 +83,22 @@ def test_the_noise_is_that_of_private_training_and_rounded_like_it():
         np.testing.assert_allclose(cells, np.asarray(want) / 2.0**-2, atol=1)
 
 
+def test_every_step_of_descent_has_noise_of_its_own():
+    """Records that pull nothing: the first step leaves its noise, the second adds another.
+
+    A correlation of 300 independent pairs beyond .35 has probability 1e-9.
+    """
+    x, y = jnp.ones((8, 1)), jnp.zeros(8, jnp.int32)
+    one, two = (
+        dp_gradient.descend(
+            lambda params, x, y: 0.0 * jnp.sum(params["a"]) * x[0], {"a": jnp.zeros(300)}, x, y, jax.random.key(3), 5.0,
+            clip=0.5, steps=steps, learning_rate=1.0, momentum=0.0,
+        )["a"]
+        for steps in (1, 2)
+    )  # fmt: skip
+    assert abs(np.corrcoef(one, two - one)[0, 1]) < 0.35
+
+
 @pytest.mark.parametrize(("epsilon", "steps"), [(0.5, 1), (1.0, 10), (8.0, 100)])
 def test_the_noise_composes_to_the_budget(epsilon, steps):
     import dp_accounting

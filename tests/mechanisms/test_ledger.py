@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import multiprocessing
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -361,3 +363,25 @@ def test_a_second_hard_link_would_fork_the_ledger(tmp_path):
         assert len(one.entries()) == 1
     other.path.unlink()
     ledger.record(Entry("second", laplace(1.0), ("x",)))
+
+
+def test_a_millionth_beyond_the_total_is_refused(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl", 2.0, 0.0)
+    ledger.record(Entry("one", laplace(1.0)))
+    with pytest.raises(InputError, match="exhausted"):
+        ledger.record(Entry("two", laplace(1.000002)))
+    ledger.record(Entry("two", laplace(1.0)))
+
+
+def test_a_line_waits_for_whoever_holds_the_lock(tmp_path):
+    """Two writers that hold it together would read the same total, and the later one would lose the other's entry."""
+    ledger = Ledger(tmp_path / "ledger.jsonl", 2.0, 0.0)
+    writer = threading.Thread(target=ledger.record, args=(Entry("one", laplace(1.0)),))
+    with (tmp_path / "ledger.jsonl.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive()
+        assert not ledger.path.exists()
+    writer.join(30)
+    assert [entry.stage for entry in ledger.entries()] == ["one"]

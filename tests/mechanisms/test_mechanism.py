@@ -28,6 +28,7 @@ from diffusion_privacy.mechanisms.relation import (
 )
 from diffusion_privacy.mechanisms.release import noised
 from diffusion_privacy.mechanisms.study import latent_curve_for_internal_study
+from diffusion_privacy.training.rng import signs_and_uniforms
 
 dp_accounting = pytest.importorskip("dp_accounting")
 
@@ -145,6 +146,13 @@ def test_tails_are_not_cut():
     np.testing.assert_allclose(reach, stats.norm.isf(0.5 * np.asarray(u, np.float64)), rtol=1e-5)
 
 
+def test_the_smallest_uniform_is_that_of_63_bits(monkeypatch):
+    """44 scales of the Laplace law and 9 deviations of the normal one; half of the bits would end at 22 and 6."""
+    for word, u in ((0, 2.0**-64), (2**32 - 1, 1.0)):
+        monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype, word=word: jnp.full(shape, word, dtype))
+        np.testing.assert_array_equal(signs_and_uniforms(jax.random.key(0), 2)[1], np.float32(u))
+
+
 @pytest.mark.slow
 def test_laplace_passes_where_23_bits_end():
     # 2^27 exponentials pass 17 scales with probability 0.996; 23-bit uniforms end at 15.9.
@@ -182,6 +190,9 @@ def test_byte_streams_are_functions_of_a_long_key_only():
     one, two = noise.keyed_bytes(b"a" * 32), noise.keyed_bytes(b"a" * 32)
     assert one(16) == two(16)
     assert one(16) != one(16)
+    draw = noise.keyed_bytes(b"b" * 32)
+    # Every number of a record takes draws of its own; two that were alike would carry the same noise.
+    assert len({draw(16) for _ in range(2000)}) == 2000
     with pytest.raises(ValueError, match="32 bytes"):
         noise.keyed_bytes(b"seed 0")
 

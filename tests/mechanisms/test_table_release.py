@@ -19,13 +19,20 @@ from diffusion_privacy.data.table_sources import load_table
 from diffusion_privacy.data.tables import Column, Schema, Table
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms import noise
+from diffusion_privacy.mechanisms.accounting import Spend, account
 from diffusion_privacy.mechanisms.clipping import clip_radius
 from diffusion_privacy.mechanisms.condition import RandomizedResponse
 from diffusion_privacy.mechanisms.ledger import Ledger
 from diffusion_privacy.mechanisms.manifest import FlowProvenance
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism
 from diffusion_privacy.mechanisms.relation import REPLACE_RECORD, REPLACE_RECORD_AND_CONDITION
-from diffusion_privacy.mechanisms.table import JointResponse, privatise_table, publish_table, row_hashes
+from diffusion_privacy.mechanisms.table import (
+    JointResponse,
+    column_condition,
+    privatise_table,
+    publish_table,
+    row_hashes,
+)
 
 dp_accounting = pytest.importorskip("dp_accounting")
 
@@ -115,6 +122,12 @@ def test_budgets_of_responses_and_latent_add_up():
     exact = release(relation=REPLACE_RECORD_AND_CONDITION).release.manifest
     assert exact.epsilon is None
     assert exact.guarantee.startswith("none")
+
+
+def test_the_responses_of_all_columns_spend_what_is_asked_together():
+    condition = column_condition((3, 2, 7), 1.5, REPLACE_RECORD_AND_CONDITION)
+    spend = Spend(condition.event(REPLACE_RECORD_AND_CONDITION), "replace-one")
+    assert account([spend], 0.0).epsilon == pytest.approx(1.5)
 
 
 def test_joint_responses_are_independent_with_their_own_law():

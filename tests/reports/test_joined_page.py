@@ -16,7 +16,7 @@ from sample_joined import make_joined, make_joined_arrays
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.ledger import event_to_json
-from diffusion_privacy.reports import joined_ledger
+from diffusion_privacy.reports import card, joined_ledger
 from diffusion_privacy.reports.joined_page import write_report
 
 CURVES = {"utility_risk.png", "h_curve.png"}
@@ -169,3 +169,15 @@ def test_arrays_of_another_shape_are_refused() -> None:
 )  # fmt: skip
 def test_events_in_words(event: Any, words: str) -> None:
     assert joined_ledger.event_words(event_to_json(event)) == words
+
+
+def test_a_card_says_no_less_than_the_promise_and_the_worst_certificate() -> None:
+    guarantee = {
+        "epsilon": 1.5, "delta": 1e-5, "public": [], "sentence": "It holds.", "relation": "one", "mechanism": "noise",
+        "stages": ["release"],
+    }  # fmt: skip
+    # e^1.5 = 4.4817: to the nearest it would be 4.48.
+    assert "more than 4.49 times less likely" in card._promise(guarantee)
+    each = [{"reliable": True, "upper": upper, "level": 0.95, "models": 8} for upper in (0.001, 0.02)]
+    [said] = card._certified(each)
+    assert "every record that was replaced comes back in at most 200 in 10,000 images" in said

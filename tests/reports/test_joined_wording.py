@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import Any
 
 import pytest
@@ -111,6 +112,25 @@ def test_what_an_attacker_can_tell_is_the_closed_form(epsilon: float, delta: flo
     assert most_right(0.0, delta) == pytest.approx(delta + (1 - delta) / 2)
     assert most_right(epsilon, delta) >= max(most_right(epsilon, 0.0), most_right(0.0, delta)) - 1e-12
     assert most_right(1000.0, delta) == 1.0
+
+
+@given(st.floats(0.01, 9.0), st.sampled_from([0.0, 1e-5, 1e-3]))
+def test_how_well_two_cases_are_told_apart_is_never_printed_smaller(epsilon: float, delta: float) -> None:
+    guarantee = {"epsilon": epsilon, "delta": delta, "relation": "replace-one"}
+    said = (joined_standing.meaning(guarantee), joined_wording._promises({"copy": {"guarantee": guarantee}}, ["copy"]))
+    for text in said:
+        [printed] = re.findall(r"at most (\S+)\u00a0% of the time", text)
+        assert float(printed) >= 100 * most_right(epsilon, delta) * (1 - 1e-12)
+
+
+def test_what_is_said_of_several_records_is_as_sure_as_the_least_sure_of_them() -> None:
+    way = copy.deepcopy(RELEASE["ways_to_share"]["copy"])
+    for bound, level in zip(way["guarantee"]["certified"], (0.9, 0.99), strict=True):
+        bound["level"] = level
+    assert "(95\u00a0% confidence for each marked record)" in joined_standing.certified(way)
+    for record, level in zip(joined_standing.private_records(way), (0.9, 0.95), strict=True):
+        record["verdict"]["level"] = level
+    assert joined_standing.worst(way)["level"] == 0.9
 
 
 @given(st.floats(1e-4, 1e3), st.floats(1e-12, 0.5))

@@ -118,6 +118,13 @@ def test_interval_has_value_unit_level_and_limits() -> None:
     assert wording.interval({**entry, "value": None}).startswith("no point estimate (95\u00a0% interval 138 to 180")
 
 
+def test_error_rates_of_a_detector_round_outwards() -> None:
+    entry = {"value": 0.0128, "lower": 0.012399, "upper": 0.013341, "level": 0.95, "n": 1000}
+    assert wording.detector_rate(entry).replace("\u00a0", " ") == (
+        "1.28 % (95 % interval 1.23 % to 1.34 %; 1,000 images)"
+    )
+
+
 def test_censored_t_prime_never_shows_a_bare_number() -> None:
     entry = {"value": 0.99, "censored": "above", "gamma": 0.02, "level": 0.95, "comparisons": 11}
     assert wording.statistical_t_prime(entry) == "at least 0.99, the largest level tested"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,8 @@ from launching import changed_config
 from oracles.atom_models import AtomScore
 
 from diffusion_privacy import settings
-from diffusion_privacy.anonymity import montecarlo
+from diffusion_privacy.anonymity import intervals, montecarlo
+from diffusion_privacy.audits import nearness
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.stages import audit_baselines, audit_screen
 from diffusion_privacy.stages import study as common
@@ -118,6 +120,19 @@ def test_a_near_copy_among_held_out_records_bounds_nothing_and_says_so(tmp_path)
         assert other["copies_inside"]["lower"] > 0.9
         assert other["reasons"] == []
         assert other["direct"]["lower"] <= 1 / KNOWN <= other["direct"]["upper"]
+
+
+def test_what_is_said_of_a_list_allows_for_all_of_it():
+    """Counts of 20 records hold together, each with its count of copies; γ is above the false alarms of every ball."""
+    setting = SimpleNamespace(study=SimpleNamespace(audit=SimpleNamespace(level=0.95)), top=[None] * 20)
+    assert 1 - audit_screen._part_level(setting) == pytest.approx(0.05 / 20 / 2)
+    wanted = SimpleNamespace(gamma=0.05, level=0.95, screen=SimpleNamespace(gamma_upper=0.1))
+    alarms = [intervals.rate(hits, 39) for hits in (0, 2)]
+    balls = [nearness.Balls(1.0, np.zeros(39), 1.0, one) for one in alarms]
+    rule = audit_screen._rule(SimpleNamespace(audit=wanted), balls)
+    assert (rule.gamma, rule.ceiling, rule.error) == (alarms[1].upper, alarms[1].upper, pytest.approx(0.05))
+    wanted.screen.gamma_upper = 0.5
+    assert audit_screen._rule(SimpleNamespace(audit=wanted), balls[:1]).ceiling == 0.5
 
 
 def test_nothing_is_done_unless_asked(tmp_path):

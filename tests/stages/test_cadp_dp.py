@@ -11,9 +11,11 @@ from tiny_cadp import study
 from diffusion_privacy.data import sources
 from diffusion_privacy.data.records import LEVEL_HASH
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.stages import cadp_private_arm, cadp_train, run
 from diffusion_privacy.stages import cadp_study as common
-from diffusion_privacy.stages import cadp_train, run
 from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.training.privacy import Privacy
+from diffusion_privacy.training.state import TrainConfig
 
 pytestmark = pytest.mark.lightly_compiled
 
@@ -90,6 +92,14 @@ def test_a_privately_trained_flow_is_composed_with_its_release_and_refused_witho
     with pytest.raises(InputError, match=r"ledger\.jsonl: expected the entry 'train flow, DP-SGD"):
         run.run(settings, tmp_path, "privatize")
     assert not (tmp_path / "releases" / "eps_4").exists()
+
+
+def test_the_private_arm_is_calibrated_for_replacing_a_record():
+    """Its ε stands beside those of releases: the same multiplier under add-or-remove-one would be half the noise."""
+    base = TrainConfig(steps=10, batch_size=64, privacy=Privacy(relation="add-or-remove-one"))
+    found = cadp_private_arm.private_config(base, 2.0, 1e-5, 40)
+    assert (found.privacy.epsilon, found.privacy.delta, found.privacy.relation) == (2.0, 1e-5, "replace-one")
+    assert found.batch_size == 40
 
 
 @pytest.mark.slow

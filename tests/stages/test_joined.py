@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from launching import changed_config
 from scipy import stats
 
 from diffusion_privacy import settings_kinds
-from diffusion_privacy.anonymity import montecarlo
+from diffusion_privacy.anonymity import inherited, montecarlo, verdict
+from diffusion_privacy.anonymity.intervals import rate
 from diffusion_privacy.audits import attacks
 from diffusion_privacy.data import sources
 from diffusion_privacy.diffusion.chain import Chain
@@ -313,14 +315,76 @@ def test_the_least_of_the_bounds_is_that_of_the_gaussian_profile():
     mu = 0.268
     deltas = (1e-5, *joined_certify.DELTAS)
     pairs = [(max(gaussian_epsilon(1 / mu, delta), 0.0), delta) for delta in deltas]
-    for rate in (1e-4, 0.01, 0.1, 0.3):
-        exact = stats.norm.cdf(stats.norm.ppf(rate) + mu)
-        found, (epsilon, delta) = joined_certify.least(pairs, rate, 1.0)
+    for q in (1e-4, 0.01, 0.1, 0.3):
+        exact = stats.norm.cdf(stats.norm.ppf(q) + mu)
+        found, (epsilon, delta) = joined_certify.least(pairs, q, 1.0)
         assert exact <= found <= 1.1 * exact
         assert (epsilon, delta) in pairs
         # A detector that sees half of the returns hides as many.
-        assert joined_certify.least(pairs, rate, 0.5)[0] == pytest.approx(min(1.0, 2 * found))
+        assert joined_certify.least(pairs, q, 0.5)[0] == pytest.approx(min(1.0, 2 * found))
     assert joined_certify.least([(800.0, 1e-5)], 0.5, 1.0)[0] == 1.0
+
+
+def test_what_the_detector_misses_in_copies_is_allowed_for_at_its_limit():
+    """2 of 900 images, and 18 of 20 returns seen: Clopper and Pearson's Beta quantiles at the part's level."""
+    level = verdict.part_level(0.95)
+    calibration = SimpleNamespace(true_positive_rate=rate(18, 20, level), false_positive_rate=rate(0, 99, level))
+    marked = SimpleNamespace(index=[7], label=[3])
+    study = SimpleNamespace(audit=SimpleNamespace(level=0.95), fingerprint=SimpleNamespace(name="none"))
+    roles = SimpleNamespace(private=[None], marked=marked)
+    setup = SimpleNamespace(study=study, calibrations=[calibration], level=level, roles=roles)
+    found = joined_audit._copy_record(setup, 0, 2, 900, 300, 0)
+    tail = (1 - level) / 2
+    upper = stats.beta.ppf(1 - tail, 3, 898) / stats.beta.ppf(tail, 18, 3)
+    assert found["direct"]["upper"] == pytest.approx(upper)
+    assert found["verdict"]["upper"] == pytest.approx(upper)
+
+
+def test_blocks_of_simulated_copies_have_noise_of_their_own(monkeypatch):
+    """Planted: one key for all blocks. The same copies, counted again, would pass for independent ones."""
+
+    def study_images(cadp, flow, records, epsilons, key):
+        return [np.asarray(jax.random.uniform(key, records.image.shape, minval=-1, maxval=1))]
+
+    monkeypatch.setattr(joined_audit.cadp_study, "study_images", study_images)
+    monkeypatch.setattr(joined_audit, "_ROWS", 6)
+    settings, records = SimpleNamespace(seed=0, cadp=None, epsilon=1.0), sources.load("digits", limit=3)
+    blocks = list(joined_audit.copy_blocks(settings, None, records, 5, "with"))
+    assert [len(block) for block in blocks] == [2, 2, 1]
+    assert len({one.tobytes() for block in blocks for one in block}) == 5
+
+
+def test_a_certificate_shares_its_error_between_the_rate_and_the_misses():
+    """At 95 % an upper limit errs with 2.5 %, half of it each: (e^ε·limit + δ)/(limit of the returns seen)."""
+    settings = SimpleNamespace(risk=SimpleNamespace(level=0.95))
+    confidence = joined_certify._confidence(settings)
+    assert confidence == pytest.approx(1 - 0.0125)
+    found = inherited.pooled_copies(np.zeros(3), np.full(3, 400), confidence)
+    way = joined_certify._Way(3, None, True, True)
+    facts = {"index": 0, "tpr_lower": 0.8, "bound": 0.1, "size": 400}
+    entry = joined_certify._entry(settings, way, [(1.0, 1e-3)], found, **facts)
+    assert entry["upper"] == pytest.approx((math.e * (1 - 0.0125 ** (1 / 1200)) + 1e-3) / 0.8)
+    assert entry["value"] == pytest.approx(1e-3)
+
+
+def test_models_without_the_record_have_seeds_of_their_own(monkeypatch):
+    """With the seed of the model that is shared, or of each other, they would not be independent trainings."""
+    seeds = []
+    monkeypatch.setattr(joined_train, "fit_score", lambda s, w, name, records, config, seed, folder: seeds.append(seed))
+    monkeypatch.setattr(
+        joined_train, "draw", lambda s, score, records, count, name, model: (np.zeros((count, 2)), None)
+    )
+    monkeypatch.setattr(joined_certify, "restore_ema", lambda folder: [None])
+    task = SimpleNamespace(conditional_score=lambda params: None)
+    monkeypatch.setattr(joined_certify.common, "score_task", lambda settings, classes: task)
+    monkeypatch.setattr(joined_audit, "one_record", lambda detect, number: None)
+    monkeypatch.setattr(montecarlo, "margins", lambda detect, images, records: -np.ones((len(images), 1)))
+    settings = SimpleNamespace(seed=5, certify=SimpleNamespace(samples=20), risk=SimpleNamespace(level=0.95))
+    workdir = SimpleNamespace(path=lambda *names: "/".join(names))
+    records, setup = SimpleNamespace(num_classes=2), SimpleNamespace(detect=None)
+    found = joined_certify._of_models(settings, workdir, setup, [records] * 3, None, 0, "dp_model")
+    assert len({5, *seeds}) == 4
+    assert (found.models, found.images, found.value) == (3, 60, 0.0)
 
 
 @pytest.mark.parametrize("shared", [False, True])

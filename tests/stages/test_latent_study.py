@@ -171,6 +171,8 @@ def test_no_more_is_drawn_than_asked_for_and_a_last_chunk(monkeypatch):
     few = sample.draw(study, chain, score, (2,), 5, "careless", 4)
     more = sample.draw(study, chain, score, (2,), 2050, "careless", 4)
     np.testing.assert_array_equal(few, more[:5])
+    # Two rounds: images of the first, drawn again, would pass for independent ones.
+    assert len(np.unique(more, axis=0)) == 2050
     assert drawn == [5, 2048, max(2, 4 * jax.device_count())]
 
 

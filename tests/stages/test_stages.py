@@ -8,14 +8,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from launching import ROOT, changed_config, environment, launch
+from scipy import stats
 
 from diffusion_privacy import settings
+from diffusion_privacy.anonymity import verdict
+from diffusion_privacy.anonymity.intervals import rate
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import schema
+from diffusion_privacy.stages import audit as audit_stage
 from diffusion_privacy.stages import run
 from diffusion_privacy.stages import study as common
 from diffusion_privacy.stages import train as train_stage
@@ -365,3 +370,26 @@ def test_other_settings_in_the_same_workdir_are_refused(tmp_path):
         run.Workdir(tmp_path, _study({"sampler.steps": 12}))
     shown = _study({"report.show_private": False})
     assert run.Workdir(tmp_path, shown).config["report"]["show_private"] is False
+
+
+# --- what a verdict is made of ----------------------------------------------------------------------------------------
+
+
+def test_misses_are_allowed_for_at_the_limit_of_the_returns_seen_and_not_at_their_estimate():
+    """3 of 1,000 draws and 18 of 20 returns: both limits by Clopper and Pearson, at the level of a part."""
+    level = verdict.part_level(0.95)
+    setup = SimpleNamespace(chain=SimpleNamespace(steps=5), level=level)
+    calibration = SimpleNamespace(true_positive_rate=rate(18, 20, level))
+    found = audit_stage.direct_result(setup, np.where(np.arange(1000) < 3, 1.0, -1.0), calibration)
+    tail = (1 - level) / 2
+    upper = stats.beta.ppf(1 - tail, 4, 997) / stats.beta.ppf(tail, 18, 3)
+    assert found.estimate.upper == pytest.approx(upper)
+    assert (found.estimate.level, found.estimate.network_calls) == (level, 5000)
+
+
+@pytest.mark.parametrize("status", [verdict.LEAKS, verdict.CLEAN, verdict.OPEN])
+def test_a_verdict_is_never_said_narrower_than_it_is(status):
+    found = verdict.Verdict(status, 1e-3, 1.2789e-4, 2e-4, 3.4123e-4, 0.95, (), None, None)
+    said = audit_stage.verdict_entry(found, "record")["sentence"]
+    assert "3.5 in 10,000 images" in said
+    assert ("1.2" in said) == (status != verdict.CLEAN)

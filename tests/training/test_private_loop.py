@@ -18,7 +18,7 @@ from training_toys import ToyBatches, ToyTask, to_numpy
 from diffusion_privacy.data import pipeline, sources
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.training import loop, sharding
-from diffusion_privacy.training.checkpoint import read_progress
+from diffusion_privacy.training.checkpoint import Checkpoints, read_progress
 from diffusion_privacy.training.metrics import read_csv
 from diffusion_privacy.training.secret import FILE
 
@@ -113,6 +113,21 @@ def test_initialisation_sees_no_record(tmp_path):
     first = ConvTask().init(loop.rng.stream(3, "toy.init"), None)
     moved = jax.tree.map(np.subtract, to_numpy(run(tmp_path / "a", task=Peek(), steps=1).params), to_numpy(first))
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(moved)) < 0.011, "one step of Adam, and nothing else"
+
+
+def test_a_private_run_begins_at_parameters_that_saw_no_record(tmp_path):
+    """The same without privacy shows that the task would have looked."""
+
+    class Peek(PullTask):
+        def init(self, key, batch):
+            return {"w": jnp.full(self.size, jnp.sum(batch["image"]))}
+
+    mesh = sharding.data_mesh(jax.devices()[:1])
+    for noise, saw in ((4.0, False), (0.0, True)):
+        config = private_config(p_noise_multiplier=noise)
+        with Checkpoints(tmp_path / str(saw), {}, keep=1) as checkpoints:
+            begun = loop._Run(Peek(4), ToyRecords(), config, 3, "toy", mesh, checkpoints)
+        assert np.any(np.asarray(begun.state.params["w"]) != 0) == saw
 
 
 @pytest.mark.slow

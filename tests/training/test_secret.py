@@ -52,6 +52,17 @@ def test_other_settings_or_records_never_meet_the_same_noise():
         Secret(b"short", {})
 
 
+def test_what_is_public_of_a_secret_tells_nothing_of_what_it_hides():
+    """Its fingerprint stands in the ledger. From one stream it would be the first noise keys, and those would tell
+    which records were drawn. (Fresh bytes meet so with probability below 2^-60.)"""
+    secret = Secret(b"x" * 32, {})
+    for step in range(3):
+        noise = secret.noise_keys(step, 2 * N).astype("<u4").tobytes()
+        assert bytes.fromhex(secret.fingerprint) not in noise
+        words = np.frombuffer(noise, "<u8")[:64]
+        assert not np.array_equal(secret.sample(step, 64, 0.5), np.flatnonzero(words < np.uint64(2**63)))
+
+
 def is_poisson(draws: np.ndarray) -> bool:
     """Whether membership draws [STEPS, N] look independent with probability Q; wrong once in 10⁶ for a right sampler.
 
