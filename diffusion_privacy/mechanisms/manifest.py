@@ -230,14 +230,16 @@ def describe(
     whole = account(spends, delta)
     metric = isinstance(mechanism, MetricMechanism)
     sensitivity = mechanism.sensitivity(relation)
-    public = ["the number of records", *([] if random_order else [ORDER_IS_PUBLIC])]
-    public += [] if flow.training == "mechanism-only" else ["the flow's parameters"]
     same = relation.neighbours is Neighbours.SAME_CONDITION
-    public += [f"the {condition.subject} of every record"] if same else []
-    public += [LIST_OF_CLASSES] if isinstance(condition, RandomizedResponse) else []
-    public += [] if selection is None else [f"which {len(selection.indices)} of {dim} latent coordinates are used"]
-    public += list(assumed)
-    warnings = _warnings(flow, relation, persons, mechanism, hash_kind)
+    public = [
+        "the number of records",
+        *([] if random_order else [ORDER_IS_PUBLIC]),
+        *([] if flow.training == "mechanism-only" else ["the flow's parameters"]),
+        *([f"the {condition.subject} of every record"] if same else []),
+        *([LIST_OF_CLASSES] if isinstance(condition, RandomizedResponse) else []),
+        *([] if selection is None else [f"which {len(selection.indices)} of {dim} latent coordinates are used"]),
+        *assumed,
+    ]
     return Manifest(
         mechanism=mechanism.name,
         norm=mechanism.norm,
@@ -265,7 +267,7 @@ def describe(
         count_out=count,
         record_identity=known_by,
         composition={"ledger": False, "note": "earlier releases of the same records, if any, are not counted"},
-        warnings=warnings,
+        warnings=_warnings(flow, relation, persons, mechanism, hash_kind),
         versions=versions(),
         order=RANDOM_ORDER if random_order else GIVEN_ORDER,
     )

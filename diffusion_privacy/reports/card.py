@@ -77,7 +77,7 @@ def render(
         ("What is promised", _promise(way["guarantee"])),
         ("What it is good for", _utility(way)),
         ("What it gives away", _risk(way, show_risk)),
-        ("Meant for", _bullets([] if against else _USES) or "Nothing but an audit inside of the house."),
+        ("Meant for", _bullets([] if against else _USES) or "Nothing but an audit by those who hold the records."),
         ("Not to be used for", _bullets(unfit)),
         ("Limits", _bullets(limits)),
         ("How to use it", "\n".join([*reading, "", "```python", code.strip(), "```"])),

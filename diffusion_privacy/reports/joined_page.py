@@ -27,7 +27,7 @@ from diffusion_privacy.reports.page import definitions, document, figure
 from diffusion_privacy.reports.tables import escape as _e
 from diffusion_privacy.reports.wording import count, significant
 
-_TITLE = "What of this model, or of this data set, may leave the house?"
+_TITLE = "May this model, or this data set, be given away?"
 
 _BODY = Template("""<h2>The answer</h2>
 <div class="answer long">$answer$cards</div>
