@@ -247,7 +247,7 @@ SDES = {"vp": VP, "subvp": SubVP, "ve": VE, "ddpm": DDPM}
 
 
 def transition(sde: SDE, s: Array, t: Array) -> tuple[Array, Array]:
-    """Forward kernel between two times s < t: x_t | x_s ~ N(a x_s, v I). Returns ``(a, v)``.
+    """Forward kernel between two times s < t: x_t | x_s ~ N(a x_s, v I). Returns ``(a, v)``, shaped as ``s`` and ``t``.
 
     a = α_t/α_s, v = σ_t² − a² σ_s² (Kingma et al., "Variational Diffusion Models", arXiv 2107.00630, eq. 3).
     """
