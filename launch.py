@@ -75,9 +75,13 @@ def _parse(argv: list[str]) -> list[str]:
             if not given:
                 raise flags.Error(f"--{name} is required; see --help")
         # A config file that cannot be loaded says so only when it is read.
+        if not hasattr(_CONFIG.value, "to_dict"):
+            raise flags.Error(f"--config: expected get_config() to return a ConfigDict, got {_CONFIG.value!r}")
         _CONFIG.value.to_dict()
         return rest
     except (AttributeError, KeyError) as error:
+        if (fault := _in_config_file(error)) is not None:
+            _stop(fault)
         # ml_collections quotes its message twice over and breaks its line.
         text = str(error.args[0]).replace("\\n", " ").replace("\\", "").strip("'\"")
         _stop(f"--config: expected a field of the config file, it has no {' '.join(text.split())}")
@@ -85,6 +89,25 @@ def _parse(argv: list[str]) -> list[str]:
     except (flags.Error, OSError, TypeError, ValueError, ImportError) as error:
         _stop(_one_line(str(error)))
         raise AssertionError from error  # not reached
+    except Exception as error:
+        _stop(_in_config_file(error) or f"--config: {_one_line(f'{type(error).__name__}: {error}')}")
+        raise AssertionError from error  # not reached
+
+
+def _in_config_file(error: Exception) -> str | None:
+    """A fault of the config file as one line with its place in it; None where a field is asked for that is not there.
+
+    That is raised in ml_collections, and what is wrong with the file in the file itself.
+    """
+    if "no attribute 'get_config'" in str(error):
+        return "--config: expected a file with a function get_config()"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place, line = last.filename, last.lineno
+    if isinstance(error, SyntaxError):
+        place, line = error.filename or place, error.lineno
+    if "ml_collections" in place:
+        return None
+    return f"--config: {place}:{line}: {_one_line(f'{type(error).__name__}: {error}')}"
 
 
 def _one_line(text: str) -> str:

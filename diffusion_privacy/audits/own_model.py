@@ -188,6 +188,10 @@ def _checked(private: np.ndarray, held_out: np.ndarray, n_train: int) -> tuple[n
         if not np.all(np.isfinite(array)):
             raise InputError(f"{name}: expected finite numbers, got NaN or infinity")
         arrays.append(array)
+    if arrays[0].shape == arrays[1].shape[1:]:
+        raise InputError(
+            f"private: expected records [R, ...], got one of shape {arrays[0].shape} without an axis for it"
+        )
     if arrays[0].shape[1:] != arrays[1].shape[1:]:
         raise InputError(f"held_out: expected records of shape {arrays[0].shape[1:]}, got {arrays[1].shape[1:]}")
     if isinstance(n_train, bool) or not isinstance(n_train, int | np.integer) or n_train < 2:

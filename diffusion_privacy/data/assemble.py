@@ -102,7 +102,7 @@ def number_people(names: Collection[str]) -> np.ndarray:
 
 
 def infer_num_classes(labels: np.ndarray, num_classes: int | None, where: str) -> int:
-    """``num_classes`` if given, else the number of labels, which then must be 0..K−1 with none missing.
+    """``num_classes`` if given, else how many ``labels[N]`` there are, which then must be 0..K−1 with none missing.
 
     Raises:
       InputError: a label is negative or not below num_classes, or one is missing and num_classes is not given.
@@ -121,7 +121,8 @@ def infer_num_classes(labels: np.ndarray, num_classes: int | None, where: str) -
 def choose(
     labels: np.ndarray, num_classes: int, classes: Sequence[int] | None, limit: int | None, where: str
 ) -> np.ndarray:
-    """Positions of the records to keep, int64, ascending: those of ``classes``, of these the first ``limit``.
+    """Positions of the records to keep, int64, ascending: those of ``classes`` by ``labels[N]``, of these the first
+    ``limit``.
 
     Raises:
       InputError: a class that does not exist or is named twice, a limit below 1, or nothing is left.

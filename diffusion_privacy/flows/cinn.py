@@ -107,6 +107,12 @@ class FlowConfig:
                 "splits must have one entry for each depth but the last",
                 self.splits,
             )
+        _need(
+            min(self.conv_width, self.dense_width) >= 1,
+            "widths must be at least 1",
+            (self.conv_width, self.dense_width),
+        )
+        _need(self.dense_depth >= 0, "dense_depth must be at least 0", self.dense_depth)
         _need(self.conv_last in (1, 3), "conv_last must be 1 or 3", self.conv_last)
         _need(self.conv_net == "glow" or self.conv_last == 3, "conv_last = 1 needs conv_net = 'glow'", self.conv_net)
         _need(self.mixture_components >= 2, "mixture_components must be at least 2", self.mixture_components)

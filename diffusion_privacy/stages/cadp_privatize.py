@@ -91,13 +91,14 @@ def check_release(
       planned: what else will be entered into the ledger before the releases are.
 
     Raises:
-      InputError: a relation that does not go with the condition, δ, a number of latents or squares of DP-Pix that do
-        not go with the records, or releases that the ledger does not allow.
+      InputError: a relation that does not go with the condition; δ, a flow, a number of latents or squares of DP-Pix
+        that do not go with the records; releases that the ledger does not allow.
     """
     dims = int(private.image[0].size)
     common.make_relation(settings)
     common.make_condition(settings, private)
     common.make_selection(settings, dims)
+    common.make_model(settings, private)
     _check_evaluation(settings, private)
     metric = settings.release.metric
     strengths = [s for s in settings.release.strengths if not common.release_path(workdir, s, metric).exists()]

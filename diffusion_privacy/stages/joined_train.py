@@ -41,6 +41,7 @@ def privatize(settings: Joined, workdir: Workdir) -> None:
     score_study.check(settings.study)
     sets = common.load_sets(settings, workdir)
     private = sets.parts.private
+    cadp_study.make_model(settings.cadp, private)
     ledger, planned = common.make_ledger(settings, workdir), _planned(settings, workdir, private)
     # All that will be spent is looked at before anything is: the flow takes long, and a release cannot be taken back.
     hashes = cadp_study.hashes(private)

@@ -53,7 +53,8 @@ _CLOCK = _CompileClock()
 
 def _differences(found: Any, wanted: Any, path: str) -> list[str]:
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
-        names = sorted(set(found) | set(wanted))
+        # Two kinds of study differ in everything.
+        names = sorted(set(found) | set(wanted), key=lambda name: (name != "kind", name))
         return [d for n in names for d in _differences(found.get(n), wanted.get(n), f"{path}.{n}")]
     return [] if found == wanted else [f"{path} is {found!r} there and {wanted!r} here"]
 
@@ -78,9 +79,12 @@ def _deciding(fields: Mapping[str, Any], group: str = "") -> dict[str, Any]:
     }
 
 
-def _binds(name: str) -> bool:
-    """Whether a file of this name keeps a run to its config: not that config, nor what other processes of a job try."""
-    return not name.startswith(("config.json", "tmp"))
+def _binds(entry: Path) -> bool:
+    """Whether an entry keeps a run to its config: not that config, nor what other processes of a job try, nor folders
+    for files that never came."""
+    if entry.name.startswith(("config.json", "tmp")):
+        return False
+    return not entry.is_dir() or any(not below.is_dir() for below in entry.rglob("*"))
 
 
 class Workdir:
@@ -103,7 +107,7 @@ class Workdir:
         wanted = _deciding(fields)
         path = self.root / "config.json"
         # A run that ended before it had anything to keep binds nobody: a wrong path is corrected in the same directory.
-        if path.exists() and any(_binds(entry.name) for entry in self.root.iterdir()):
+        if path.exists() and any(_binds(entry) for entry in self.root.iterdir()):
             found = _deciding(self.read_json(path))
             differing = _differences(found, wanted, "config")
             if differing:

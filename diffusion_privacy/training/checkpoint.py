@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import shutil
 import tempfile
 import zlib
 from collections.abc import Mapping
@@ -96,12 +97,16 @@ class Checkpoints:
         Args:
           state: its arrays may be donated as soon as this returns.
           progress: JSON to be given back by `restore`, e.g. the position of the data iterator.
+
+        Raises:
+          InputError: the disk is too full for it.
         """
         host = jax.tree.map(lambda x: np.array(x, copy=True), sharding.to_host(state))
         step = int(host.step)
         if step == self.latest_step:
             return
         trees = {"state": _without_ema(host), "ema": host.ema_params}
+        self._require_room(trees)
         meta = {
             "format": _FORMAT,
             "identity": self._identity,
@@ -113,6 +118,15 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         if not self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))):
             raise RuntimeError(f"{self.folder}: the checkpoint of step {step} was not saved")
+
+    def _require_room(self, trees: PyTree) -> None:
+        """Asked before orbax is: what fails in its threads ends in pages of their own."""
+        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)), shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise InputError(
+                f"{self.folder}: expected room for a checkpoint of {needed:,} bytes, {free:,} are free; with "
+                "room again, start it again to go on from the one before"
+            )
 
     def restore(self, template: TrainState) -> Restored | None:
         """The latest checkpoint, or None where there is none.

@@ -278,6 +278,9 @@ def test_a_numpy_function_is_a_score_by_way_of_the_host() -> None:
     np.testing.assert_allclose(jax.jit(model.score)(x, t), -x / (1 + t[:, None]), rtol=1e-6)
 
 
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (20, 2, 2, 1)).astype(np.float32)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -285,6 +288,10 @@ def test_a_numpy_function_is_a_score_by_way_of_the_host() -> None:
         ({"held_out": HELD[:, :6]}, r"held_out: expected records of shape \(20,\), got \(6,\)"),
         ({"held_out": np.where(HELD > 0.8, np.nan, HELD)}, "held_out: expected finite numbers"),
         ({"private": TRAIN[0]}, "private: expected at least 1 records"),
+        (
+            {"private": IMAGES[0], "held_out": IMAGES},
+            r"private: expected records \[R, ...\], got one of shape \(2, 2, 1\)",
+        ),
         ({"private": HELD[4:5]}, "held_out: record 4 equals the private record"),
         ({"n_train": 1}, "n_train: expected a whole number of 2 or more"),
         ({"distance": "cosine"}, "distance: expected one of"),

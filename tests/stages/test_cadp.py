@@ -127,6 +127,23 @@ def test_a_release_that_may_not_be_made_is_refused_with_the_reason(tmp_path, cha
     assert not (tmp_path / "ledger.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"flow.params.conv_width": 0}, "flow: widths must be at least 1"),
+        ({"flow.params.dense_depth": -1}, "flow: dense_depth must be at least 0"),
+        ({"flow.params.depths": 4}, r"config\.flow\.params\.depths must be a list"),
+        ({"flow.params.clamp": "1.5"}, r"config\.flow\.params\.clamp must be a number"),
+        ({"flow.params.depths": (1, 1, 1, 1)}, "divisible by 16"),
+    ],
+)
+def test_a_flow_that_cannot_be_built_gives_nothing_up(tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        run.run(study(changes), tmp_path, "train")
+    assert not (tmp_path / "train").exists()
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
 def test_squares_that_do_not_divide_the_images_are_refused_before_anything_is_trained_or_released(tmp_path):
     with pytest.raises(InputError, match=r"config\.evaluation\.pixel_block: expected a divisor of 8 and 8, .*got 3"):
         run.run(study({"evaluation.pixel_block": 3}), tmp_path, "train")

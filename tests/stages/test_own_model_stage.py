@@ -190,3 +190,12 @@ def test_records_are_taken_by_their_numbers() -> None:
         own_model.load_records(study(records__private=(99999,)))
     with pytest.raises(InputError, match="at least 19 held-out records"):
         own_model.load_records(study(records__start=1790, records__stop=0))
+
+
+def test_a_wrong_path_of_the_model_is_corrected_in_the_same_workdir(tmp_path) -> None:
+    for path, said in (("none.py:f", "none.py does not exist"), (f"{__file__}:nothing", "found none")):
+        with pytest.raises(InputError, match=said):
+            run.run(study(model__path=path), tmp_path, "audit")
+    (tmp_path / "audit" / "model.npz").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"config\.model\.path is '.*:nothing' there"):
+        run.run(study(model__path="none.py:f"), tmp_path, "audit")

@@ -15,7 +15,7 @@ import pytest
 from launching import ROOT, changed_config, environment, launch
 from scipy import stats
 
-from diffusion_privacy import settings
+from diffusion_privacy import settings, settings_kinds
 from diffusion_privacy.anonymity import verdict
 from diffusion_privacy.anonymity.intervals import rate
 from diffusion_privacy.errors import InputError
@@ -232,10 +232,26 @@ def test_sigterm_outside_training_ends_with_the_status_that_means_again(monkeypa
         (["--config=configs/digits.py", "--workdir=x", "--config.score.training.stepz=3"], ["stepz", "field"]),
         (["--config=configs/digits.py", "--workdir=x", "--config.seed=soon"], ["seed"]),
         (["--config=configs/digits.py", "--workdir=x", "audit"], ["audit"]),
+        (["--config=configs/digits.py", "--workdir=x", "--cpu_devices=-1"], ["cpu_devices"]),
     ],
 )
 def test_flags_that_cannot_be_meant_are_refused_in_one_line(args, words):
     _assert_refused(launch(*args), *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def get_config(:", ["mine.py:1: SyntaxError: invalid syntax"]),
+        ("x = 1", ["expected a file with a function get_config()"]),
+        ("def get_config():\n    return {}['b']", ["mine.py:2: KeyError: 'b'"]),
+        ("def get_config():\n    return undefined", ["mine.py:2: NameError"]),
+        ("def get_config():\n    return 5", ["expected get_config() to return a ConfigDict, got 5"]),
+    ],
+)
+def test_a_faulty_config_file_is_named_with_the_line(tmp_path, text, said):
+    (tmp_path / "mine.py").write_text(text)
+    _assert_refused(launch(f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"), "--config", *said)
 
 
 def test_a_score_that_is_not_finite_ends_in_one_line(monkeypatch, capsys):
@@ -368,6 +384,9 @@ def test_other_settings_in_the_same_workdir_are_refused(tmp_path):
     run.Workdir(tmp_path, _study()).write_json(tmp_path / "split.json", {})
     with pytest.raises(InputError, match=r"config\.sampler\.steps is 10 there and 12 here"):
         run.Workdir(tmp_path, _study({"sampler.steps": 12}))
+    other = settings_kinds.parse(changed_config("digits_cadp", {}))
+    with pytest.raises(InputError, match=r"but config\.kind is None there and 'cadp' here"):
+        run.Workdir(tmp_path, other)
     shown = _study({"report.show_private": False})
     assert run.Workdir(tmp_path, shown).config["report"]["show_private"] is False
 

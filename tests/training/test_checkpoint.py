@@ -199,3 +199,13 @@ def test_meta_holds_versions_and_hash(tmp_path: Path) -> None:
     meta = json.loads(next((tmp_path / "checkpoints" / "1" / "meta").glob("metadata*")).read_text())
     assert meta["versions"]["jax"] == jax.__version__
     assert meta["identity_hash"] == checkpoint.identity_hash(meta["identity"])
+
+
+def test_a_full_disk_is_said_before_the_library_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    room = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: room)
+    with pytest.raises(InputError, match=r"expected room for a checkpoint of [\d,]+ bytes, 100 are free") as error:
+        save(tmp_path, 2)
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1"]
