@@ -38,7 +38,10 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0,
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0, with --coordinator.")
 _CPU_DEVICES = flags.DEFINE_integer(
-    "cpu_devices", 0, "CPU devices to split batches over; 0 chooses (1 for an mlp, one a core for convolutions)."
+    "cpu_devices",
+    0,
+    "CPU devices to split batches over; 0 chooses (1 for an mlp, one a core for convolutions).",
+    lower_bound=0,
 )
 _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/diffusion_privacy", "Where compiled programs are kept between runs; empty for none."
