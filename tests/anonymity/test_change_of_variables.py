@@ -126,6 +126,18 @@ def test_the_determinant_of_a_linear_step() -> None:
     np.testing.assert_allclose(found.log_det[:, 0], 3 * np.log(slope), rtol=1e-5)
 
 
+def test_the_determinant_of_the_flow_holds_its_change_of_scale() -> None:
+    """One Gaussian under VE, whose scale grows: x moves in proportion to √(v + σ²), each of two values."""
+    sde, var = VE(0.01, 5.0), 0.5
+    chain = Chain(sde, 24, spacing="log_snr")
+    flow, score = Continuous(chain, "exact"), atom_models.atom_score(sde, np.zeros((1, 2)), var)
+    x, at = jnp.array([[0.7, -1.2]]), jnp.array([12])
+    found = jax.jit(lambda x: flow.down(score, x, at, jax.random.split(KEY, 1)))(x)
+    here, there = (var + chain.sigma[level] ** 2 for level in (12, 11))
+    np.testing.assert_allclose(found.log_det[0, 0], np.log(there / here), rtol=1e-3)
+    np.testing.assert_allclose(found.x, x * np.sqrt(there / here), rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_coverage_of_reliable_intervals() -> None:
     """120 runs of 512 draws; at .95 fewer than 107 cover once in 300 tests; the envelope covers more."""

@@ -80,6 +80,15 @@ def test_held_out_records_calibrate(partly) -> None:
     assert np.mean(placed.p_value[~leaked] <= 0.1) < 0.1 + 0.13
 
 
+def test_the_standard_error_is_that_of_a_sample(monkeypatch) -> None:
+    """Two draws a level: (a − b)²/4 each, added over the levels."""
+    terms = np.array([[[1.0, 3.0], [0.0, 6.0]], [[2.0, 2.0], [5.0, 1.0]]])
+    monkeypatch.setattr(screening.lanes, "run", lambda *args, **options: terms.reshape(-1))
+    found = screen(Chain(VP(), 10), normal_score, np.zeros((2, 3)), KEY, levels=np.array([2, 5]), draws=2)
+    np.testing.assert_allclose(found.stderr, [np.sqrt(1 + 9), np.sqrt(0 + 4)])
+    np.testing.assert_allclose(found.score, [5.0, 5.0])
+
+
 def test_a_held_out_score_that_ties_counts_against_the_record() -> None:
     """One above, two equal: 3 of 4 places are no more suspicious."""
     placed = calibrate(np.array([1.0, 0.5, 3.0]), np.array([1.0, 1.0, 2.0]))

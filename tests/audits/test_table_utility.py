@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from oracles.tables import halves
+from scipy import stats
 
 from diffusion_privacy.audits.table_utility import cells, compare, distance, train_and_test
 from diffusion_privacy.data.table_sources import load_table
@@ -94,3 +95,15 @@ def test_bad_requests_are_refused(cancer):
         compare(train, load_table("diabetes"))
     with pytest.raises(InputError, match="is constant"):
         train_and_test([train], test.take([0]), "mean area")
+
+
+def test_the_interval_of_a_distance_is_the_jackknifes(cancer):
+    """Twenty groups of rows left out in turn: variance 19/20 · Σ (θ_g − mean)² (Efron & Stein 1981)."""
+    found = distance(cancer[0], [cancer[1]], level=0.9).one_way
+    left = [
+        compare(*(t.take(np.flatnonzero(np.arange(len(t)) % 20 != g)) for t in cancer), 10).one_way.mean()
+        for g in range(20)
+    ]
+    assert found.value == pytest.approx(compare(*cancer, 10).one_way.mean())
+    reach = stats.norm.ppf(0.95) * np.sqrt(19 / 20 * np.sum((left - np.mean(left)) ** 2))
+    assert found.upper == pytest.approx(found.value + reach)

@@ -138,3 +138,13 @@ def test_a_total_names_its_own_neighbours() -> None:
     assert cadp_wording.spent(release).endswith("(up to 3 records a person)")
     release["ledger"]["taken_on_trust"] = ["eps_1", "eps_8"]
     assert ", if the entries of eps_1, eps_8, which an earlier version made, are theirs" in cadp_wording.spent(release)
+
+
+def test_sets_share_the_error_of_being_called_linked() -> None:
+    """Four sets and two ranks at 95 % in all: each of the eight tests errs with .05/8 at most."""
+    release = part()
+    release["linkage"] = [
+        {"name": str(p), "kind": "released", "rank1": {"level": 0.95, "p_value": p}, "rank10": {"p_value": 0.9}}
+        for p in (0.006, 0.0065, 0.02, 0.5)
+    ]
+    assert cadp_wording.linked(release) == ["0.006"]

@@ -157,6 +157,11 @@ def test_an_attack_beyond_the_promise_contradicts_it() -> None:
     assert "at least 98" in (joined_standing.contradiction(way) or "")
     point |= {"value": 0.05, "lower": 0.03, "upper": 0.07}
     assert joined_standing.contradiction(way) is None
+    # δ allows as much again.
+    point |= {"value": 0.25, "lower": 0.2, "upper": 0.3}
+    assert joined_standing.contradiction(way) is not None
+    way["guarantee"]["delta"] = 0.3
+    assert joined_standing.contradiction(way) is None
 
 
 def test_the_worst_record_has_the_largest_limits() -> None:

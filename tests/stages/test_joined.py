@@ -16,7 +16,7 @@ from launching import changed_config
 from scipy import stats
 
 from diffusion_privacy import settings_kinds
-from diffusion_privacy.anonymity import inherited, montecarlo, verdict
+from diffusion_privacy.anonymity import inherited, montecarlo, subspace, verdict
 from diffusion_privacy.anonymity.intervals import rate
 from diffusion_privacy.audits import attacks
 from diffusion_privacy.data import sources
@@ -31,6 +31,7 @@ from diffusion_privacy.reports import joined_schema
 from diffusion_privacy.settings_joined import Joined
 from diffusion_privacy.stages import (
     bundle,
+    cadp_study,
     dp_training,
     joined_audit,
     joined_certify,
@@ -44,6 +45,7 @@ from diffusion_privacy.tasks import ScoreTask
 from diffusion_privacy.training.checkpoint import Checkpoints
 from diffusion_privacy.training.privacy import Privacy, make_plan
 from diffusion_privacy.training.state import TrainState
+from diffusion_privacy.types import Estimate
 
 pytestmark = pytest.mark.lightly_compiled
 
@@ -338,6 +340,25 @@ def test_what_the_detector_misses_in_copies_is_allowed_for_at_its_limit():
     upper = stats.beta.ppf(1 - tail, 3, 898) / stats.beta.ppf(tail, 18, 3)
     assert found["direct"]["upper"] == pytest.approx(upper)
     assert found["verdict"]["upper"] == pytest.approx(upper)
+
+
+def test_e2_of_one_class_counts_by_the_class_s_share():
+    """Draws of the class are a quarter of all draws: value and both limits are a quarter as large."""
+    one = Estimate("subspace", math.log(0.4), 0.1, 0.2, 0.8, 0.975, 100, 100.0, True, 5)
+    mixture = subspace.Mixture((1,), (1.0,), (0.9,), 0.1)
+    found = joined_audit._scaled(subspace.SubspaceResult(one, 0.1, 0.1, 10, mixture, (0.1,)), 0.25).estimate
+    assert (found.value, found.lower, found.upper) == (pytest.approx(0.1), 0.05, 0.2)
+    assert joined_audit.OWN_CLASS in found.reasons
+
+
+def test_the_record_that_is_asked_for_is_the_one_that_is_replaced():
+    digits = sources.load("digits", limit=60)
+    parts = cadp_study.Parts(*(digits.take(np.arange(first, first + 20)) for first in (0, 20, 40)))
+    for number in (0, 3):
+        other = joined_study.without(parts, number).image
+        assert np.flatnonzero(np.any(other != parts.private.image, axis=(1, 2, 3))).tolist() == [number]
+        same = np.flatnonzero(parts.test.label == parts.private.label[number])[0]
+        np.testing.assert_array_equal(other[number], parts.test.image[same])
 
 
 def test_blocks_of_simulated_copies_have_noise_of_their_own(monkeypatch):
