@@ -41,6 +41,7 @@ MATHEMATICS = ("networks", "diffusion", "flows", "anonymity", "mechanisms")
 FROM_TRAINING = (
     "training.rng",
     "training.gradients",
+    "training.privacy",
     "training.sharding",
     "training.convolutions",
     "training.winograd",
