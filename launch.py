@@ -138,7 +138,8 @@ def _of_the_file_system(error: BaseException) -> str | None:
             return f"{place}: expected a file system that lets this be read and written ({os.strerror(seen.errno)})"
         if full:
             return f"{place}: expected room to write ({full[0]}); with room again, start it again to go on"
-        seen = seen.__cause__ or seen.__context__
+        # What was handled and left behind on purpose (`raise … from None`) is not behind this.
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
 
 

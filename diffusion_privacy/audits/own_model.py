@@ -79,7 +79,7 @@ class Plan:
             ("share", 0 < self.share <= 1, "a number in (0, 1]"),
             ("level", 0.5 < self.level < 1, "a number in (0.5, 1)"),
             ("chunk", self.chunk >= 0, "0 or more"),
-            (("memory_gb", 0 < self.memory_gb < float("inf"), "a finite positive number")),
+            ("memory_gb", 0 < self.memory_gb < float("inf"), "a finite positive number"),
         ):
             if not valid:
                 raise InputError(f"audit.{field}: expected {expected}, got {vars(self)[field]!r}")
