@@ -14,6 +14,22 @@ import pytest
 if "jax" in sys.modules:
     raise RuntimeError("tests/conftest.py must run before jax is imported, or its device settings have no effect")
 
+
+def _take_a_share_of_the_cores() -> None:
+    """Gives each of several workers cores of its own, as far as there are enough and the system lets them be chosen.
+
+    Two programs of two threads each wait for each other's threads on two cores: jobs side by side take a sixth longer
+    that way than on a core each.
+    """
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker.startswith("gw") and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) >= count > 1:
+            os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: count])
+
+
+_take_a_share_of_the_cores()
+
 # Simulated devices outnumber the cores; with fewer threads than devices a collective can wait for ever.
 os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
