@@ -17,12 +17,6 @@ from diffusion_privacy.types import Array, PyTree
 CLIP_MARGIN = 2.0**-10
 """Gradients are clipped to C·(1 − margin): a float32 norm over millions of numbers may come out too small."""
 
-GRID_BITS = 3
-"""Noised sums are rounded to 2^-3 of the power of two at or below σ, a thousandth more in the variance of the noise.
-
-A run gives out as many numbers as it has steps times parameters, 10¹⁰ say, and on a fine grid the float32 noise tells a
-little with each (`rng.add`): with 8 bits 6·10⁻¹⁰ nats on average, which may be more than the run's whole ε."""
-
 
 def clip_one(gradient: PyTree, clip_norm: float) -> tuple[PyTree, Array]:
     """``g · min(1, C'/‖g‖₂)`` of ONE record over all parameters together, and whether it was shortened (0 or 1).
@@ -69,6 +63,6 @@ def noised_mean(total: PyTree, keys: Array, scale: Array | float, expected: floa
     noised = []
     for leaf, words in zip(leaves, keys, strict=True):
         unit = rng.unit_gaussian(jax.random.wrap_key_data(words, impl=rng.LAW), math.prod(leaf.shape))
-        added = rng.add(leaf, unit.reshape(leaf.shape), scale, GRID_BITS)
+        added = rng.add(leaf, unit.reshape(leaf.shape), scale)
         noised.append(jnp.where(scale == 0, leaf, added) / expected)
     return jax.tree.unflatten(structure, noised)

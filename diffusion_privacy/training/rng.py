@@ -63,13 +63,20 @@ def unit_gaussian(key: Array, dim: int) -> Array:
     return -sign * jax.scipy.special.ndtri(0.5 * u)
 
 
-def add(clipped: Array, unit: Array, scale: Array | float, bits: int = 8) -> Array:
+GRID_BITS = 3
+"""Noised numbers are rounded to 2^-3 of the power of two at or below σ, which adds at most a seven-hundredth to the
+variance of the noise. See `add`."""
+
+
+def add(clipped: Array, unit: Array, scale: Array | float, bits: int = GRID_BITS) -> Array:
     """``clipped + scale·unit``, rounded to multiples of 2^-bits of the power of two at or below ``scale``: float32 [D].
 
-    Rounding the sum is post-processing, so it costs nothing. With 8 bits a cell of the grid holds about 2^15 values of
-    the noise (fewer in the far tail), which makes its probability that of the continuous law to about 1e-4 under every
-    latent. Each bit less divides that error by two. Errors of many coordinates and releases add up like a random walk:
-    whoever publishes 10¹⁰ of them (private training) wants fewer bits.
+    Rounding the sum is post-processing, so it costs nothing. What it hides is which float32 values the noise takes: a
+    cell of the grid holds many of them, and the fewer bits the more. Counted over all values of Gaussian noise up to
+    4.9 σ, the chi-square distance of the cells' law from the continuous one is 10⁻¹² for numbers near 0 and 3·10⁻¹²
+    for those 1.7 σ away, the nats that a number may tell beyond the proof for real numbers: 6·10⁻⁷ for a record of
+    196,608 values, .03 for the 10¹⁰ numbers that a private training gives away. With 8 bits they are a thousand times
+    as many.
     """
     # Half an ulp may be lost in the float32 value of the scale; it must not end below what was asked for.
     scale = jnp.asarray(scale, jnp.float32) * jnp.float32(1.0 + 2.0**-22)

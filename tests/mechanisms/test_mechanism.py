@@ -28,7 +28,7 @@ from diffusion_privacy.mechanisms.relation import (
 )
 from diffusion_privacy.mechanisms.release import noised
 from diffusion_privacy.mechanisms.study import latent_curve_for_internal_study
-from diffusion_privacy.training.rng import signs_and_uniforms
+from diffusion_privacy.training.rng import GRID_BITS, signs_and_uniforms
 
 dp_accounting = pytest.importorskip("dp_accounting")
 
@@ -126,8 +126,10 @@ def test_a_release_adds_noise_of_the_scale_it_states(mechanism):
     # 1e-7 when right. Two thirds of the scale move the law by .08, 16 deviations; one key for all records leaves 50.
     drawn = noised(mechanism, jnp.zeros((800, 50))).ravel() / mechanism.noise_scale
     law = "norm" if mechanism.name == "gaussian" else "laplace"
-    # Rounding to 2^-8 of the scale spreads over less than the statistic sees.
-    assert stats.kstest(drawn + np.random.default_rng(0).uniform(-1, 1, drawn.size) / 1024, law).pvalue > 1e-7
+    # What was rounded is spread over its cell again.
+    cell = 2.0 ** (np.floor(np.log2(mechanism.noise_scale)) - GRID_BITS) / mechanism.noise_scale
+    spread = np.random.default_rng(0).uniform(-0.5, 0.5, drawn.size) * cell
+    assert stats.kstest(drawn + spread, law).pvalue > 1e-7
 
 
 def test_the_length_of_metric_noise_has_all_of_its_tail(monkeypatch):

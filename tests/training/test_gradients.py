@@ -37,9 +37,9 @@ def noised(total: np.ndarray, scale: float) -> np.ndarray:
 
 def test_noised_sums_lie_on_a_coarse_grid_and_others_are_left_alone():
     total = np.random.default_rng(0).standard_normal(1000)
-    cells = noised(total, 1.5) * 4 / 2.0**-gradients.GRID_BITS
+    cells = noised(total, 1.5) * 4 / 2.0**-rng.GRID_BITS
     np.testing.assert_array_equal(cells, np.rint(cells))
-    assert np.std(cells * 2.0**-gradients.GRID_BITS - total) == pytest.approx(1.5, rel=0.1)
+    assert np.std(cells * 2.0**-rng.GRID_BITS - total) == pytest.approx(1.5, rel=0.1)
     np.testing.assert_array_equal(noised(total, 0.0), total.astype(np.float32) / 4)
 
 
@@ -63,6 +63,6 @@ def cell_errors(bits: int, offset: float) -> np.ndarray:
 def test_cells_of_training_tell_a_hundredth_of_what_fine_ones_do():
     """What a cell tells is about the square of its error, and there are steps times parameters of them: 10¹⁰ cells with
     an error of 10⁻⁵ are a nat or so, with 3·10⁻⁷ they are none."""
-    coarse, fine = (np.sqrt(np.mean(cell_errors(bits, 0.0371) ** 2)) for bits in (gradients.GRID_BITS, 8))
+    coarse, fine = (np.sqrt(np.mean(cell_errors(bits, 0.0371) ** 2)) for bits in (rng.GRID_BITS, 8))
     assert 1e10 * coarse**2 < 5e-3
     assert 1e10 * fine**2 > 0.5

@@ -15,7 +15,8 @@ from training_toys import ToyBatches
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.training import private_step, sharding
-from diffusion_privacy.training.gradients import CLIP_MARGIN, GRID_BITS
+from diffusion_privacy.training.gradients import CLIP_MARGIN
+from diffusion_privacy.training.rng import GRID_BITS
 
 CLIP = 0.5
 

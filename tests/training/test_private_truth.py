@@ -24,7 +24,7 @@ from scipy import stats
 from diffusion_privacy.audits.one_run import OneRunBound, audit_scores, flip_coins
 from diffusion_privacy.training import loop, private_step, sharding
 from diffusion_privacy.training import state as states
-from diffusion_privacy.training.gradients import GRID_BITS
+from diffusion_privacy.training.rng import GRID_BITS
 from diffusion_privacy.training.secret import Secret
 
 CLIP, NOISE, EXPECTED = 0.5, 3.0, 4
