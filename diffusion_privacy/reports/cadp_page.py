@@ -298,7 +298,8 @@ def write_report(report_dir: Path, release: Mapping[str, Any], images: Mapping[s
     cadp_schema.validate(release)
     return page.write(
         report_dir,
-        lambda path: cadp_schema.write(path, release),
+        release,
+        cadp_schema.validate,
         lambda folder: cadp_figures.write_figures(folder, release, images),
         lambda drawn, digest: render(release, drawn, digest),
     )

@@ -18,7 +18,7 @@ from diffusion_privacy.reports import structure
 from diffusion_privacy.reports.estimates import interval_rule
 from diffusion_privacy.reports.schema import FILE_NAME, Count, Data, Device, NonNegative, Positive, Probability, Program
 
-__all__ = ["FILE_NAME", "SCHEMA_VERSION", "TABLE_VERSION", "read", "validate", "write"]
+__all__ = ["FILE_NAME", "SCHEMA_VERSION", "TABLE_VERSION", "read", "validate"]
 
 SCHEMA_VERSION = "cadp-1.0"
 TABLE_VERSION = "cadp-table-1.0"
@@ -259,12 +259,6 @@ def validate(release: object) -> None:
     if version not in SCHEMAS:
         raise InputError(f"release.schema_version: expected one of {', '.join(SCHEMAS)}, got {version!r}")
     structure.check(release, SCHEMAS[version], "release", OPEN, RULES)
-
-
-def write(path: Path, release: Mapping[str, Any]) -> None:
-    """Validate, then write ``path`` in one step."""
-    validate(release)
-    structure.write_json(path, release)
 
 
 def read(path: Path) -> Mapping[str, Any]:

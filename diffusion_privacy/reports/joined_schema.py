@@ -37,7 +37,7 @@ from diffusion_privacy.reports.schema import (
     Verdict,
 )
 
-__all__ = ["FILE_NAME", "SCHEMA_VERSION", "WAYS", "read", "validate", "write"]
+__all__ = ["FILE_NAME", "SCHEMA_VERSION", "WAYS", "read", "validate"]
 
 SCHEMA_VERSION = "joined-1.0"
 WAYS = ("raw_model", "dp_model", "copy_model", "copy")
@@ -295,12 +295,6 @@ _RULES: dict[type, Callable[[Mapping[str, Any], str], None]] = {
 def validate(release: object) -> None:
     """Raise `InputError` with the JSON path of the first fault; None when ``release`` follows joined-1.0."""
     structure.check(release, JoinedRelease, "release", _OPEN, _RULES)
-
-
-def write(path: Path, release: Mapping[str, Any]) -> None:
-    """Validate, then write ``path`` in one step."""
-    validate(release)
-    structure.write_json(path, release)
 
 
 def read(path: Path) -> JoinedRelease:
