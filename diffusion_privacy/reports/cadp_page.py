@@ -152,7 +152,8 @@ def _arms(release: Mapping[str, Any]) -> str:
         "not cover; a released set is one draw. Test images of unknown class go through the mechanism under a class "
         "drawn at random, since whoever wants to know a class does not have it. PSNR and SSIM (higher = closer) "
         "compare each image with the private original in its place, the Fréchet distance (lower = closer) the sets in "
-        "features of a classifier of the originals; for the control they show what the class alone gives."
+        "features of a classifier of the originals; for the control they show what the class alone gives. PSNR is the "
+        "mean over images that differ from their original, since it is infinite for the others, which are counted."
     )
     first = data_table("Right answers of classifiers, by what they were trained on", columns, rows)
     return first + data_table("For comparison", plain, compared) + f'<p class="small">{_e(note)}</p>'
@@ -160,7 +161,11 @@ def _arms(release: Mapping[str, Any]) -> str:
 
 def _likeness(arm: Mapping[str, Any]) -> str:
     found = arm["likeness"]
-    return "–" if found is None else f"{found['psnr_db']:.1f}; {found['ssim']:.2f}; {found['frechet']:.3g}"
+    if found is None:
+        return "–"
+    equal, psnr = found.get("equal", 0), "–" if found["psnr_db"] is None else f"{found['psnr_db']:.1f}"
+    without = f" (without {count(equal)} equal to their originals)" if equal else ""
+    return f"{psnr}{without}; {found['ssim']:.2f}; {found['frechet']:.3g}"
 
 
 _LINK_NAMES = {

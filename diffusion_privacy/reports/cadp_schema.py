@@ -44,11 +44,13 @@ class Accuracy(TypedDict):
 class Likeness(TypedDict):
     """Of each image to the original in its place (psnr_db, ssim; larger is closer), and of the set to the originals.
 
+    psnr_db is the mean over images that differ from their original; it is infinite for the others, which equal counts.
     frechet is in squared feature units (smaller is closer); precision and recall are shares (larger is closer), all in
     features of a classifier trained on the originals: not comparable with Inception features.
     """
 
-    psnr_db: float
+    psnr_db: float | None  # null: every image equals its original
+    equal: NotRequired[Count]
     ssim: float
     frechet: NonNegative
     precision: Probability
