@@ -234,6 +234,12 @@ def _faults(release: Mapping[str, Any]) -> str:
     return "".join(f'<p class="alarm"><b>Fault.</b> {_e(k)}: {_e(v)}</p>' for k, v in found["faults"].items())
 
 
+def _strangers(flow: Mapping[str, Any]) -> str:
+    """Of the held-out records, how many were none."""
+    left_out = flow.get("left_out", 0)
+    return f" (left out: {count(left_out)} equal to a record that it learnt from)" if left_out else ""
+
+
 def _flow(release: Mapping[str, Any]) -> str:
     flow = release["flow"]
     bits, member = flow["bits_per_dim"], flow["membership"]
@@ -242,7 +248,7 @@ def _flow(release: Mapping[str, Any]) -> str:
     lines = [
         f"Bits per dimension ({scale}; lower is a closer fit): {bits['trained_on']:.2f} on "
         f"the {count(flow['members'])} records that it learnt from, {bits['held_out']:.2f} on {count(flow['others'])} "
-        "held out.",
+        f"held out{_strangers(flow)}.",
         f"Membership: a record that it learnt from looks more likely than another in {with_interval(member)} of pairs "
         "(chance: 50 %). These are the records declared public, not the private ones."
         if release["config"]["flow"]["trained_on"] == "public"

@@ -171,6 +171,7 @@ class FlowFacts(TypedDict):
     membership: Interval
     members: Positive
     others: Positive
+    left_out: NotRequired[Count]  # test images that equal a member: no strangers, and not among the others
     inversion_error: NonNegative  # of latents as the decoder gets them
     record_error: NonNegative  # of records as the flow takes them
 
