@@ -281,6 +281,12 @@ class Outputs:
             raise InputError(f"config.outputs.grid_images: expected at least 1, got {self.grid_images}")
 
 
+def need(holds: bool, field: str, expected: str, value: object) -> None:
+    """Raise InputError that names ``config.field``, what was expected and what came, unless ``holds``."""
+    if not holds:
+        raise InputError(f"config.{field}: expected {expected}, got {value!r}")
+
+
 def check_profile(steps: int) -> None:
     """Raise InputError unless ``steps`` is 0 or more."""
     if steps < 0:

@@ -11,8 +11,7 @@ import math
 
 from diffusion_privacy import settings
 from diffusion_privacy.data.tables import Column
-from diffusion_privacy.errors import InputError
-from diffusion_privacy.settings import Data, Outputs, Params, Report
+from diffusion_privacy.settings import Data, Outputs, Params, Report, need
 from diffusion_privacy.training.state import TrainConfig
 
 MECHANISMS = ("gaussian", "laplace", "discrete_gaussian", "discrete_laplace")
@@ -242,9 +241,9 @@ class PrivateStudy:
     def __post_init__(self) -> None:
         settings.check_profile(self.profile)
         release = self.release
-        _need(0 <= self.seed < 2**32, "seed", "0 <= seed < 2**32", self.seed)
+        need(0 <= self.seed < 2**32, "seed", "0 <= seed < 2**32", self.seed)
         shares = dataclasses.astuple(self.split)
-        _need(
+        need(
             all(s > 0 for s in shares) and abs(sum(shares) - 1) < 1e-9, "split", "positive shares that sum to 1", shares
         )
         _choice("flow.training_precision", self.flow.training_precision, ("float32", "bfloat16"))
@@ -258,29 +257,29 @@ class PrivateStudy:
             ("attack.study_epsilons", self.attack.study_epsilons),
         ):
             rising = all(a < b for a, b in itertools.pairwise(values))
-            _need(rising and all(0 < e < math.inf for e in values), field, "finite increasing numbers > 0", values)
+            need(rising and all(0 < e < math.inf for e in values), field, "finite increasing numbers > 0", values)
             # They name the folders of releases and the entries of the ledger, to six digits.
             apart = len({f"{e:g}" for e in values}) == len(values)
-            _need(apart, field, "numbers that differ in their first six digits", values)
+            need(apart, field, "numbers that differ in their first six digits", values)
         _check_promise(release)
-        _need(0 < release.coverage < 1, "release.coverage", "a number in (0, 1)", release.coverage)
-        _need(bool(release.ledger), "release.ledger", "the name of a file", release.ledger)
-        _need(release.coarse >= 0, "release.coarse", "0 or more", release.coarse)
-        _need(release.label_epsilon >= 0, "release.label_epsilon", "0 or more", release.label_epsilon)
-        _need(self.attack.records >= 0, "attack.records", "0 (all) or more", self.attack.records)
+        need(0 < release.coverage < 1, "release.coverage", "a number in (0, 1)", release.coverage)
+        need(bool(release.ledger), "release.ledger", "the name of a file", release.ledger)
+        need(release.coarse >= 0, "release.coarse", "0 or more", release.coarse)
+        need(release.label_epsilon >= 0, "release.label_epsilon", "0 or more", release.label_epsilon)
+        need(self.attack.records >= 0, "attack.records", "0 (all) or more", self.attack.records)
         trials = self.attack.trials
-        _need(1000 <= trials <= 2**30, "attack.trials", "within 1000 and 2^30", trials)
+        need(1000 <= trials <= 2**30, "attack.trials", "within 1000 and 2^30", trials)
         share = self.attack.tightness
-        _need(0 < share < 1, "attack.tightness", "a number in (0, 1)", share)
+        need(0 < share < 1, "attack.tightness", "a number in (0, 1)", share)
         for field, least in (("confidence", 0.0), ("level", 0.5)):
             value = getattr(self.attack, field)
-            _need(least < value < 1, f"attack.{field}", f"a number in ({least:g}, 1)", value)
-        _need(self.attack.trial_dim >= 1, "attack.trial_dim", "1 or more", self.attack.trial_dim)
+            need(least < value < 1, f"attack.{field}", f"a number in ({least:g}, 1)", value)
+        need(self.attack.trial_dim >= 1, "attack.trial_dim", "1 or more", self.attack.trial_dim)
         for field in ("reconstruction", "perturbation"):
             value = getattr(self.flow, field)
-            _need(0 <= value < math.inf, f"flow.{field}", "a finite number, 0 or more", value)
+            need(0 <= value < math.inf, f"flow.{field}", "a finite number, 0 or more", value)
         repeats = self.attack.release_repeats
-        _need(repeats == 0 or repeats >= 100, "attack.release_repeats", "0 or at least 100", repeats)
+        need(repeats == 0 or repeats >= 100, "attack.release_repeats", "0 or at least 100", repeats)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -296,14 +295,14 @@ class Cadp(PrivateStudy):
         check_image_flow(self.flow)
         _choice("flow.condition", self.flow.condition, ("label", "attributes"))
         named, of = bool(evaluation.target), self.flow.condition
-        _need(named == (of == "attributes"), "evaluation.target", f"{_TARGETS[of]} with {of!r}", evaluation.target)
+        need(named == (of == "attributes"), "evaluation.target", f"{_TARGETS[of]} with {of!r}", evaluation.target)
         check_evaluation(evaluation)
         _choice("evaluation.dp_arm", evaluation.dp_arm, PRIVATE_ARMS)
         given = evaluation.dp_arm != "loop" or evaluation.dp_training is not None
-        _need(given, "evaluation.dp_training", "settings of the loop, where dp_arm is 'loop'", None)
+        need(given, "evaluation.dp_training", "settings of the loop, where dp_arm is 'loop'", None)
         if evaluation.dp_training is not None:
             fixed = evaluation.dp_training.privacy
-            _need(not fixed.on, "evaluation.dp_training.privacy", "no ε or noise: it gets those of the releases", fixed)
+            need(not fixed.on, "evaluation.dp_training.privacy", "no ε or noise: it gets those of the releases", fixed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -320,59 +319,57 @@ class CadpTable(PrivateStudy):
         _choice("flow.preprocess", self.flow.preprocess, ("none",))
         _choice("flow.condition", self.flow.condition, ("label",))
         people = self.release.records_per_person
-        _need(people == 1, "release.records_per_person", "1: the guarantee of a table is for a row", people)
+        need(people == 1, "release.records_per_person", "1: the guarantee of a table is for a row", people)
         randomised = self.release.label_epsilon > 0
-        _need(
-            not randomised or bool(columns.apart), "columns.apart", "columns to spend label_epsilon on", columns.apart
-        )
+        need(not randomised or bool(columns.apart), "columns.apart", "columns to spend label_epsilon on", columns.apart)
         declared = not columns.declared or self.data.source == "csv"
-        _need(declared, "columns.declared", "none, but for the source csv", self.data.source)
+        need(declared, "columns.declared", "none, but for the source csv", self.data.source)
         for name, ends in columns.ranges.items():
-            _need(len(ends) == 2, f"columns.ranges.{name}", "(lower, upper)", ends)
-        _need(0 <= columns.noise < 1, "columns.noise", "a number in [0, 1)", columns.noise)
-        _need(evaluation.draws >= 2, "evaluation.draws", "at least 2", evaluation.draws)
-        _need(evaluation.dp_steps >= 0, "evaluation.dp_steps", "0 or more", evaluation.dp_steps)
+            need(len(ends) == 2, f"columns.ranges.{name}", "(lower, upper)", ends)
+        need(0 <= columns.noise < 1, "columns.noise", "a number in [0, 1)", columns.noise)
+        need(evaluation.draws >= 2, "evaluation.draws", "at least 2", evaluation.draws)
+        need(evaluation.dp_steps >= 0, "evaluation.dp_steps", "0 or more", evaluation.dp_steps)
         _check_descent(evaluation)
-        _need(evaluation.cells >= 2, "evaluation.cells", "at least 2", evaluation.cells)
-        _need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
+        need(evaluation.cells >= 2, "evaluation.cells", "at least 2", evaluation.cells)
+        need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
 
 
 def check_image_flow(flow: Flow) -> None:
     """Raises InputError for preprocessing that images do not have."""
     _choice("flow.preprocess", flow.preprocess, ("affine", "logit", "ink"))
-    _need(0 < flow.logit_alpha < 0.5, "flow.logit_alpha", "a number in (0, 0.5)", flow.logit_alpha)
+    need(0 < flow.logit_alpha < 0.5, "flow.logit_alpha", "a number in (0, 0.5)", flow.logit_alpha)
 
 
 def check_evaluation(evaluation: Evaluation) -> None:
     """Raises InputError for a field out of range, whichever study trains these classifiers."""
-    _need(evaluation.seeds >= 2, "evaluation.seeds", "at least 2", evaluation.seeds)
-    _need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
+    need(evaluation.seeds >= 2, "evaluation.seeds", "at least 2", evaluation.seeds)
+    need(0.5 < evaluation.level < 1, "evaluation.level", "a number in (0.5, 1)", evaluation.level)
     for field in ("hidden", "dp_hidden", "dp_steps", "pixel_block"):
-        _need(getattr(evaluation, field) >= 0, f"evaluation.{field}", "0 or more", getattr(evaluation, field))
+        need(getattr(evaluation, field) >= 0, f"evaluation.{field}", "0 or more", getattr(evaluation, field))
     _check_descent(evaluation)
     clip = evaluation.training.grad_clip_norm
-    _need(clip == 0, "evaluation.training.grad_clip_norm", "0 (it would couple the classifiers)", clip)
+    need(clip == 0, "evaluation.training.grad_clip_norm", "0 (it would couple the classifiers)", clip)
     private = evaluation.training.privacy.on
-    _need(not private, "evaluation.training.privacy", "none: for private classifiers see dp_arm", "one")
+    need(not private, "evaluation.training.privacy", "none: for private classifiers see dp_arm", "one")
 
 
 def _check_descent(evaluation: Evaluation | TableEvaluation) -> None:
     for field in ("dp_clip", "dp_learning_rate"):
         value = getattr(evaluation, field)
-        _need(0 < value < math.inf, f"evaluation.{field}", "a finite number > 0", value)
+        need(0 < value < math.inf, f"evaluation.{field}", "a finite number > 0", value)
 
 
 def _check_promise(release: Release) -> None:
     """ε or rates, never both: nothing may call one the other."""
     if not release.metric:
-        _need(len(release.epsilons) > 0, "release.epsilons", "at least one ε", release.epsilons)
-        _need(not release.rates, "release.rates", f"none with {release.mechanism!r}, which has ε", release.rates)
+        need(len(release.epsilons) > 0, "release.epsilons", "at least one ε", release.epsilons)
+        need(not release.rates, "release.rates", f"none with {release.mechanism!r}, which has ε", release.rates)
         return
-    _need(len(release.rates) > 0, "release.rates", "at least one rate", release.rates)
-    _need(not release.epsilons, "release.epsilons", "none with a metric mechanism: see rates", release.epsilons)
+    need(len(release.rates) > 0, "release.rates", "at least one rate", release.rates)
+    need(not release.epsilons, "release.epsilons", "none with a metric mechanism: see rates", release.epsilons)
     randomised, why = release.label_epsilon, "0 with a metric mechanism, whose rate adds up with no ε"
-    _need(randomised == 0, "release.label_epsilon", why, randomised)
-    _need(not release.prior_matched, "release.prior_matched", "False with a metric mechanism", release.prior_matched)
+    need(randomised == 0, "release.label_epsilon", why, randomised)
+    need(not release.prior_matched, "release.prior_matched", "False with a metric mechanism", release.prior_matched)
 
 
 def _check_dp_sgd(flow: Flow, release: Release) -> None:
@@ -381,16 +378,11 @@ def _check_dp_sgd(flow: Flow, release: Release) -> None:
         return
     private = flow.trained_on == "private" and flow.training.privacy.on
     expected = "'dp-sgd' only with flow.trained_on = 'private' and flow.training.privacy.epsilon > 0"
-    _need(private, "release.flow_training", expected, release.flow_training)
+    need(private, "release.flow_training", expected, release.flow_training)
     # DP-SGD counts single records; for k of one person its ε would be larger.
     people = release.records_per_person
-    _need(people == 1, "release.records_per_person", "1 where release.flow_training is 'dp-sgd'", people)
-
-
-def _need(holds: bool, field: str, expected: str, value: object) -> None:
-    if not holds:
-        raise InputError(f"config.{field}: expected {expected}, got {value!r}")
+    need(people == 1, "release.records_per_person", "1 where release.flow_training is 'dp-sgd'", people)
 
 
 def _choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    _need(value in choices, field, f"one of {', '.join(choices)}", value)
+    need(value in choices, field, f"one of {', '.join(choices)}", value)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from diffusion_privacy.errors import InputError
-from diffusion_privacy.settings import Audit, Data, Detector, Named, Outputs, Report, Sampler, Score, Split, Study
+from diffusion_privacy.settings import Audit, Data, Detector, Named, Outputs, Report, Sampler, Score, Split, Study, need
 from diffusion_privacy.settings_cadp import (
     Evaluation,
     Flow,
@@ -120,35 +119,35 @@ class Joined:
             ("certify.samples", certify.samples, 1),
             ("risk.attack_records", risk.attack_records, 8),
         ):
-            _need(value >= least, name, f"at least {least}", value)
+            need(value >= least, name, f"at least {least}", value)
         within = 50 <= risk.evaluation_samples <= risk.samples
-        _need(within, "risk.evaluation_samples", f"50 … risk.samples = {risk.samples}", risk.evaluation_samples)
+        need(within, "risk.evaluation_samples", f"50 … risk.samples = {risk.samples}", risk.evaluation_samples)
         # Built once here, so that what they refuse is refused before anything is trained.
         _ = self.cadp, self.study
 
     def _check_sharing(self) -> None:
         release, private = self.release, self.private_training.privacy
-        _need(len(release.epsilons) == 1, "release.epsilons", "exactly one ε", release.epsilons)
-        _need(release.label_epsilon == 0, "release.label_epsilon", "0: the class is public", release.label_epsilon)
+        need(len(release.epsilons) == 1, "release.epsilons", "exactly one ε", release.epsilons)
+        need(release.label_epsilon == 0, "release.label_epsilon", "0: the class is public", release.label_epsilon)
         people = release.records_per_person
-        _need(people == 1, "release.records_per_person", "1, DP-SGD counts single records", people)
-        _need(private.on, "private_training.privacy.epsilon", "a number above 0", private.epsilon)
-        _need(not self.score.training.privacy.on, "score.training.privacy", "none, see private_training", "one")
-        _need("num_classes" not in self.score.network.params, "score.network.params.num_classes", "none", "one")
-        _need(self.flow.condition == "label", "flow.condition", "'label'", self.flow.condition)
-        _need(self.score.autoencoder is None, "score.autoencoder", "none, its models work on pixels", "one")
+        need(people == 1, "release.records_per_person", "1, DP-SGD counts single records", people)
+        need(private.on, "private_training.privacy.epsilon", "a number above 0", private.epsilon)
+        need(not self.score.training.privacy.on, "score.training.privacy", "none, see private_training", "one")
+        need("num_classes" not in self.score.network.params, "score.network.params.num_classes", "none", "one")
+        need(self.flow.condition == "label", "flow.condition", "'label'", self.flow.condition)
+        need(self.score.autoencoder is None, "score.autoencoder", "none, its models work on pixels", "one")
         check_image_flow(self.flow)
         check_evaluation(self.evaluation)
         mechanism = release.mechanism
-        _need(
+        need(
             not release.metric and not mechanism.startswith("discrete"),
             "release.mechanism",
             "one that has an ε and continuous noise, whose copies the audit can simulate",
             mechanism,
         )
-        _need(self.fingerprint.name != "none", "fingerprint.name", "a mark that a detector can learn", "none")
+        need(self.fingerprint.name != "none", "fingerprint.name", "a mark that a detector can learn", "none")
         kind = self.detector.identity
-        _need(kind == "classifier", "detector.identity", "'classifier'", kind)
+        need(kind == "classifier", "detector.identity", "'classifier'", kind)
 
     @functools.cached_property
     def cadp(self) -> PrivateStudy:
@@ -194,8 +193,3 @@ class Joined:
     def epsilon(self) -> float:
         """ε of the latent step of the private copy."""
         return self.release.epsilons[0]
-
-
-def _need(holds: bool, field: str, expected: str, value: object) -> None:
-    if not holds:
-        raise InputError(f"config.{field}: expected {expected}, got {value!r}")

@@ -153,19 +153,7 @@ def privatise(
     identities, kind = _identities(records, hashes, hash_kind)
     flow.check(identities, kind)
     published = condition.many(noise.os_bytes, labels)
-    parts, dim = [], 0
-    for start in range(0, count, batch_size):
-        real = np.arange(start, min(start + batch_size, count))
-        index = np.resize(real, batch_size)
-        classes = jnp.asarray(published[index])
-        z = encode(jnp.asarray(records[index], jnp.float32), classes)[: real.size]
-        if z.ndim != 2:
-            raise ValueError(f"encode must return [B, D], got {z.shape}")
-        dim = z.shape[1]
-        private = _private_latents(mechanism, z, selection, match)
-        padded = jnp.asarray(private[np.resize(np.arange(real.size), batch_size)])
-        parts.append(np.asarray(decode(padded, classes), np.float32)[: real.size])
-    data = np.concatenate(parts)
+    data, dim = _copies(encode, decode, records, published, mechanism, selection, match, batch_size)
     if data.shape != records.shape:
         raise ValueError(f"decode must return records like those given, {records.shape}, got {data.shape}")
     known_by = PREPARED_VALUES if hashes is None else SOURCE
@@ -179,6 +167,32 @@ def privatise(
         logger.warning("%s", warning)
     known = None if hashes is None else tuple(hashes)
     return Privatised(data, published, manifest, record_spend(mechanism, condition, relation), flow, known, relation)
+
+
+def _copies(
+    encode: Encode,
+    decode: Decode,
+    records: np.ndarray,
+    published: np.ndarray,
+    mechanism: Mechanism,
+    selection: CoarseSelection | None,
+    match: bool,
+    batch_size: int,
+) -> tuple[np.ndarray, int]:
+    """What is decoded from the private latents of ``records``, in their order, and the length D of a latent."""
+    count, parts, dim = len(records), [], 0
+    for start in range(0, count, batch_size):
+        real = np.arange(start, min(start + batch_size, count))
+        index = np.resize(real, batch_size)
+        classes = jnp.asarray(published[index])
+        z = encode(jnp.asarray(records[index], jnp.float32), classes)[: real.size]
+        if z.ndim != 2:
+            raise ValueError(f"encode must return [B, D], got {z.shape}")
+        dim = z.shape[1]
+        private = _private_latents(mechanism, z, selection, match)
+        padded = jnp.asarray(private[np.resize(np.arange(real.size), batch_size)])
+        parts.append(np.asarray(decode(padded, classes), np.float32)[: real.size])
+    return np.concatenate(parts), dim
 
 
 def _private_latents(mechanism: Mechanism, z: Array, selection: CoarseSelection | None, match: bool) -> np.ndarray:

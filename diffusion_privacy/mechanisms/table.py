@@ -194,14 +194,19 @@ def privatise_table(
         assumed=assumed,
         batch_size=batch_size,
     )
-    known = [name for name in release.manifest.public if name != CLASS_IS_PUBLIC]
-    if len(known) < len(release.manifest.public) and encoder.apart:
-        known.append(f"{', '.join(encoder.apart)} of every row")
-    schema = "the schema: columns, categories, ranges, statistics and decimals"
-    public = (*known, schema, "which rows of the source are among the records")
+    public = _public(release.manifest.public, encoder)
     release = dataclasses.replace(release, manifest=dataclasses.replace(release.manifest, public=public))
     decoded = encoder.decode(release.data, digits(release.labels, sizes), f"{table.name}, privatised")
     return PrivatisedTable(decoded, release)
+
+
+def _public(said: tuple[str, ...], encoder: Encoder) -> tuple[str, ...]:
+    """What a manifest calls public, ``said`` of any records, for a table: columns apart by name, and its schema."""
+    known = [name for name in said if name != CLASS_IS_PUBLIC]
+    if len(known) < len(said) and encoder.apart:
+        known.append(f"{', '.join(encoder.apart)} of every row")
+    schema = "the schema: columns, categories, ranges, statistics and decimals"
+    return (*known, schema, "which rows of the source are among the records")
 
 
 def column_condition(

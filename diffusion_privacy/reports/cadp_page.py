@@ -152,7 +152,8 @@ def _arms(release: Mapping[str, Any]) -> str:
         "not cover; a released set is one draw. Test images of unknown class go through the mechanism under a class "
         "drawn at random, since whoever wants to know a class does not have it. PSNR and SSIM (higher = closer) "
         "compare each image with the private original in its place, the Fréchet distance (lower = closer) the sets in "
-        "features of a classifier of the originals; for the control they show what the class alone gives."
+        "features of a classifier of the originals; for the control they show what the class alone gives. PSNR is the "
+        "mean over images that differ from their original, since it is infinite for the others, which are counted."
     )
     first = data_table("Right answers of classifiers, by what they were trained on", columns, rows)
     return first + data_table("For comparison", plain, compared) + f'<p class="small">{_e(note)}</p>'
@@ -160,7 +161,11 @@ def _arms(release: Mapping[str, Any]) -> str:
 
 def _likeness(arm: Mapping[str, Any]) -> str:
     found = arm["likeness"]
-    return "–" if found is None else f"{found['psnr_db']:.1f}; {found['ssim']:.2f}; {found['frechet']:.3g}"
+    if found is None:
+        return "–"
+    equal, psnr = found.get("equal", 0), "–" if found["psnr_db"] is None else f"{found['psnr_db']:.1f}"
+    without = f" (without {count(equal)} equal to their originals)" if equal else ""
+    return f"{psnr}{without}; {found['ssim']:.2f}; {found['frechet']:.3g}"
 
 
 _LINK_NAMES = {
@@ -229,6 +234,12 @@ def _faults(release: Mapping[str, Any]) -> str:
     return "".join(f'<p class="alarm"><b>Fault.</b> {_e(k)}: {_e(v)}</p>' for k, v in found["faults"].items())
 
 
+def _strangers(flow: Mapping[str, Any]) -> str:
+    """Of the held-out records, how many were none."""
+    left_out = flow.get("left_out", 0)
+    return f" (left out: {count(left_out)} equal to a record that it learnt from)" if left_out else ""
+
+
 def _flow(release: Mapping[str, Any]) -> str:
     flow = release["flow"]
     bits, member = flow["bits_per_dim"], flow["membership"]
@@ -237,7 +248,7 @@ def _flow(release: Mapping[str, Any]) -> str:
     lines = [
         f"Bits per dimension ({scale}; lower is a closer fit): {bits['trained_on']:.2f} on "
         f"the {count(flow['members'])} records that it learnt from, {bits['held_out']:.2f} on {count(flow['others'])} "
-        "held out.",
+        f"held out{_strangers(flow)}.",
         f"Membership: a record that it learnt from looks more likely than another in {with_interval(member)} of pairs "
         "(chance: 50 %). These are the records declared public, not the private ones."
         if release["config"]["flow"]["trained_on"] == "public"
@@ -298,7 +309,8 @@ def write_report(report_dir: Path, release: Mapping[str, Any], images: Mapping[s
     cadp_schema.validate(release)
     return page.write(
         report_dir,
-        lambda path: cadp_schema.write(path, release),
+        release,
+        cadp_schema.validate,
         lambda folder: cadp_figures.write_figures(folder, release, images),
         lambda drawn, digest: render(release, drawn, digest),
     )

@@ -18,7 +18,7 @@ from diffusion_privacy.reports import structure
 from diffusion_privacy.reports.estimates import interval_rule
 from diffusion_privacy.reports.schema import FILE_NAME, Count, Data, Device, NonNegative, Positive, Probability, Program
 
-__all__ = ["FILE_NAME", "SCHEMA_VERSION", "TABLE_VERSION", "read", "validate", "write"]
+__all__ = ["FILE_NAME", "SCHEMA_VERSION", "TABLE_VERSION", "read", "validate"]
 
 SCHEMA_VERSION = "cadp-1.0"
 TABLE_VERSION = "cadp-table-1.0"
@@ -44,11 +44,13 @@ class Accuracy(TypedDict):
 class Likeness(TypedDict):
     """Of each image to the original in its place (psnr_db, ssim; larger is closer), and of the set to the originals.
 
+    psnr_db is the mean over images that differ from their original; it is infinite for the others, which equal counts.
     frechet is in squared feature units (smaller is closer); precision and recall are shares (larger is closer), all in
     features of a classifier trained on the originals: not comparable with Inception features.
     """
 
-    psnr_db: float
+    psnr_db: float | None  # null: every image equals its original
+    equal: NotRequired[Count]
     ssim: float
     frechet: NonNegative
     precision: Probability
@@ -169,6 +171,7 @@ class FlowFacts(TypedDict):
     membership: Interval
     members: Positive
     others: Positive
+    left_out: NotRequired[Count]  # test images that equal a member: no strangers, and not among the others
     inversion_error: NonNegative  # of latents as the decoder gets them
     record_error: NonNegative  # of records as the flow takes them
 
@@ -259,12 +262,6 @@ def validate(release: object) -> None:
     if version not in SCHEMAS:
         raise InputError(f"release.schema_version: expected one of {', '.join(SCHEMAS)}, got {version!r}")
     structure.check(release, SCHEMAS[version], "release", OPEN, RULES)
-
-
-def write(path: Path, release: Mapping[str, Any]) -> None:
-    """Validate, then write ``path`` in one step."""
-    validate(release)
-    structure.write_json(path, release)
 
 
 def read(path: Path) -> Mapping[str, Any]:

@@ -160,7 +160,8 @@ def write_report(
         raise InputError(f"report arrays: expected one set for each model, missing {', '.join(missing)}")
     return page.write(
         report_dir,
-        lambda path: schema.write(path, release),
+        release,
+        schema.validate,
         lambda folder: pictures.write_figures(folder, release, arrays, show_private),
         lambda drawn, digest: render(release, drawn, digest),
     )

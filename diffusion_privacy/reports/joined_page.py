@@ -213,7 +213,8 @@ def write_report(
             raise InputError(f"report arrays: expected the release's {marked} marked records to be shown, got {has}")
     return page.write(
         report_dir,
-        lambda path: joined_schema.write(path, release),
+        release,
+        joined_schema.validate,
         lambda folder: joined_figures.write_figures(folder, release, pictures),
         lambda drawn, digest: render(release, drawn, digest),
     )

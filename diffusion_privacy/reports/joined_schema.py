@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.reports import structure
@@ -37,7 +37,7 @@ from diffusion_privacy.reports.schema import (
     Verdict,
 )
 
-__all__ = ["FILE_NAME", "SCHEMA_VERSION", "WAYS", "read", "validate", "write"]
+__all__ = ["FILE_NAME", "SCHEMA_VERSION", "WAYS", "read", "validate"]
 
 SCHEMA_VERSION = "joined-1.0"
 WAYS = ("raw_model", "dp_model", "copy_model", "copy")
@@ -51,7 +51,7 @@ class Facts(Data):
     classes: Positive
     private: Positive  # records to be shared in some way, the marked ones among them
     public: Positive  # what the flow learns from; given up as public
-    test: Positive  # real records that nobody learns from: utility is scored on them, attacks use them as non-members
+    test: Positive  # real records that nobody learns from: utility is scored on them, attacks call them non-members
     marked: Positive  # private records with a planted fingerprint
     controls: Positive  # held-out records with a planted fingerprint
 
@@ -117,6 +117,7 @@ class Attack(TypedDict):
     what: str  # in words
     members: Positive
     non_members: Positive
+    left_out: NotRequired[Count]  # test records that equal a private one: no strangers, and not among the non-members
     auc: Interval
     points: list[AttackPoint]
 
@@ -295,12 +296,6 @@ _RULES: dict[type, Callable[[Mapping[str, Any], str], None]] = {
 def validate(release: object) -> None:
     """Raise `InputError` with the JSON path of the first fault; None when ``release`` follows joined-1.0."""
     structure.check(release, JoinedRelease, "release", _OPEN, _RULES)
-
-
-def write(path: Path, release: Mapping[str, Any]) -> None:
-    """Validate, then write ``path`` in one step."""
-    validate(release)
-    structure.write_json(path, release)
 
 
 def read(path: Path) -> JoinedRelease:

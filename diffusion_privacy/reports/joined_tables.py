@@ -310,7 +310,7 @@ def attacks(release: Mapping[str, Any]) -> str:
         cells = [
             way["title"],
             _stacked(attack["name"], attack["what"]),
-            f"{count(attack['members'])}, {count(attack['non_members'])}",
+            _sides(attack),
             _share(attack["auc"]),
             *(_point(way, at) for at in rates),
         ]
@@ -318,6 +318,12 @@ def attacks(release: Mapping[str, Any]) -> str:
     level = percent(in_order(release)[0]["risk"]["attack"]["auc"]["level"])
     note = f"In brackets: {level} intervals. Members are the private records. Lower is safer."
     return data_table("Was a record among those learnt from?", columns, rows) + _note(note) + _linkage(release)
+
+
+def _sides(attack: Mapping[str, Any]) -> str:
+    """Members and others, and of the others those that were none."""
+    sides, left_out = f"{count(attack['members'])}, {count(attack['non_members'])}", attack.get("left_out", 0)
+    return _stacked(sides, f"left out: {count(left_out)} equal to a private record") if left_out else sides
 
 
 def _linkage(release: Mapping[str, Any]) -> str:

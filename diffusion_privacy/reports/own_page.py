@@ -199,7 +199,8 @@ def write_report(
     own_schema.validate(release)
     return page.write(
         report_dir,
-        lambda path: own_schema.write(path, release),
+        release,
+        own_schema.validate,
         lambda folder: _figures(folder, release, arrays, show_private),
         lambda drawn, digest: render(release, drawn, digest),
     )

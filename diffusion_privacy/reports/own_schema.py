@@ -119,12 +119,6 @@ def validate(release: object) -> None:
     structure.check(release, OwnRelease, "release", schema.OPEN, RULES)
 
 
-def write(path: Path, release: Mapping[str, Any]) -> None:
-    """Validate, then write ``path`` in one step."""
-    validate(release)
-    structure.write_json(path, release)
-
-
 def read(path: Path) -> OwnRelease:
     """The validated content of ``path``; `InputError` names the file and the JSON path of what is wrong."""
     return cast(OwnRelease, structure.read_json(path, validate))

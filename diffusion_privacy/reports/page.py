@@ -15,7 +15,7 @@ from string import Template
 from typing import Any
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import tables
+from diffusion_privacy.reports import structure, tables
 from diffusion_privacy.reports.figures import Picture
 from diffusion_privacy.reports.schema import FILE_NAME
 from diffusion_privacy.reports.style import CSS
@@ -107,7 +107,8 @@ def definitions(terms: Iterable[tuple[str, str]]) -> str:
 
 def write(
     report_dir: Path,
-    write_release: Callable[[Path], None],
+    release: Mapping[str, Any],
+    validate: Callable[[object], None],
     draw: Callable[[Path], Mapping[str, Picture]],
     render: Callable[[Mapping[str, Picture], str], str],
 ) -> Path:
@@ -115,7 +116,8 @@ def write(
 
     Args:
       report_dir: made if it is not there; an earlier report in it is replaced.
-      write_release: writes release.json at a path.
+      release: what release.json holds.
+      validate: raises InputError where it does not follow its schema.
       draw: writes the pictures into a folder.
       render: the page as text from the pictures and the SHA-256 of release.json in hex.
 
@@ -125,7 +127,7 @@ def write(
     folder, page = report_dir / "figures", report_dir / PAGE_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_release(report_dir / FILE_NAME)
+        structure.write_json(report_dir / FILE_NAME, release, validate)
         digest = hashlib.sha256((report_dir / FILE_NAME).read_bytes()).hexdigest()
         drawn = draw(folder)
         temporary = page.with_name(PAGE_NAME + ".partial")

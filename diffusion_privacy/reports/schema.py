@@ -286,12 +286,6 @@ def validate(release: object) -> None:
     structure.check(release, Release, "release", OPEN, RULES)
 
 
-def write(path: Path, release: Mapping[str, Any]) -> None:
-    """Validate, then write ``path`` in one step: a reader sees the old file or the whole new one."""
-    validate(release)
-    structure.write_json(path, release)
-
-
 def read(path: Path) -> Release:
     """The validated content of ``path``; `InputError` names the file and the JSON path of what is wrong."""
     return cast(Release, structure.read_json(path, validate))

@@ -156,8 +156,9 @@ def check(value: object, kind: Any, path: str, open_kinds: frozenset[type], rule
         _check_scalar(value, kind, path)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write ``path`` as indented JSON in one step: a reader sees the old file or the whole new one."""
+def write_json(path: Path, value: Mapping[str, Any], validate: Callable[[object], None]) -> None:
+    """Validate, then write ``path`` as indented JSON in one step: a reader sees the old file or the whole new one."""
+    validate(value)
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(text, encoding="utf-8")

@@ -148,6 +148,26 @@ def _curves(setup: Setup, score: ScoreFn, detect: PyTree, records: np.ndarray, n
     )
 
 
+def _subspaces(
+    setup: Setup, score: ScoreFn, detect: PyTree, records: np.ndarray, curves: list[HCurve], name: str, chunk: int
+) -> list[SubspaceResult]:
+    """E2 of every record, on the levels that its h(t) proposes."""
+    config = setup.study.audit
+    return subspace.estimate(
+        setup.chain,
+        score,
+        detect,
+        records,
+        [subspace.design(curve.by_level) for curve in curves],
+        rng.stream(setup.study.seed, f"subspace.{name}"),
+        uids=setup.uids,
+        draws=config.subspace_draws,
+        max_draws=config.subspace_max_draws,
+        level=setup.level,
+        chunk=chunk,
+    )
+
+
 def direct_result(setup: Setup, margins: np.ndarray, calibration: PairCalibration) -> DirectResult:
     """E1 of one record from its margins ``[N]``, at the level that a verdict asks of its parts."""
     return montecarlo.direct(
@@ -308,19 +328,7 @@ def audit_model(setup: Setup, name: str) -> None:
     drawn = setup.workdir.read_arrays(setup.workdir.root / "samples" / f"{name}.npz")
     samples = drawn["images"]
     margins = montecarlo.margins(setup.detect, samples, len(images), chunk=setup.at_once)
-    e2 = subspace.estimate(
-        chain,
-        score,
-        detect,
-        images,
-        [subspace.design(c.by_level) for c in curves],
-        rng.stream(study.seed, f"subspace.{name}"),
-        uids=setup.uids,
-        draws=study.audit.subspace_draws,
-        max_draws=study.audit.subspace_max_draws,
-        level=setup.level,
-        chunk=chunk,
-    )
+    e2 = _subspaces(setup, score, detect, images, curves, name, chunk)
     _LOG.info("audit %s: subspaces integrated, %s paths", name, [r.estimate.n for r in e2])
     n_train = len(setup.roles.train[name])
     calibrations = setup.calibrations

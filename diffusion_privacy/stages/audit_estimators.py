@@ -108,44 +108,69 @@ def further(
         [summary.row(bound) for bound in lower_bounds.of_paths(result, study.audit.subspace_draws, level)]
         for result in e2
     ]
+    more = []
     if "change_of_variables" in wanted:
         title = deterministic(study, chain).title
         _LOG.info("audit %s: %s, %d draws a record", name, title, study.audit.flow_draws)
-        mapped = _change_of_variables(study, chain, score, detect, images, uids, name, chunk)
-        for rows, row in zip(found, mapped, strict=True):
-            rows.append(row)
+        more.append(_change_of_variables(study, chain, score, detect, images, uids, name, chunk))
     if "splitting" in wanted:
-        cost = study.audit.splitting
-        _LOG.info("audit %s: splitting, %d replicas of %d particles a record", name, cost.replicas, cost.particles)
-        results = splitting.estimate(
-            ChainPath(chain),
-            score,
-            detect,
-            images.shape[1:],
-            len(images),
-            rng.stream(study.seed, f"splitting.{name}"),
-            settings=cost,
-            uids=uids,
-            level=level,
-            chunk=max(1, chunk // cost.particles),
-        )
-        for rows, result in zip(found, results, strict=True):
-            rows.append(summary.row(result.estimate))
+        more.append(_splitting(study, chain, score, detect, images, uids, name, chunk))
     if "counterfactual" in wanted:
         assert twin is not None
-        _LOG.info("audit %s: %d pairs with the model without the record", name, study.audit.pairs)
-        pairs = counterfactual.counterfactual(
-            chain,
-            score,
-            twin,
-            detect,
-            images.shape[1:],
-            len(images),
-            study.audit.pairs,
-            rng.stream(study.seed, f"counterfactual.{name}"),
-            level=level,
-            chunk=chunk,
-        )
-        for rows, pair in zip(found, pairs, strict=True):
-            rows.append(summary.row(pair))
-    return found
+        more.append(_counterfactual(study, chain, score, twin, detect, images, name, chunk))
+    return [[*rows, *others] for rows, *others in zip(found, *more, strict=True)]
+
+
+def _splitting(
+    study: Study,
+    chain: Chain,
+    score: ScoreFn,
+    detect: PyTree,
+    images: np.ndarray,
+    uids: np.ndarray,
+    name: str,
+    chunk: int,
+) -> list[summary.Row]:
+    """E5 of every record."""
+    cost = study.audit.splitting
+    _LOG.info("audit %s: splitting, %d replicas of %d particles a record", name, cost.replicas, cost.particles)
+    results = splitting.estimate(
+        ChainPath(chain),
+        score,
+        detect,
+        images.shape[1:],
+        len(images),
+        rng.stream(study.seed, f"splitting.{name}"),
+        settings=cost,
+        uids=uids,
+        level=study.audit.level,
+        chunk=max(1, chunk // cost.particles),
+    )
+    return [summary.row(result.estimate) for result in results]
+
+
+def _counterfactual(
+    study: Study,
+    chain: Chain,
+    score: ScoreFn,
+    twin: ScoreFn,
+    detect: PyTree,
+    images: np.ndarray,
+    name: str,
+    chunk: int,
+) -> list[summary.Row]:
+    """E7 of every record."""
+    _LOG.info("audit %s: %d pairs with the model without the record", name, study.audit.pairs)
+    pairs = counterfactual.counterfactual(
+        chain,
+        score,
+        twin,
+        detect,
+        images.shape[1:],
+        len(images),
+        study.audit.pairs,
+        rng.stream(study.seed, f"counterfactual.{name}"),
+        level=study.audit.level,
+        chunk=chunk,
+    )
+    return [summary.row(pair) for pair in pairs]

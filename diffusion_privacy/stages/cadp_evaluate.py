@@ -78,23 +78,33 @@ def _fit(settings: Cadp, workdir: Workdir, arms: list[Arm], classes: int) -> tup
     return task, restore_ema(folder)[0]
 
 
-def _likeness(task: ArmsTask, params: PyTree, originals: Records, other: Records) -> dict[str, float]:
+def _likeness(task: ArmsTask, params: PyTree, originals: Records, other: Records) -> dict[str, Any]:
     """Likeness of each image to the original in its place, and of the set to the originals.
 
     None of it is published with a release. Features are those of a classifier trained on the originals.
     """
     window = min(7, *(s - 1 + s % 2 for s in originals.image.shape[1:3]))
-    psnr = fidelity.psnr(originals.image, other.image)
     ssim = fidelity.ssim(originals.image, other.image, window=window)
     real, made = (cadp_arms.features(task, params, records.image) for records in (originals, other))
     inside = fidelity.precision_recall(real, made)
     return {
-        "psnr_db": float(np.mean(psnr[np.isfinite(psnr)])),
+        **mean_psnr(originals.image, other.image),
         "ssim": float(np.mean(ssim)),
         "frechet": fidelity.frechet_distance(real, made),
         "precision": inside.precision.value,
         "recall": inside.recall.value,
     }
+
+
+def mean_psnr(originals: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """``psnr_db`` and ``equal`` of `cadp_schema.Likeness`, of images in the same place.
+
+    An image equal to its original has an infinite ratio and would be all of the mean. The most alike must not vanish
+    from a measure of likeness either: they are counted.
+    """
+    psnr = fidelity.psnr(originals, other)
+    differ = np.isfinite(psnr)
+    return {"psnr_db": float(np.mean(psnr[differ])) if differ.any() else None, "equal": int(np.sum(~differ))}
 
 
 def _entries(settings: Cadp, parts: cadp_study.Parts, arms: list[Arm], task: ArmsTask, params: PyTree) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
@@ -12,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy.data.pipeline import Batches
-from diffusion_privacy.data.records import LIST_OF_CLASSES, ROW_HASH, SHARED_NAMES, Records, split_records
+from diffusion_privacy.data.records import (
+    LIST_OF_CLASSES,
+    ROW_HASH,
+    SHARED_NAMES,
+    Records,
+    equal_none,
+    split_records,
+)
 from diffusion_privacy.data.table_rows import RowBatches, Rows
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.flows.objective import FlowModel
@@ -37,6 +45,8 @@ from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.tasks import FlowTask
 from diffusion_privacy.training.checkpoint import restore_ema
 from diffusion_privacy.types import Array
+
+_LOG = logging.getLogger(__name__)
 
 R = TypeVar("R", Records, Rows)
 
@@ -101,6 +111,29 @@ def labelled(settings: PrivateStudy, records: Records) -> Records:
     if target not in names:
         raise InputError(f"config.evaluation.target: expected one of {', '.join(names)}, got {target!r}")
     return dataclasses.replace(records, label=records.attributes[:, names.index(target)], num_classes=2)
+
+
+def never_seen(others: R, members: R) -> R:
+    """The test records that a membership attack may call strangers: without images that equal one of ``members``.
+
+    Rows stay: people of a table share their values by nature, and no attack on what learnt the values can tell them
+    apart. Without them the test rows would be the rare ones, and a flow that learnt nobody by heart would seem to have.
+
+    Raises:
+      InputError: fewer than two are left.
+    """
+    if isinstance(others, Rows):
+        return others
+    kept = equal_none(others.image, members.image)
+    if kept.all():
+        return others
+    if kept.sum() < 2:
+        raise InputError(
+            f"{others.name}: expected at least 2 test records that equal none of the {len(members)} that were learnt "
+            f"from, got {int(kept.sum())}"
+        )
+    _LOG.warning("audit: %d test records equal one that was learnt from and are left out", int(np.sum(~kept)))
+    return others.take(np.flatnonzero(kept))
 
 
 def hashes(records: Records | Rows) -> tuple[str, ...]:

@@ -171,18 +171,19 @@ def _model_record(
 
 def _loss_attack(settings: Joined, score: ConditionalScore, sets: Sets) -> dict[str, Any]:
     most, seed = settings.risk.attack_records, settings.seed
+    sides = sets.parts.private, cadp_study.never_seen(sets.parts.test, sets.parts.private)
     # A sample, since a source may hold its records class by class.
-    orders = [
-        np.random.default_rng([seed, 21]).permutation(len(r))[:most] for r in (sets.parts.private, sets.parts.test)
-    ]
-    both = [r.take(rows) for r, rows in zip((sets.parts.private, sets.parts.test), orders, strict=True)]
+    both = [r.take(np.random.default_rng([seed, 21]).permutation(len(r))[:most]) for r in sides]
     image, label = (np.concatenate([getattr(r, field) for r in both]) for field in ("image", "label"))
     found = attacks.loss(score, score_study.make_sde(settings.study), image, label=label, seed=seed)
     what = "the model's denoising loss on a record, lower on what it was trained on; needs the model's weights"
-    return _attack("loss", what, found[: len(both[0])], found[len(both[0]) :], settings)
+    left_out = len(sets.parts.test) - len(sides[1])
+    return _attack("loss", what, found[: len(both[0])], found[len(both[0]) :], left_out, settings)
 
 
-def _attack(name: str, what: str, members: np.ndarray, others: np.ndarray, settings: Joined) -> dict[str, Any]:
+def _attack(
+    name: str, what: str, members: np.ndarray, others: np.ndarray, left_out: int, settings: Joined
+) -> dict[str, Any]:
     """`joined_schema.Attack` of scores, larger for members; limits of a rate are the wider of exact and bootstrap."""
     level = settings.risk.level
     found = membership.membership(name, members, others, level=level, seed=settings.seed)
@@ -209,6 +210,7 @@ def _attack(name: str, what: str, members: np.ndarray, others: np.ndarray, setti
         "what": what,
         "members": found.members,
         "non_members": found.non_members,
+        "left_out": left_out,
         "auc": {"value": area.value, "lower": area.lower, "upper": area.upper, "level": level},
         "points": points,
     }
@@ -310,12 +312,26 @@ def _nearest_attack(settings: Joined, sets: Sets, released: Records) -> dict[str
         return found
 
     what = "distance from a record to the nearest image of its class in the private copy, smaller for its records"
-    return _attack("nearest image", what, scores(sets.parts.private), scores(sets.parts.test), settings)
+    strangers = cadp_study.never_seen(sets.parts.test, sets.parts.private)
+    left_out = len(sets.parts.test) - len(strangers)
+    return _attack("nearest image", what, scores(sets.parts.private), scores(strangers), left_out, settings)
+
+
+def _linkage(settings: Joined, flow: TrainedFlow, private: Records, released: Records) -> dict[str, Any]:
+    """`cadp_schema.Linkage` of the copy, within the class where there are several."""
+    level, seed = settings.risk.level, settings.seed
+    gallery, z = (
+        cadp_audit.latents(flow, r.image, r.label, rng.stream(seed, stream), what)
+        for r, stream, what in ((private, "gallery", "originals"), (released, "attack", "private copy"))
+    )
+    several = private.num_classes > 1
+    linked = cadp_audit.link(z, released.label, gallery, private.label, level, several, seed)
+    return {"name": "private copy", "kind": "released", "epsilon": settings.epsilon, **linked}
 
 
 def audit_copy(settings: Joined, workdir: Workdir, sets: Sets, setup: audit_stage.Setup) -> None:
     """Writes ``audit/copy.json``: `joined_schema.Risk` of the private copy."""
-    private, level, seed = sets.parts.private, settings.risk.level, settings.seed
+    private = sets.parts.private
     flow = cadp_study.load_flow(settings.cadp, workdir, private)
     copies = settings.certify.copies
     # Counted a block at a time: memory does not grow with the number of copies.
@@ -324,10 +340,9 @@ def audit_copy(settings: Joined, workdir: Workdir, sets: Sets, setup: audit_stag
     released = common.load_copy(settings, workdir, private).records
     found = detections(setup, released.image[None])[0]
     records = [_copy_record(setup, r, int(hits[r]), images, len(private), int(found[r])) for r in range(count)]
-    gallery, _ = flow.encode(private.image, private.label, rng.stream(seed, "gallery"))
-    z, _ = flow.encode(released.image, released.label, rng.stream(seed, "attack"))
-    several = private.num_classes > 1
-    linked = cadp_audit.link(np.nan_to_num(z), released.label, gallery, private.label, level, several, seed)
-    linkage = {"name": "private copy", "kind": "released", "epsilon": settings.epsilon, **linked}
-    risk = {"records": records, "linkage": linkage, "attack": _nearest_attack(settings, sets, released)}
+    risk = {
+        "records": records,
+        "linkage": _linkage(settings, flow, private, released),
+        "attack": _nearest_attack(settings, sets, released),
+    }
     workdir.write_json(workdir.path("audit", f"{common.COPY}.json"), risk)

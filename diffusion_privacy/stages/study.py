@@ -17,7 +17,7 @@ from diffusion_privacy.anonymity.detector_tasks import Perturbation
 from diffusion_privacy.anonymity.reidentification import EmbeddingScores
 from diffusion_privacy.audits import one_run
 from diffusion_privacy.data import records as records_module
-from diffusion_privacy.data.records import Records
+from diffusion_privacy.data.records import Records, equal_none
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import SDES
 from diffusion_privacy.errors import InputError
@@ -169,16 +169,11 @@ def _write_split(workdir: Workdir, source: Records, rows: dict[str, np.ndarray],
 def never_seen(roles: Roles, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Held-out and control records ``[m, H, W, C]`` and their numbers ``[m]``, without those that were seen after all.
 
-    One that equals a training record of the model ``name`` (data sets hold an image twice, under two names) tells of
-    that record and not of the model's usual distance from what it never saw: it is left out, with a line in the log.
+    One that equals a training record of the model ``name`` is left out (`equal_none` says why), with a line in the log.
     """
     images = np.concatenate([roles.held_out.image, roles.controls.image])
     numbers = np.concatenate([roles.held_out.index, roles.controls.index])
-    # The held-out records are few: a set of all training images would hold the data once more.
-    held = [image.tobytes() for image in images]
-    wanted = set(held)
-    seen = {key for image in roles.train[name].image if (key := image.tobytes()) in wanted}
-    kept = np.array([key not in seen for key in held])
+    kept = equal_none(images, roles.train[name].image)
     if not kept.all():
         _LOG.warning("audit %s: %d held-out records equal a training record", name, int(np.sum(~kept)))
     return images[kept], numbers[kept]

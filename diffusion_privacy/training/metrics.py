@@ -18,6 +18,8 @@ from diffusion_privacy.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 STEP = "step"
+_FLUSH_S = 10.0
+"""How long TensorBoard's file may hold rows back. Each flush waits for the disk."""
 
 
 class CsvLog:
@@ -92,25 +94,54 @@ class MetricsWriter:
         """Writes one row; ``step`` is the number of updates made."""
         self._csv.write(step, values)
         if self._tensorboard is not None:
-            for name, value in values.items():
-                # A row right after the first step has no rate yet. TensorBoard would warn of it as of a lost training.
-                if not math.isnan(value):
-                    self._tensorboard.add_scalar(name, value, step)
+            # A row right after the first step has no rate yet, and a curve no place for it.
+            self._tensorboard.write(step, {name: value for name, value in values.items() if not math.isnan(value)})
 
     def close(self) -> None:
-        """Flushes what TensorBoard's writer still holds."""
+        """Writes what TensorBoard's file still lacks."""
         if self._tensorboard is not None:
             self._tensorboard.close()
 
 
-def _tensorboard(folder: Path, resume_step: int) -> Any:
+class _EventFile:
+    """TensorBoard's file, written by the thread that trains, so that a full disk ends training as it does for the CSV.
+
+    tensorboardX's `SummaryWriter` writes in a thread of its own. An error ends that thread with a traceback that nobody
+    waits for, and training then stands still for ever, ten numbers later, when the queue is full.
+    """
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._flushed = Event, -math.inf
+        self._file = EventsWriter(str(folder / "events"))
+        # TensorBoard hides what an interrupted run wrote after the checkpoint that is resumed.
+        for what in ({"file_version": "brain.Event:2"}, {"session_log": SessionLog(status=SessionLog.START)}):
+            self._file.write_event(Event(step=resume_step + 1, wall_time=time.time(), **what))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            summary = scalar(name, float(value))
+            self._file.write_event(self._event(step=int(step), wall_time=time.time(), summary=summary))
+        if time.monotonic() - self._flushed >= _FLUSH_S:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _tensorboard(folder: Path, resume_step: int) -> _EventFile | None:
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX  # noqa: F401
     except ImportError:
         _LOG.warning("tensorboardX is not installed: metrics go to metrics.csv only")
         return None
-    # purge_step makes TensorBoard hide what an interrupted run wrote after the checkpoint that is resumed.
-    return SummaryWriter(str(folder), purge_step=resume_step + 1)
+    return _EventFile(folder, resume_step)
 
 
 class Progress:

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from diffusion_privacy.data.records import FILE_HASH, Records, random_order, split_positions, split_records
+from diffusion_privacy.data.records import (
+    FILE_HASH,
+    Records,
+    equal_none,
+    random_order,
+    split_positions,
+    split_records,
+)
 from diffusion_privacy.errors import InputError
 
 
@@ -178,3 +185,12 @@ def test_the_split_does_not_depend_on_how_people_are_numbered(seed, names):
     parts = split_positions(people, (0.5, 0.3, 0.2), seed)
     for a, b in zip(parts, split_positions(np.array(names)[people], (0.5, 0.3, 0.2), seed), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_image_is_another_s_equal_by_its_pixels_and_nothing_else():
+    images = make().image
+    held = np.array(images)
+    held[1, 0, 0, 0] += 1e-6
+    held[2, 0, 0, 0], images = 0.0, np.array(images)
+    images[2, 0, 0, 0] = -0.0
+    assert equal_none(held, images[[4, 0, 1, 2, 4]]).tolist() == [False, True, False, True, False, True]

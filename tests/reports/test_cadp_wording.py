@@ -148,3 +148,25 @@ def test_sets_share_the_error_of_being_called_linked() -> None:
         for p in (0.006, 0.0065, 0.02, 0.5)
     ]
     assert cadp_wording.linked(release) == ["0.006"]
+
+
+def test_test_images_that_were_no_strangers_are_counted_beside_the_others() -> None:
+    flow = {
+        "bits_per_dim": {"trained_on": 3.0, "held_out": 3.1}, "grey_levels": 17, "members": 20, "others": 12,
+        "membership": {"value": 0.5, "lower": 0.4, "upper": 0.6, "level": 0.95},
+        "inversion_error": 1e-5, "record_error": 1e-5,
+    }  # fmt: skip
+    release = part() | {"flow": flow}
+    assert "3.10 on 12 held out." in cadp_page._flow(release)
+    flow["left_out"] = 8
+    assert "3.10 on 12 held out (left out: 8 equal to a record that it learnt from)." in cadp_page._flow(release)
+
+
+def test_images_that_a_mean_leaves_out_are_counted_beside_it() -> None:
+    """PSNR is infinite for an image equal to its original, the most alike of all."""
+    found = {"psnr_db": 10.0, "ssim": 0.5, "frechet": 1.0}
+    assert cadp_page._likeness({"likeness": None}) == "–"
+    assert cadp_page._likeness({"likeness": found}) == "10.0; 0.50; 1"
+    some, every = found | {"equal": 2}, found | {"psnr_db": None, "equal": 4}
+    assert cadp_page._likeness({"likeness": some}) == "10.0 (without 2 equal to their originals); 0.50; 1"
+    assert cadp_page._likeness({"likeness": every}) == "– (without 4 equal to their originals); 0.50; 1"

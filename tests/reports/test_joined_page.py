@@ -16,7 +16,7 @@ from sample_joined import make_joined, make_joined_arrays
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.ledger import event_to_json
-from diffusion_privacy.reports import card, joined_ledger
+from diffusion_privacy.reports import card, joined_ledger, joined_tables
 from diffusion_privacy.reports.joined_page import write_report
 
 CURVES = {"utility_risk.png", "h_curve.png"}
@@ -181,3 +181,10 @@ def test_a_card_says_no_less_than_the_promise_and_the_worst_certificate() -> Non
     each = [{"reliable": True, "upper": upper, "level": 0.95, "models": 8} for upper in (0.001, 0.02)]
     [said] = card._certified(each)
     assert "every record that was replaced comes back in at most 200 in 10,000 images" in said
+
+
+def test_test_records_that_were_no_strangers_are_counted_beside_the_others() -> None:
+    release = make_joined()
+    assert "equal to a private record" not in joined_tables.attacks(release)
+    release["ways_to_share"]["copy"]["risk"]["attack"]["left_out"] = 3
+    assert joined_tables.attacks(release).count("left out: 3 equal to a private record") == 1

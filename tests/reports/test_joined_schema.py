@@ -13,7 +13,7 @@ from json_paths import changed, fields, written
 from sample_joined import make_joined
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import joined_schema
+from diffusion_privacy.reports import joined_schema, structure
 
 WAYS = ("ways_to_share",)
 RAW, DP, COPY = ((*WAYS, name) for name in ("raw_model", "dp_model", "copy"))
@@ -26,7 +26,7 @@ def release() -> dict[str, Any]:
 
 
 def test_accepts_the_sample_and_gives_it_back(release: dict[str, Any], tmp_path: Path) -> None:
-    joined_schema.write(tmp_path / "release.json", release)
+    structure.write_json(tmp_path / "release.json", release, joined_schema.validate)
     assert joined_schema.read(tmp_path / "release.json") == release
 
 

@@ -14,7 +14,7 @@ from json_paths import changed, fields, written
 from sample_release import make_release
 
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import schema
+from diffusion_privacy.reports import schema, structure
 from diffusion_privacy.types import Estimate
 
 PRIVATE = ("models", "careless", "records", 0)
@@ -154,16 +154,16 @@ def test_takes_an_importance_estimate_above_one(release: dict[str, Any]) -> None
 
 def test_round_trip(release: dict[str, Any], tmp_path: Any) -> None:
     path = tmp_path / "release.json"
-    schema.write(path, release)
+    structure.write_json(path, release, schema.validate)
     assert schema.read(path) == release
     assert [p.name for p in tmp_path.iterdir()] == ["release.json"]
 
 
 def test_a_refused_release_leaves_the_old_file(release: dict[str, Any], tmp_path: Any) -> None:
     path = tmp_path / "release.json"
-    schema.write(path, release)
+    structure.write_json(path, release, schema.validate)
     with pytest.raises(InputError):
-        schema.write(path, changed(release, ("seed",), math.nan))
+        structure.write_json(path, changed(release, ("seed",), math.nan), schema.validate)
     assert schema.read(path) == release
 
 

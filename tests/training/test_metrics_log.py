@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 
@@ -63,9 +64,38 @@ def test_tensorboard_files_are_written(tmp_path: Path, caplog: pytest.LogCapture
         writer.write(1, {"loss": 1.0, "steps_per_second": float("nan")})
     assert not caplog.records
     writer.close()
-    assert [p.stat().st_size > 0 for p in (tmp_path / "tensorboard").iterdir()] == [True]
+    [events] = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in events.read_bytes()
+    assert b"steps_per_second" not in events.read_bytes()
     metrics.MetricsWriter(tmp_path / ".", resume_step=1, tensorboard=False).close()
     assert len(metrics.read_csv(tmp_path / "metrics.csv")["step"]) == 1
+
+
+class FullDisk:
+    """A file that takes what is written and cannot bring it to the disk."""
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_disk_that_is_full_for_tensorboard_is_said_where_training_hears_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a thread of its own the error was a traceback only, and the eleventh number after it waited for ever."""
+    record_writer = pytest.importorskip("tensorboardX.record_writer")
+    monkeypatch.setattr(record_writer, "open_file", lambda path: FullDisk())
+    writer = metrics.MetricsWriter(tmp_path, resume_step=0, tensorboard=True)
+    with pytest.raises(OSError, match="No space left"):
+        writer.write(1, {"loss": 1.0})
+    # Nor does what waits for the next flush get lost in silence at the end.
+    with pytest.raises(OSError, match="No space left"):
+        writer.close()
 
 
 def test_progress_says_step_rate_and_time_left(
