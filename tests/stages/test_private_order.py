@@ -88,8 +88,8 @@ def test_the_order_is_the_operating_system_s(tmp_path, monkeypatch):
     """A generator that can be seeded, or told from its output, would tell who is who."""
     system = SimpleNamespace(shuffle=lambda order: order.reverse())
     monkeypatch.setattr(private_order.secrets, "SystemRandom", lambda: system)
-    private_order._draw(tmp_path / "order.json", np.array([5, 7, 2]))
-    assert json.loads((tmp_path / "order.json").read_text())["order"] == [2, 7, 5]
+    private_order._draw(tmp_path / "order.json", np.arange(40))
+    assert json.loads((tmp_path / "order.json").read_text())["order"] == list(range(39, -1, -1))
 
 
 def test_an_order_that_names_a_record_twice_is_refused(tmp_path):
