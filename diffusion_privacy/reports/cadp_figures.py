@@ -50,10 +50,12 @@ def _against_epsilon(
     """A curve for each kind of set that has an ε, a level line for each that has none; what was drawn, in words."""
     found = []
     for style, (kind, label) in zip(STYLES, CURVES.items(), strict=False):
-        arms = [a for a in release["arms"] if a["kind"] == kind and a["epsilon"] is not None]
-        entries = [e for e in map(measured, arms) if e is not None]
-        if entries:
-            _curve(axes, [a["epsilon"] for a in arms], entries, label=label, **style)
+        arms = (a for a in release["arms"] if a["kind"] == kind and a["epsilon"] is not None)
+        # One table may lack what another has: correlations, where a column of it is constant.
+        points = [(a["epsilon"], entry) for a in arms if (entry := measured(a)) is not None]
+        if points:
+            entries = [entry for _, entry in points]
+            _curve(axes, [at for at, _ in points], entries, label=label, **style)
             found.append(f"{label} {entries[0]['value']:.3f} to {entries[-1]['value']:.3f}")
     for kind, (label, line) in LEVELS.items():
         for entry in map(measured, (a for a in release["arms"] if a["kind"] == kind)):
@@ -116,7 +118,9 @@ def distance(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
 def linkage(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
     """Share of originals found, against the ε of the latent step."""
     figure, (axes,) = new_figure(3.6)
-    sets = [e for e in release["linkage"] if e["epsilon"] is not None]
+    # By ε: what was noised for the attack alone may lie between releases.
+    sets = sorted((e for e in release["linkage"] if e["epsilon"] is not None), key=lambda e: e["epsilon"])
+    published = [e for e in sets if e["kind"] == "released"]
     said = []
     guess: str | None = "by guessing"
     for style, (rank, label) in zip(
@@ -125,12 +129,14 @@ def linkage(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
         _curve(axes, [e["epsilon"] for e in sets], [e[rank] for e in sets], label=label, **style)
         axes.axhline(sets[0][rank]["chance"], color=style["color"], linewidth=0.9, linestyle=":", label=guess)
         guess = None
-        said.append(f"{label} {sets[0][rank]['value']:.3f} at ε = {promised(sets[0]['epsilon'])}")
-    published = [e["epsilon"] for e in sets if e["kind"] == "released"]
-    if len(published) < len(sets):
-        edge = published[-1] * 1.4
-        axes.axvspan(edge, sets[-1]["epsilon"] * 1.4, color="#eeeeee", zorder=0)
-        axes.set_xlim(published[0] / 1.4, sets[-1]["epsilon"] * 1.4)
+        said.append(f"{label} {published[0][rank]['value']:.3f} at ε = {promised(published[0]['epsilon'])}")
+    last = published[-1]["epsilon"]
+    beyond = [e["epsilon"] for e in sets if e["epsilon"] > last]
+    among = [promised(e["epsilon"]) for e in sets if e["kind"] != "released" and e["epsilon"] <= last]
+    if beyond:
+        edge = (last * beyond[0]) ** 0.5
+        axes.axvspan(edge, beyond[-1] * 1.4, color="#eeeeee", zorder=0)
+        axes.set_xlim(sets[0]["epsilon"] / 1.4, beyond[-1] * 1.4)
         axes.text(edge * 1.1, 0.98, "never published", fontsize=SMALL, va="top", color="#555555")
     _log_axis(axes, [e["epsilon"] for e in sets])
     axes.tick_params(axis="x", labelrotation=45)
@@ -141,6 +147,8 @@ def linkage(release: Mapping[str, Any]) -> tuple[Figure, str, str, str]:
         f"Bars: {percent(sets[0]['rank1']['level'])} exact intervals. The grey part was noised less, for the attack "
         "only: it shows that the attack succeeds where the noise is small."
     )
+    if among:
+        caption += f" Nor was what stands at ε = {', '.join(among)} published."
     return (
         figure,
         f"Can a released {words(release).record} be linked to its original",

@@ -11,12 +11,13 @@ from oracles import atom_models
 from oracles.group_code import cyclic_orbit
 from scipy import stats
 
-from diffusion_privacy.anonymity import lower_bounds, montecarlo, subspace
+from diffusion_privacy.anonymity import betting, lower_bounds, montecarlo, subspace
 from diffusion_privacy.anonymity.lower_bounds import betting_lower, jensen, markov, thinned
 from diffusion_privacy.anonymity.subspace import Mixture
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import VP
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.types import Estimate
 
 RUNS, N = 400, 80
 LOWER_BOUNDS = {"markov": markov, "jensen": jensen, "betting": betting_lower}
@@ -91,6 +92,52 @@ def test_betting_is_the_largest_on_ordinary_weights() -> None:
     lower = {name: method(log_weights, hit).lower for name, method in LOWER_BOUNDS.items()}
     assert lower["markov"] < lower["jensen"] < lower["betting"] < 0.9
     assert lower["betting"] > 0.8
+
+
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_the_betting_limit_errs_on_its_side_alone(level) -> None:
+    """Half of what the level leaves, e: ten hits of weight 1 give between (e/2)^(1/10) and e^(1/10), as half of the
+    capital is staked in full; draws without a hit are draws of 0."""
+    error, hit = (1 - level) / 2, np.ones(10, bool)
+    found = betting_lower(np.zeros(10), hit, level)
+    assert 0.999 * (error / 2) ** 0.1 <= found.lower < error**0.1
+    assert (found.value, found.level, found.n) == (pytest.approx(1.0), level, 10)
+    hit[4:] = False
+    assert betting_lower(np.zeros(10), hit, level).lower == pytest.approx(betting.lower_mean(1.0 * hit, error))
+
+
+def two_rounds(mixture: Mixture) -> subspace.SubspaceResult:
+    """Twice 100 paths that are all detected, of log-weights −1 in the first round and 0 in the second."""
+    one = Estimate("subspace", 0.0, 0.1, 0.1, 0.9, 0.95, 200, 200.0, True, 200 * 14)
+    terms = np.repeat([-1.0, 0.0], 100)
+    return subspace.SubspaceResult(one, 0.1, 0.01, 200, mixture, (0.1,), terms, np.ones(200, bool))
+
+
+def test_limits_from_paths_say_of_which_paths_they_are() -> None:
+    """Jensen's of 75 of the first round, which no rule ended; the others of all, each at the level asked for."""
+    found = lower_bounds.of_paths(two_rounds(Mixture((3, 5), (0.5, 1.0), (0.4, 0.4), 0.2)), 100, 0.8)
+    at_first, error = np.exp(-1.0), 0.1
+    mean = (1 + at_first) / 2
+    assert [e.method for e in found] == ["markov", "jensen", "betting"]
+    assert [e.value for e in found] == pytest.approx([mean, at_first, mean])
+    assert [e.n for e in found] == [200, 75, 200]
+    assert [e.network_calls for e in found] == [200 * 14, 75 * 14, 200 * 14]
+    assert {e.level for e in found} == {0.8}
+    rate = stats.beta.ppf(error / 2, 75, 1)
+    jensens = rate * at_first * (error / 2) ** (1 / 75)
+    bet = betting.lower_mean(np.repeat([at_first, 1.0], 100), error)
+    assert [e.lower for e in found] == pytest.approx([error * mean, jensens, bet])
+    assert all("paths of E2, drawn once for all" in e.reasons for e in found)
+
+
+def test_jensen_claims_nothing_where_a_stratum_is_exhausted() -> None:
+    """25 strata of two or so, of which 75 of 100 draws want a third once in five each: one of them in all but .4 %."""
+    mixture = Mixture(tuple(range(1, 26)), (1.0,) * 25, (0.02,) * 24 + (0.5,), 0.02)
+    assert lower_bounds.thinned(mixture.allocate(100), 75, seed=0) is None
+    markovs, jensens, bet = lower_bounds.of_paths(two_rounds(mixture), 100, 0.8)
+    assert (jensens.lower, jensens.value) == (0.0, 0.0)
+    assert markovs.lower > 0
+    assert bet.lower > markovs.lower
 
 
 def test_thinned_strata_are_a_sample_of_the_mixture() -> None:

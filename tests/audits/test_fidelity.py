@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import linalg, stats
 
+from diffusion_privacy.anonymity.intervals import rate
 from diffusion_privacy.audits import fidelity
 from diffusion_privacy.errors import InputError
 
@@ -130,6 +131,9 @@ def test_precision_and_recall_by_hand():
     assert (result.precision.hits, result.precision.n) == (2, 4)
     assert (result.recall.hits, result.recall.n) == (1, 5)
     assert result.precision.lower < 0.5 < result.precision.upper
+    wider = fidelity.precision_recall(real, released, k=1, level=0.99)
+    assert wider.precision == rate(2, 4, 0.99)
+    assert wider.recall == rate(1, 5, 0.99)
 
 
 def test_precision_sees_noise_and_recall_sees_collapse():
@@ -168,6 +172,16 @@ def test_marginals_by_hand():
     assert np.all(joint >= np.maximum(single[:, None], single) - 1e-12)
 
 
+@pytest.mark.parametrize("sizes", [(2, 5), (5, 2), (1, 3)])
+def test_pairs_of_columns_of_unequal_sizes_have_a_cell_each(sizes):
+    """Numbered by the wrong column's size, cells would fall together, and a loss with them."""
+    rng = np.random.default_rng(12)
+    one, two = (np.column_stack([rng.integers(0, size, n) for size in sizes]) for n in (60, 40))
+    shares = [np.histogram2d(*x.T, bins=[np.arange(size + 1) - 0.5 for size in sizes])[0] / len(x) for x in (one, two)]
+    found = fidelity.two_way(one, two, sizes)
+    np.testing.assert_allclose(found[[0, 1], [1, 0]], 0.5 * np.abs(shares[0] - shares[1]).sum())
+
+
 def test_bins():
     assert fidelity.bins(np.array([-5.0, 0.0, 0.5, 1.0, 9.0]), [0, 1]).tolist() == [0, 1, 1, 2, 2]
     with pytest.raises(InputError, match="value 1 is not finite"):
@@ -186,6 +200,15 @@ def test_correlation_difference_by_hand():
     assert result.mean == pytest.approx(want)
     assert result.largest == pytest.approx(want)
     assert math.isnan(fidelity.correlation_difference(real[:, 2:] + [[0, 0]], real[:, :2]).mean)
+
+
+def test_the_largest_difference_of_correlations_is_not_their_mean():
+    rng = np.random.default_rng(10)
+    real, released = (rng.normal(size=(n, 3)) @ rng.normal(size=(3, 3)) for n in (50, 70))
+    gaps = np.abs(np.corrcoef(real.T) - np.corrcoef(released.T))[np.triu_indices(3, 1)]
+    result = fidelity.correlation_difference(real, released)
+    assert (result.mean, result.largest) == (pytest.approx(gaps.mean()), pytest.approx(gaps.max()))
+    assert result.largest > 1.1 * result.mean
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from interop.golden_files import GOLDEN, copy, edit_json
 
 from diffusion_privacy.diffusion.objective import to_score
+from diffusion_privacy.diffusion.sde import DDPM
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.interop import diffusers, diffusers_schedule
 from diffusion_privacy.interop.diffusers_schedule import Schedule
@@ -44,6 +48,68 @@ def test_clipping_shows_in_the_golden_steps() -> None:
     """Otherwise the test above would not see a chain that does not clip."""
     clipped, plain = FILE["means default"], FILE["means not clipped"]
     assert np.abs(clipped - plain).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps", "wanted"),
+    [
+        ("leading", 4, [0, 250, 500, 750]),
+        ("trailing", 4, [249, 499, 749, 999]),
+        # 1,000, 666.7 and 333.3, rounded and counted from 0.
+        ("trailing", 3, [332, 666, 999]),
+        ("linspace", 4, [0, 333, 666, 999]),
+    ],
+)
+def test_timesteps_are_those_that_the_names_stand_for(spacing, steps, wanted) -> None:
+    """Worked by hand; level i of the chain is timestep i − 1."""
+    schedule = Schedule(timestep_spacing=spacing)
+    assert schedule.timesteps(steps).tolist() == wanted
+    np.testing.assert_allclose(schedule.chain(steps).times, (np.array([-1, *wanted]) + 1) / 1000)
+    if spacing == "leading":
+        later = dataclasses.replace(schedule, steps_offset=1)
+        assert later.timesteps(steps).tolist() == [i + 1 for i in wanted]
+
+
+def alpha_bar(name: str, steps: int) -> np.ndarray:
+    """ᾱ_1 … ᾱ_T as the papers define the schedules, with the ends of the first two as Ho et al. have them."""
+    if name == "linear":
+        betas = np.linspace(1e-4, 0.02, steps)
+    elif name == "scaled_linear":
+        betas = np.linspace(1e-2, 0.02**0.5, steps) ** 2
+    else:
+        share = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+        betas = np.minimum(1 - np.array(share[1:]) / share[:-1], 0.999)
+    return np.cumprod(1 - betas)
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_small_log", "fixed_large"])
+def test_each_name_stands_for_its_schedule_and_its_variance(name, variance) -> None:
+    """With every timestep visited, variances are β_i, or β_i (1 − ᾱ_{i−1})/(1 − ᾱ_i) for the small ones (Ho et al.)."""
+    chain = Schedule(num_train_timesteps=20, beta_schedule=name, variance_type=variance).chain(20)
+    bar = alpha_bar(name, 20)
+    np.testing.assert_allclose(chain.alpha[1:] ** 2, bar, rtol=1e-5)
+    beta = 1 - bar[1:] / bar[:-1]
+    wanted = beta if variance == "fixed_large" else beta * (1 - bar[:-1]) / (1 - bar[1:])
+    np.testing.assert_allclose(chain.kernel_std[2:] ** 2, wanted, rtol=1e-4)
+    assert chain.kernel_std[1] == 0
+
+
+@pytest.mark.parametrize(("name", "ours"), [("epsilon", "eps"), ("v_prediction", "v"), ("sample", "x0")])
+def test_a_checkpoint_is_read_by_what_its_scheduler_says_it_predicts(tmp_path, name, ours) -> None:
+    """Of another prediction, schedule, clipping or class the model draws images that show no record."""
+    pytest.importorskip("safetensors", reason="the reader of checkpoints (pip install '.[interop]')")
+    folder = copy(tmp_path, "rare")
+    edit_json(
+        folder / "scheduler" / "scheduler_config.json",
+        prediction_type=name, beta_schedule="scaled_linear", beta_end=0.012, clip_sample_range=0.7,
+    )  # fmt: skip
+    given = diffusers.load(folder, 8, label=2)
+    assert (given.score.func.prediction, int(given.score.args[1])) == (ours, 2)
+    sde = DDPM(1000, "scaled_linear", 1e-4, 0.012)
+    assert given.score.func.sde == given.chain.sde == sde
+    assert given.score.func.apply.num_steps == 1000
+    assert (given.chain.steps, given.chain.clip_x0, given.chain.clip_range) == (8, True, 0.7)
 
 
 BAD = {

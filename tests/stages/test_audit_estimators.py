@@ -1,5 +1,7 @@
 """The further estimators as the stage runs them, on an orbit whose rate is 1/8 whatever the steps."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from jax.tree_util import Partial
@@ -8,10 +10,12 @@ from oracles import atom_models
 from oracles.group_code import cyclic_orbit
 
 from diffusion_privacy import settings
+from diffusion_privacy.anonymity.counterfactual import paired
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import VP
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.stages import audit_estimators
+from diffusion_privacy.types import Estimate
 
 pytestmark = pytest.mark.lightly_compiled
 
@@ -80,6 +84,39 @@ def test_splitting_covers_the_rate(no_paths) -> None:
     for (row,) in rows_of(study_with(estimators=("splitting",))):
         assert row.kind.name == "E5 splitting"
         assert row.lower <= 1 / 8 <= row.upper
+
+
+def test_every_row_is_of_its_record_and_every_model_on_its_side(monkeypatch) -> None:
+    """With and without swapped, what training on the record did would have the other sign."""
+    asked = {"paths": []}
+
+    def of_paths(result, draws, level):
+        asked["paths"].append((result, draws, level))
+        return []
+
+    def counterfactual(chain, with_record, without, detect, shape, records, pairs, key, *, level, chunk):
+        asked["pairs"] = (with_record, without, shape, records, pairs, level)
+        never, some = np.zeros(pairs, bool), np.arange(pairs) < 7
+        return [paired(some, never, level=level), paired(never, never, level=level)]
+
+    def splitting(path, score, detect, shape, records, key, *, settings, uids, level, chunk):
+        asked["splitting"] = (shape, records, uids.tolist(), level)
+        found = (Estimate("splitting", np.log(q), 0.1, q / 2, 2 * q, level, 8, 8.0, True, 1) for q in (0.1, 0.2))
+        return [SimpleNamespace(estimate=estimate) for estimate in found]
+
+    monkeypatch.setattr(audit_estimators.lower_bounds, "of_paths", of_paths)
+    monkeypatch.setattr(audit_estimators.counterfactual, "counterfactual", counterfactual)
+    monkeypatch.setattr(audit_estimators.splitting, "estimate", splitting)
+    study = study_with(estimators=("splitting", "counterfactual"), level=0.9, pairs=200, subspace_draws=300)
+    images = np.zeros((2, *SHAPE), np.float32)
+    found = audit_estimators.further(
+        study, CHAIN, "with", None, images, np.array([5, 9]), ["one", "two"], "without", "model", 256
+    )
+    assert asked["paths"] == [("one", 300, 0.9), ("two", 300, 0.9)]
+    assert asked["pairs"] == ("with", "without", SHAPE, 2, 200, 0.9)
+    assert asked["splitting"] == (SHAPE, 2, [5, 9], 0.9)
+    values = [[row.value for row in rows] for rows in found]
+    assert values == [[pytest.approx(0.1), pytest.approx(7 / 200)], [pytest.approx(0.2), 0.0]]
 
 
 def test_a_sampler_that_clips_is_followed_by_ddim_and_not_by_the_flow() -> None:

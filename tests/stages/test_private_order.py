@@ -84,6 +84,35 @@ def test_every_order_is_as_likely_as_every_other(tmp_path):
     assert sum((n - 100) ** 2 / 100 for n in counts.values()) < 36
 
 
+def test_the_order_is_the_operating_system_s(tmp_path, monkeypatch):
+    """A generator that can be seeded, or told from its output, would tell who is who."""
+    system = SimpleNamespace(shuffle=lambda order: order.reverse())
+    monkeypatch.setattr(private_order.secrets, "SystemRandom", lambda: system)
+    private_order._draw(tmp_path / "order.json", np.arange(40))
+    assert json.loads((tmp_path / "order.json").read_text())["order"] == list(range(39, -1, -1))
+
+
+def test_an_order_that_names_a_record_twice_is_refused(tmp_path):
+    """Before anything was trained there is no digest that would tell: the record would be released twice."""
+    workdir, index = Workdir(tmp_path, study()), np.array([5, 7, 2])
+    (tmp_path / private_order.FILE).write_text('{"order": [7, 2, 5]}')
+    assert private_order.places(workdir, index).tolist() == [1, 2, 0]
+    for order in ("[7, 2, 5, 7]", "[7, 2, 7]", "[7, 2, 5, 9]"):
+        (tmp_path / private_order.FILE).write_text(f'{{"order": {order}}}')
+        with pytest.raises(InputError, match="expected the order of the 3 private records"):
+            private_order.places(workdir, index)
+
+
+@pytest.mark.parametrize(("folder", "drawn"), [("eps_1", False), (".eps_1.partial", True)])
+def test_a_release_of_an_earlier_version_keeps_the_order_even_without_its_manifest(tmp_path, folder, drawn):
+    """A new order beside it would put each original beside the release of another; what is half written is none."""
+    workdir, index = Workdir(tmp_path, study()), np.arange(40)
+    (tmp_path / "releases" / folder).mkdir(parents=True)
+    found = private_order.places(workdir, index)
+    assert sorted(found.tolist()) == index.tolist()
+    assert (found.tolist() != index.tolist(), private_order.is_random(workdir)) == (drawn, drawn)
+
+
 def test_the_order_is_drawn_once_kept_secret_and_no_function_of_the_seed(tmp_path):
     settings = study()
     one, again, other = (cadp_study.load_parts(settings, Workdir(tmp_path / name, settings)) for name in "aab")
@@ -93,6 +122,8 @@ def test_the_order_is_drawn_once_kept_secret_and_no_function_of_the_seed(tmp_pat
     assert 140 < np.count_nonzero(np.diff(one.private.index) < 0) < 220
     assert one.public.index.tolist() == other.public.index.tolist()
     assert (tmp_path / "a" / private_order.FILE).stat().st_mode & 0o777 == 0o600
+    # What the file says is where they lie: whoever restores it gets each release beside its original.
+    assert json.loads((tmp_path / "a" / private_order.FILE).read_text())["order"] == one.private.index.tolist()
     # Written for everybody to check: in the order of the source.
     split = json.loads((tmp_path / "a" / "split.json").read_text())
     assert split["private"] == sorted(split["private"])
