@@ -270,7 +270,8 @@ def test_the_rate_of_an_attack_has_the_wider_limit_on_each_side(monkeypatch) -> 
     asked = []
     monkeypatch.setattr(joined_audit.membership, "membership", lambda *args, **how: asked.append((args, how)) or made)
     settings = SimpleNamespace(seed=3, risk=SimpleNamespace(level=LEVEL))
-    found = joined_audit._attack("a", "what", np.ones(2), np.zeros(2), settings)
+    found = joined_audit._attack("a", "what", np.ones(2), np.zeros(2), 7, settings)
+    assert found["left_out"] == 7
     limits = [(p["lower"], p["upper"]) for p in found["points"]]
     exact = (point.tpr.lower, point.tpr.upper)
     assert limits == [exact, (0.01, exact[1]), (exact[0], 0.99), (None, None)]
@@ -283,7 +284,8 @@ def scores_of(monkeypatch) -> list:
     """What `_attack` is given as scores of members and of others."""
     given = []
 
-    def attack(name, what, members, others, settings):
+    def attack(name, what, members, others, left_out, settings):
+        assert left_out == 0
         given.append((np.asarray(members), np.asarray(others)))
         return {}
 
