@@ -18,7 +18,7 @@ if "jax" in sys.modules:
 def _take_a_share_of_the_cores() -> None:
     """Gives each of several workers cores of its own, as far as there are enough and the system lets them be chosen.
 
-    Two programs of two threads each wait for each other's threads on two cores: jobs side by side take a sixth longer
+    Two programs of two threads each wait for each other's threads on two cores: jobs side by side took a fifth longer
     that way than on a core each.
     """
     worker, count = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

@@ -8,7 +8,8 @@ What the two arithmetics promise:
   holds against an adversary who cannot tell threefry's output from randomness; 64 bits can be searched by a determined
   one, and threefry is not a vetted cipher. The noise is a float32: its lowest bits tell which latent it was added to
   (Mironov, CCS 2012; measured with Laplace noise at a claim of ε = 1: between 1.2 and 6.7), so `add` rounds them away.
-  What is left is an error of at most about 1e-5 in the probability of a grid cell, on each coordinate. Fast.
+  What is left is an error of about 1e-5 in the probability of a grid cell, as far as it was counted: for Gaussian noise
+  up to 4.9 σ. Fast.
 - Byte streams (`os_bytes`, `keyed_bytes`): used by the discrete mechanisms, which sample exactly with integers.
 """
 

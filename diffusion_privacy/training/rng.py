@@ -74,9 +74,9 @@ def add(clipped: Array, unit: Array, scale: Array | float, bits: int = GRID_BITS
     Rounding the sum is post-processing, so it costs nothing. What it hides is which float32 values the noise takes: a
     cell of the grid holds many of them, and the fewer bits the more. Counted over all values of Gaussian noise up to
     4.9 σ, the chi-square distance of the cells' law from the continuous one is 10⁻¹² for numbers near 0 and 3·10⁻¹²
-    for those 1.7 σ away, the nats that a number may tell beyond the proof for real numbers: 6·10⁻⁷ for a record of
-    196,608 values, .03 for the 10¹⁰ numbers that a private training gives away. With 8 bits they are a thousand times
-    as many.
+    for those 1.7 σ away. That is the order of the nats that a number tells on average beyond the proof for real
+    numbers, and no bound on them: 6·10⁻⁷ for a record of 196,608 values, .03 for the 10¹⁰ numbers that a private
+    training gives away. With 8 bits they are a thousand times as many.
     """
     # Half an ulp may be lost in the float32 value of the scale; it must not end below what was asked for.
     scale = jnp.asarray(scale, jnp.float32) * jnp.float32(1.0 + 2.0**-22)
