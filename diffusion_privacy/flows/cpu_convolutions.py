@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy.training import winograd
-from diffusion_privacy.training.convolutions import THIN, kernel_gradient, mirror
+from diffusion_privacy.training.convolutions import kernel_gradient, mirror
 from diffusion_privacy.types import Array
+
+_THIN = 32
+"""Up to so many channels a change of tiles costs more than it saves, gradients included (at 7x7 and 14x14)."""
 
 
 def by_size(x: Array, kernel: Array) -> Array:
     """`wide`, `from_thin` or `to_thin`, whichever these channels are for; 3x3."""
     inputs, outputs = kernel.shape[2:]
-    if min(inputs, outputs) > THIN:
+    if min(inputs, outputs) > _THIN:
         return wide(x, kernel)
     return from_thin(x, kernel) if inputs <= outputs else to_thin(x, kernel)
 
@@ -29,15 +32,14 @@ def wide(x: Array, kernel: Array) -> Array:
     return winograd.convolve(x, kernel)
 
 
-def _wide_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array, list[Array]]]:
-    changed = winograd.changed_kernel(kernel)
-    return winograd.by_tiles(x, changed, 0), (x, kernel, changed)
+def _wide_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return winograd.convolve(x, kernel), (x, kernel)
 
 
-def _wide_backward(saved: tuple[Array, Array, list[Array]], g: Array) -> tuple[Array, Array]:
-    x, kernel, changed = saved
+def _wide_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
     # The kernel's own gradient is left to a plain convolution: as products over positions it is no faster.
-    return winograd.by_tiles(g, winograd.mirrored(changed), 1), kernel_gradient(x, g, kernel.shape[0])
+    return winograd.convolve(g, mirror(kernel)), kernel_gradient(x, g, kernel.shape[0])
 
 
 wide.defvjp(_wide_forward, _wide_backward)

@@ -21,9 +21,8 @@ from diffusion_privacy.training import winograd
 from diffusion_privacy.types import Array
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-THIN = 32
-"""Up to so many channels a change of tiles costs more than it saves (measured in flows, at 7x7 and 14x14)."""
-
+_WIDE = 32
+"""From so many channels on a change of tiles saves more than it costs (measured at 8x8 to 32x32)."""
 
 _EVALUATION, _TRAINING, _TRAINING_IN_LOOP = "evaluation", "training", "training in a loop"
 _USE: Any = jax.make_user_context(_EVALUATION)
@@ -101,14 +100,35 @@ def kernel_gradient(x: Array, g: Array, side: int, stride: int = 1) -> Array:
     return out.transpose(1, 2, 0, 3)
 
 
+@jax.custom_vjp
+def tiled(x: Array, kernel: Array) -> Array:
+    """`plain` for 3x3 kernels, by `winograd`'s tiles, its gradients too. Reverse mode only.
+
+    Give it whole batches: under `vmap` of one record all tiles exist at once.
+    """
+    return winograd.convolve(x, kernel)
+
+
+def _tiled_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return winograd.convolve(x, kernel), (x, kernel)
+
+
+def _tiled_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    return winograd.convolve(g, mirror(kernel)), winograd.kernel_gradient(x, g)
+
+
+tiled.defvjp(_tiled_forward, _tiled_backward)
+
+
 def for_flax(x: Array, kernel: Array, strides: Sequence[int], padding: Any, **fixed: Any) -> Array:
     """`jax.lax.conv_general_dilated` for `flax.linen.Conv`; on a CPU by tiles or `explicit` where that is faster."""
     use = _USE.value
     usual = padding == "SAME" and len(set(strides)) == 1 and len(set(kernel.shape[:2])) == 1
     if usual and jax.default_backend() == "cpu":
+        wide = (kernel.shape[0], strides[0], x.dtype) == (3, 1, jnp.float32) and min(kernel.shape[2:]) >= _WIDE
         if use == _TRAINING_IN_LOOP:
-            return explicit(x, kernel, strides[0])
-        fits = (kernel.shape[0], strides[0], x.dtype) == (3, 1, jnp.float32) and min(kernel.shape[2:]) > THIN
-        if use == _EVALUATION and fits:
+            return tiled(x, kernel) if wide else explicit(x, kernel, strides[0])
+        if use == _EVALUATION and wide:
             return winograd.convolve(x, kernel)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **fixed)

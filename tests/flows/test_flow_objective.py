@@ -100,6 +100,21 @@ def test_decode_undoes_encode_for_every_chunking():
     np.testing.assert_array_equal(objective.decode(MODEL, PARAMS, z, COND, batch_size=2), BATCH["image"])
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only a CPU takes images in pieces")
+def test_a_large_batch_goes_in_pieces_and_encodes_the_same():
+    count = 16 * len(jax.local_devices()) + 3
+    batch = make_batch(count)
+    args = (MODEL, PARAMS, batch["image"], one_hot(batch["label"], 3, "label"), jax.random.key(7))
+    mesh = objective.sharding.data_mesh(jax.local_devices())
+    program = objective._program(objective._encode, MODEL, 2, 3, mesh)
+    rows = np.zeros(32 * mesh.size, np.int32)
+    shapes = (batch["image"][rows * 0], args[3][rows * 0], rows)
+    assert "scan[" in str(program.trace(PARAMS, args[4], *shapes).jaxpr)
+    for whole, small in zip(objective.encode(*args), objective.encode(*args, batch_size=mesh.size), strict=True):
+        assert len(whole) == count
+        np.testing.assert_allclose(whole, small, atol=1e-4)
+
+
 def test_encoding_dequantises_each_record_with_its_own_noise():
     same = np.repeat(BATCH["image"][:1], 2, axis=0)
     z, _ = objective.encode(MODEL, PARAMS, same, COND[[0, 0]], jax.random.key(7))
