@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_privacy.training import winograd
-from diffusion_privacy.training.convolutions import kernel_gradient, mirror
+from diffusion_privacy.training.convolutions import mirror, tiled
 from diffusion_privacy.types import Array
 
 _THIN = 32
@@ -19,30 +19,11 @@ _THIN = 32
 
 
 def by_size(x: Array, kernel: Array) -> Array:
-    """`wide`, `from_thin` or `to_thin`, whichever these channels are for; 3x3."""
+    """`tiled`, `from_thin` or `to_thin`, whichever these channels are for; 3x3."""
     inputs, outputs = kernel.shape[2:]
     if min(inputs, outputs) > _THIN:
-        return wide(x, kernel)
+        return tiled(x, kernel)
     return from_thin(x, kernel) if inputs <= outputs else to_thin(x, kernel)
-
-
-@jax.custom_vjp
-def wide(x: Array, kernel: Array) -> Array:
-    """A 3x3 convolution from many channels to many, see `winograd`. Reverse mode only."""
-    return winograd.convolve(x, kernel)
-
-
-def _wide_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return winograd.convolve(x, kernel), (x, kernel)
-
-
-def _wide_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    # The kernel's own gradient is left to a plain convolution: as products over positions it is no faster.
-    return winograd.convolve(g, mirror(kernel)), kernel_gradient(x, g, kernel.shape[0])
-
-
-wide.defvjp(_wide_forward, _wide_backward)
 
 
 @jax.custom_vjp

@@ -3,8 +3,8 @@
 The weight gradient that autodiff writes swaps batch and feature by dimension labels. Inside a while loop
 (`jax.lax.scan`, `jax.lax.map`) XLA's CPU backend does not make those canonical and runs a naive loop, 30 to 50 times
 slower. `explicit` writes both gradients as convolutions in canonical layout. It has no forward-mode derivative, which
-likelihoods need, so networks use it only while a loss is traced `for_training` in a loop. Evaluations of wide networks
-go by `winograd`'s tiles, which have every derivative but no fast weight gradient: training does without.
+likelihoods need, so networks use it only while a loss is traced `for_training` in a loop. Wide networks are evaluated
+by `winograd`'s tiles, which have every derivative; `tiled` gives them a fast weight gradient, for the same use alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _USE: Any = jax.make_user_context(_EVALUATION)
 
 
 def for_training(*, in_loop: bool = False) -> contextlib.AbstractContextManager[None]:
-    """What is traced inside has plain convolutions, whose weight gradients are fast.
+    """What is traced inside has convolutions whose weight gradients are fast: plain ones, or in a loop their own.
 
     jax keeps programs of the two uses apart: a function that was traced for one is traced again for the other.
 
