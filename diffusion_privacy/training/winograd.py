@@ -2,9 +2,9 @@
 
 F(4x4, 3x3) of Lavin & Gray (arXiv 1509.09308): each 4x4 tile of the output comes from a 6x6 tile of the input, and
 after a fixed linear change of both tiles and of the kernel the convolution is 36 products of numbers where it was 144.
-Over channels these are 36 products of matrices. The changes interpolate at 0, ±√½, ±√2 and infinity. At the usual 0,
-±1, ±2 float32 loses five times as much; at these outputs were off by 7e-7 of their deviation (root mean square, 64
-channels), at most by 6e-6, where plain sums are off by 4e-7 and 5e-6. Stride 1, zero padding.
+Over channels these are 36 products of matrices. The changes interpolate at 0, ±√½, ±√2 and infinity: at 128 channels
+float32 outputs were off by 1.1e-6 of their deviation (root mean square) and at most by 1e-5, by plain sums 5e-7 and
+5e-6, at the usual points 0, ±1, ±2 and infinity 2.2e-6 and 4e-5. Stride 1, zero padding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from diffusion_privacy.types import Array
 
-SIDE = 4
+_SIDE = 4
 """Pixels of a tile's side."""
 
 _TILES = 256
@@ -27,7 +27,7 @@ _TILES = 256
 _MOST_IMAGES = 8
 """And images, where each has few tiles."""
 
-_READ = SIDE + 2
+_READ = _SIDE + 2
 """Pixels that a tile's side is computed from, and points of the interpolation."""
 
 _ROOT = math.sqrt(0.5)
@@ -103,7 +103,7 @@ def _cut(x: Array) -> Array:
 
 
 def _tiles(side: int) -> int:
-    return -(-side // SIDE)
+    return -(-side // _SIDE)
 
 
 def _changed_kernel(kernel: Array) -> Array:
@@ -114,10 +114,10 @@ def _changed_kernel(kernel: Array) -> Array:
 def _changed(x: Array) -> Array:
     """``x[B, h, w, c]`` to Bᵀ d B of its 6x6 tiles, ``[36, B·tiles, c]``; tiles overlap by two."""
     c, (h, w) = x.shape[-1], x.shape[1:3]
-    down, across = (SIDE * (_tiles(side) - 1) + 1 for side in (h, w))
-    padded = jnp.pad(x, ((0, 0), (1, down + SIDE - h), (1, across + SIDE - w), (0, 0)))
-    lines = _settled(_differences([padded[:, a : a + down : SIDE] for a in range(_READ)]))
-    return _settled(_differences([lines[:, :, :, a : a + across : SIDE] for a in range(_READ)])).reshape(
+    down, across = (_SIDE * (_tiles(side) - 1) + 1 for side in (h, w))
+    padded = jnp.pad(x, ((0, 0), (1, down + _SIDE - h), (1, across + _SIDE - w), (0, 0)))
+    lines = _settled(_differences([padded[:, a : a + down : _SIDE] for a in range(_READ)]))
+    return _settled(_differences([lines[:, :, :, a : a + across : _SIDE] for a in range(_READ)])).reshape(
         _READ**2, -1, c
     )
 
@@ -136,7 +136,7 @@ def _joined(products: Array, batch: int, h: int, w: int) -> Array:
     m = products.reshape(_READ, _READ, batch, rows, columns, -1)
     tiles = [_sums(list(column)) for column in _settled(_sums(list(m)))]
     whole = jnp.stack([jnp.stack(row, axis=3) for row in zip(*tiles, strict=True)], axis=2)
-    return whole.reshape(batch, SIDE * rows, SIDE * columns, -1)[:, :h, :w]
+    return whole.reshape(batch, _SIDE * rows, _SIDE * columns, -1)[:, :h, :w]
 
 
 def _sums(m: list[Array]) -> list[Array]:
@@ -154,9 +154,9 @@ def _sums(m: list[Array]) -> list[Array]:
 def _parted(g: Array) -> Array:
     """A g Aᵀ of 4x4 tiles, what `_joined` is transposed: ``[B, h, w, o]`` to ``[36, B·tiles, o]``."""
     o, (h, w) = g.shape[-1], g.shape[1:3]
-    padded = jnp.pad(g, ((0, 0), (0, -h % SIDE), (0, -w % SIDE), (0, 0)))
-    lines = _settled(_shares([padded[:, a::SIDE] for a in range(SIDE)]))
-    return _settled(_shares([lines[:, :, :, a::SIDE] for a in range(SIDE)])).reshape(
+    padded = jnp.pad(g, ((0, 0), (0, -h % _SIDE), (0, -w % _SIDE), (0, 0)))
+    lines = _settled(_shares([padded[:, a::_SIDE] for a in range(_SIDE)]))
+    return _settled(_shares([lines[:, :, :, a::_SIDE] for a in range(_SIDE)])).reshape(
         -1, len(g) * _tiles(h) * _tiles(w), o
     )
 

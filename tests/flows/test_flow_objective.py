@@ -17,6 +17,7 @@ from diffusion_privacy.flows.cinn import FlowConfig, table
 from diffusion_privacy.flows.objective import FlowModel, flow_model, one_hot
 from diffusion_privacy.flows.preprocess import Preprocess
 from diffusion_privacy.flows.squeeze import Squeeze
+from diffusion_privacy.training import sharding
 from diffusion_privacy.training.rng import per_record
 
 CONFIG = FlowConfig((2, 2, 1), 3, depths=(1,), dense_depth=1, conv_width=4, dense_width=4)
@@ -105,11 +106,10 @@ def test_a_large_batch_goes_in_pieces_and_encodes_the_same():
     count = 16 * len(jax.local_devices()) + 3
     batch = make_batch(count)
     args = (MODEL, PARAMS, batch["image"], one_hot(batch["label"], 3, "label"), jax.random.key(7))
-    mesh = objective.sharding.data_mesh(jax.local_devices())
+    mesh = sharding.data_mesh(jax.local_devices())
     program = objective._program(objective._encode, MODEL, 2, 3, mesh)
     rows = np.zeros(32 * mesh.size, np.int32)
-    shapes = (batch["image"][rows * 0], args[3][rows * 0], rows)
-    assert "scan[" in str(program.trace(PARAMS, args[4], *shapes).jaxpr)
+    assert "scan[" in str(program.trace(PARAMS, args[4], batch["image"][rows], args[3][rows], rows).jaxpr)
     for whole, small in zip(objective.encode(*args), objective.encode(*args, batch_size=mesh.size), strict=True):
         assert len(whole) == count
         np.testing.assert_allclose(whole, small, atol=1e-4)
