@@ -38,8 +38,11 @@ def attend_in_turn(q: Array, k: Array, v: Array) -> Array:
     @jax.checkpoint
     def one(head: tuple[Array, Array, Array]) -> Array:
         q, k, v = head
-        logits = (q @ k.T).astype(jnp.float32) * width**-0.5
-        return jax.nn.softmax(logits, axis=-1).astype(q.dtype) @ v
+        # Transposed ahead of the barrier: reverse mode then transposes what is T x c, and no T x T weights.
+        k, v = jax.lax.optimization_barrier((k.T, v.T))
+        logits = (q @ k).astype(jnp.float32) * width**-0.5
+        weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
+        return jax.lax.dot_general(weights, v, (((1,), (1,)), ((), ())))
 
     def by_head(x: Array) -> Array:
         return jnp.swapaxes(x, 1, 2).reshape(batch * heads, length, width)

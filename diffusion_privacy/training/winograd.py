@@ -21,8 +21,8 @@ from diffusion_privacy.types import Array
 _SIDE = 4
 """Pixels of a tile's side."""
 
-_TILES = 256
-"""Tiles handled at a time, so that the 36 matrices they become stay in the cache."""
+_NUMBERS = 2**15
+"""Tiles times channels handled at a time, so that the 36 matrices they become stay in the cache."""
 
 _MOST_IMAGES = 8
 """And images, where each has few tiles."""
@@ -53,7 +53,7 @@ def convolve(x: Array, kernel: Array) -> Array:
         products = jax.lax.dot_general(_changed(x), changed, (((2,), (1,)), ((0,), (0,))), precision="highest")
         return _joined(_settled(products), *x.shape[:3])
 
-    return _in_parts(part, x)
+    return _in_parts(part, x, kernel.shape[3])
 
 
 @jax.custom_batching.custom_vmap
@@ -81,23 +81,24 @@ def kernel_gradient(x: Array, g: Array) -> Array:
         dims = (((1,), (1,)), ((0,), (0,)))
         return _settled(jax.lax.dot_general(_changed(x), _parted(g), dims, precision="highest"))
 
-    x, g = _cut(x), _cut(g)
+    channels = max(x.shape[3], g.shape[3])
+    x, g = _cut(x, channels), _cut(g, channels)
     start = part(x[0], g[0])
     every, _ = jax.lax.scan(lambda total, rows: (total + part(*rows), None), start, (x[1:], g[1:]))
     return dot(jnp.asarray(_BOTH.T, x.dtype), every.reshape(len(every), -1), 0).reshape(3, 3, *every.shape[1:])
 
 
-def _in_parts(fn: Callable[[Array], Array], x: Array) -> Array:
-    """``fn`` over parts of the batch that stay in the cache."""
-    parts = _cut(x)
+def _in_parts(fn: Callable[[Array], Array], x: Array, channels: int) -> Array:
+    """``fn``, which gives ``channels``, over parts of the batch that stay in the cache."""
+    parts = _cut(x, max(channels, x.shape[3]))
     out = jax.lax.map(fn, parts) if len(parts) > 1 else fn(parts[0])
     return out.reshape(-1, *out.shape[-3:])[: len(x)]
 
 
-def _cut(x: Array) -> Array:
-    """``[B, h, w, c]`` to parts ``[K, ⌈B/K⌉, h, w, c]``; images of zeros fill the last one."""
+def _cut(x: Array, channels: int) -> Array:
+    """``[B, h, w, c]`` to parts ``[K, ⌈B/K⌉, h, w, c]``, at most ``channels`` wide; images of zeros fill the last."""
     batch, h, w, _ = x.shape
-    size = min(batch, _MOST_IMAGES, max(1, _TILES // (_tiles(h) * _tiles(w))))
+    size = min(batch, _MOST_IMAGES, max(1, _NUMBERS // (_tiles(h) * _tiles(w) * channels)))
     count = -(-batch // size)
     return jnp.pad(x, ((0, count * size - batch), *((0, 0),) * 3)).reshape(count, size, *x.shape[1:])
 
