@@ -21,7 +21,7 @@ from diffusion_privacy.types import Array
 _SIDE = 4
 """Pixels of a tile's side."""
 
-_NUMBERS = 2**15
+_NUMBERS = 3 * 2**14
 """Tiles times channels handled at a time, so that the 36 matrices they become stay in the cache."""
 
 _MOST_IMAGES = 8
@@ -96,10 +96,14 @@ def _in_parts(fn: Callable[[Array], Array], x: Array, channels: int) -> Array:
 
 
 def _cut(x: Array, channels: int) -> Array:
-    """``[B, h, w, c]`` to parts ``[K, ⌈B/K⌉, h, w, c]``, at most ``channels`` wide; images of zeros fill the last."""
+    """``[B, h, w, c]`` to parts ``[K, ⌈B/K⌉, h, w, c]`` as even as can be; images of zeros fill the last.
+
+    ``channels`` is the largest number on either side of the convolution.
+    """
     batch, h, w, _ = x.shape
-    size = min(batch, _MOST_IMAGES, max(1, _NUMBERS // (_tiles(h) * _tiles(w) * channels)))
-    count = -(-batch // size)
+    most = min(batch, _MOST_IMAGES, max(1, _NUMBERS // (_tiles(h) * _tiles(w) * channels)))
+    count = -(-batch // most)
+    size = -(-batch // count)
     return jnp.pad(x, ((0, count * size - batch), *((0, 0),) * 3)).reshape(count, size, *x.shape[1:])
 
 
