@@ -53,7 +53,7 @@ def convolve(x: Array, kernel: Array) -> Array:
         products = jax.lax.dot_general(_changed(x), changed, (((2,), (1,)), ((0,), (0,))), precision="highest")
         return _joined(_settled(products), *x.shape[:3])
 
-    return _in_parts(part, x, kernel.shape[3])
+    return _in_parts(part, x, max(kernel.shape[2:]))
 
 
 @jax.custom_batching.custom_vmap
@@ -89,8 +89,8 @@ def kernel_gradient(x: Array, g: Array) -> Array:
 
 
 def _in_parts(fn: Callable[[Array], Array], x: Array, channels: int) -> Array:
-    """``fn``, which gives ``channels``, over parts of the batch that stay in the cache."""
-    parts = _cut(x, max(channels, x.shape[3]))
+    """``fn`` over parts of the batch that stay in the cache, see `_cut`."""
+    parts = _cut(x, channels)
     out = jax.lax.map(fn, parts) if len(parts) > 1 else fn(parts[0])
     return out.reshape(-1, *out.shape[-3:])[: len(x)]
 

@@ -68,6 +68,15 @@ def test_convolutions_of_a_cpu_are_the_plain_one_with_its_gradients(conv, inputs
         np.testing.assert_allclose(one.sum(0), gradients(convolutions.plain, x, kernel)[1], atol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("batch", "side", "channels", "parts"),
+    [(10, 4, 2, (2, 5)), (8, 32, 96, (1, 8)), (8, 32, 128, (2, 4)), (3, 64, 1024, (3, 1))],
+)
+def test_parts_of_a_batch_of_tiles_are_even_and_small_enough(batch, side, channels, parts):
+    # Filled up to whole parts of the most there may be, 10 images would cost as much as 16.
+    assert winograd._cut(jnp.zeros((batch, side, side, 1)), channels).shape[:2] == parts
+
+
 def test_float32_loses_little_by_tiles():
     x = jax.random.normal(jax.random.key(0), (4, 14, 14, 128))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 128, 128))
