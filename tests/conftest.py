@@ -85,6 +85,14 @@ def _lightly_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update(_LIGHT.lower(), False)
 
 
+@pytest.fixture(autouse=True)
+def _programs_of_its_own() -> Iterator[None]:
+    """Each test traces anew what `training.programs` keeps: another may have planted a fault in what it calls."""
+    yield
+    if "diffusion_privacy.training.programs" in sys.modules:
+        sys.modules["diffusion_privacy.training.programs"].forget()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first; of the slow ones those with a time limit of their own first, because they are the longest."""
     items.sort(

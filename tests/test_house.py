@@ -46,6 +46,7 @@ FROM_TRAINING = (
     "training.convolutions",
     "training.winograd",
     "training.platform",
+    "training.programs",
 )
 
 OPTIONAL = (

@@ -10,11 +10,9 @@ them call `run` with the same lanes, each computes those of its devices, and all
 from __future__ import annotations
 
 import dataclasses
-import enum
 import functools
 import logging
 import time
-import types
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -24,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.training.programs import by_value
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED, data_mesh, data_parallel, replicate, to_host
 from diffusion_privacy.types import Array, PyTree
 
@@ -134,22 +133,8 @@ def fresh(fn: Callable[..., Any]) -> jax.tree_util.Partial:
         (fn.args, fn.keywords),
         is_leaf=lambda leaf: isinstance(leaf, jax.tree_util.Partial),
     )
-    known = _by_value(fn.func) and jax.tree.leaves((fn.args, fn.keywords))
+    known = by_value(fn.func) and jax.tree.leaves((fn.args, fn.keywords))
     return jax.tree_util.Partial(fn.func if known else Fresh(fn.func), *args, **keywords)
-
-
-def _by_value(value: Any) -> bool:
-    """Whether ``value`` equals another one only if both compute alike, as long as functions have no state."""
-    if value is None or isinstance(value, types.FunctionType | type | enum.Enum):
-        return True
-    if isinstance(value, tuple):
-        return all(map(_by_value, value))
-    if isinstance(value, types.MethodType):
-        return _by_value(value.__self__)
-    if dataclasses.is_dataclass(value) and type(value).__eq__ is not object.__eq__:
-        # Its fields may be compared by identity all the same.
-        return all(_by_value(getattr(value, field.name)) for field in dataclasses.fields(value) if field.compare)
-    return type(value).__eq__ is not object.__eq__
 
 
 def checked_margin(detect: Callable[..., Array], x: Array, record: Array) -> Array:

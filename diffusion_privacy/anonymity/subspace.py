@@ -233,7 +233,8 @@ def estimate(
             raise ValueError(
                 f"{draws} draws of a chain of {chain.steps} steps do not serve every component of {mixture}"
             )
-    width = max(len(m.levels) for m in mixtures)
+    # At least the widest default design, though levels that coincide make it narrower: one program serves all records.
+    width = max(len(TARGETS) * len(GUIDANCE), *(len(m.levels) for m in mixtures))
     read = np.array([list(m.levels) + [m.levels[-1]] * (width - len(m.levels)) for m in mixtures], np.int32)
     uids = np.arange(len(records)) if uids is None else np.asarray(uids)
     operands = {

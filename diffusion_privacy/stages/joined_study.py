@@ -85,7 +85,7 @@ def load_sets(settings: Joined, workdir: Workdir) -> Sets:
     clean = _joined(private.take(np.arange(count)), held)
     mark = fingerprints.fingerprint(settings.fingerprint.name, **settings.fingerprint.params)
     keys = rng.per_record(rng.stream(settings.seed, "fingerprint"), jnp.asarray(clean.index))
-    planted = jax.jit(lambda images, k: fingerprints.plant_batch(mark, images, k))(jnp.asarray(clean.image), keys)
+    planted = score_study.planting(mark)(jnp.asarray(clean.image), keys)
     marked = clean.with_images(np.asarray(planted.image))
     params = [{k: np.asarray(v)[i].tolist() for k, v in planted.params.items()} for i in range(len(clean))]
     images = np.array(private.image)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -168,11 +169,12 @@ def chunk_size(settings: Joined, score: ConditionalScore, shape: tuple[int, ...]
     """Lanes a device handles at a time: as configured, or as many as the memory budget allows."""
     if settings.risk.chunk:
         return settings.risk.chunk
-
-    def of_first_class(x: Array, t: Array) -> Array:
-        return score(jnp.zeros(x.shape[0], jnp.int32), x, t)
-
+    of_first_class = jax.tree_util.Partial(_of_first_class, score)
     return lanes.chunk_for_budget(of_first_class, shape, settings.risk.memory_gb * 2**30, ceiling=256)
+
+
+def _of_first_class(score: ConditionalScore, x: Array, t: Array) -> Array:
+    return score(jnp.zeros(x.shape[0], jnp.int32), x, t)
 
 
 def draw(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from diffusion_privacy.anonymity import fingerprints
 from diffusion_privacy.anonymity.bank import PairScores, Scores, evaluate
 from diffusion_privacy.anonymity.conformal import conformal_threshold
 from diffusion_privacy.anonymity.detector_tasks import Perturbation
+from diffusion_privacy.anonymity.fingerprints import Fingerprint, Planted
 from diffusion_privacy.anonymity.reidentification import EmbeddingScores
 from diffusion_privacy.audits import one_run
 from diffusion_privacy.data import records as records_module
@@ -29,7 +31,8 @@ from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.tasks import Classify, ScoreTask
 from diffusion_privacy.training import rng
 from diffusion_privacy.training.checkpoint import restore_ema
-from diffusion_privacy.types import SDE, PyTree, ScoreFn
+from diffusion_privacy.training.programs import kept
+from diffusion_privacy.types import SDE, Array, PyTree, ScoreFn
 
 _LOG = logging.getLogger(__name__)
 
@@ -129,6 +132,13 @@ def split(study: Study, source: Records) -> dict[str, np.ndarray]:
     return {name: np.array(value, int) for name, value in rows.items()}
 
 
+@kept
+def planting(mark: Fingerprint) -> Callable[[Array, Array], Planted]:
+    """`fingerprints.plant_batch` of this mark, compiled: ``(images[B, H, W, C], keys[B])``."""
+    program = jax.jit(lambda images, keys: fingerprints.plant_batch(mark, images, keys))
+    return cast(Callable[[Array, Array], Planted], program)
+
+
 def load_roles(study: Study, workdir: Workdir, source: Records | None = None) -> Roles:
     """Loads the source unless it is given, splits it and plants the fingerprints; writes split.json once.
 
@@ -143,7 +153,7 @@ def load_roles(study: Study, workdir: Workdir, source: Records | None = None) ->
     private, controls = source.take(rows["private"]), source.take(rows["controls"])
     clean = source.take(np.concatenate([rows["private"], rows["controls"]]))
     keys = rng.per_record(rng.stream(study.seed, "fingerprint"), jnp.asarray(clean.index))
-    planted = jax.jit(lambda images, k: fingerprints.plant_batch(mark, images, k))(jnp.asarray(clean.image), keys)
+    planted = planting(mark)(jnp.asarray(clean.image), keys)
     marked = clean.with_images(np.asarray(planted.image))
     params = [
         {name: np.asarray(value)[i].tolist() for name, value in planted.params.items()} for i in range(len(clean))

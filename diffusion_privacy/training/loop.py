@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from diffusion_privacy.training.metrics import MetricsWriter, Progress
 from diffusion_privacy.training.privacy import Plan
 from diffusion_privacy.training.private_step import PrivateSteps
 from diffusion_privacy.training.profile import Trace
+from diffusion_privacy.training.programs import kept
 from diffusion_privacy.training.state import TrainConfig, TrainState
 from diffusion_privacy.training.steps import BatchSource, Engine, PlainSteps, metric_names
 from diffusion_privacy.types import Array, PyTree, Task
@@ -79,7 +80,9 @@ def train(
     """Trains to ``config.steps``, going on from the latest checkpoint in ``workdir``; no work when it is finished.
 
     Writes ``workdir/checkpoints``, ``workdir/metrics.csv`` (one row every ``log_every`` steps: averages over them) and
-    ``workdir/tensorboard``. A resumed run computes what an uninterrupted one would have, bit for bit on CPU.
+    ``workdir/tensorboard``. A resumed run computes what an uninterrupted one would have, bit for bit on CPU. Runs of
+    equal tasks and settings share compiled programs; who redefines a function that a task calls, without changing the
+    task, calls `programs.forget` first.
 
     Args:
       task: initial parameters and per-example losses.
@@ -128,6 +131,13 @@ def _pay(pay: Pay | None, workdir: Path, plan: Plan, fingerprint: str) -> None:
         sharding.once(lambda: pay(workdir, plan, fingerprint), "payment for a private run")
 
 
+@kept
+def _creation(task: Task, config: TrainConfig) -> Callable[[Array, PyTree], TrainState]:
+    optimizer = states.make_optimizer(config)
+    program = jax.jit(lambda key, batch: states.create(task, optimizer, key, batch))
+    return cast(Callable[[Array, PyTree], TrainState], program)
+
+
 class _Run:
     """The state of one call of `train` and the ways it changes."""
 
@@ -145,7 +155,6 @@ class _Run:
         self.checkpoints = checkpoints
         self.key_data = np.asarray(jax.random.key_data(rng.stream(seed, f"{name}.step")))
         self.spent: Mapping[str, Any] | None = None
-        optimizer = states.make_optimizer(config)
         first = {key: np.asarray(value) for key, value in batches.batch(0).items() if key != "mask"}
         for field, value in first.items():
             if value.shape[:1] != (config.batch_size,):
@@ -155,10 +164,7 @@ class _Run:
             # Initialisation may look at shapes, not at a private record.
             first = {key: np.zeros_like(value) for key, value in first.items()}
         key = rng.stream(seed, f"{name}.init")
-
-        def create(key: Array, batch: PyTree) -> TrainState:
-            return states.create(task, optimizer, key, batch)
-
+        create = _creation(task, config)
         template = jax.eval_shape(create, key, first)
         names = metric_names(task, template.params, first, key, config.batch_size)
         sums = dict.fromkeys([*names, *private_step.EXTRA] if config.privacy.on else names, 0.0)
@@ -178,9 +184,9 @@ class _Run:
         self.state: TrainState = state if self.parts.split and restored is None else self.parts.put(state)
         self.totals = self._device_totals(sums)
 
-    def _created(self, create: Callable[..., TrainState], key: Array, batch: PyTree) -> TrainState:
+    def _created(self, create: Callable[[Array, PyTree], TrainState], key: Array, batch: PyTree) -> TrainState:
         if not self.parts.split:
-            return jax.jit(create)(key, batch)
+            return create(key, batch)
         # No device may be asked to hold all of it, not even at the start.
         data, law = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
         return self.parts.create(

@@ -69,9 +69,9 @@ def parse(text: str) -> Rule:
         ) from None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Partition:
-    """How a training state lies on a mesh.
+    """How a training state lies on a mesh; equal, and hashable, by value.
 
     Attributes:
       axes: of each array of the state the axis that is split, −1 for none; a tree like the state.
@@ -82,6 +82,17 @@ class Partition:
     axes: PyTree
     params: PyTree
     mesh: Mesh
+
+    def _key(self) -> tuple[object, ...]:
+        # Dictionaries have no hash; the structure of a tree has.
+        trees = [jax.tree.flatten(tree) for tree in (self.axes, self.params)]
+        return (*((tuple(leaves), structure) for leaves, structure in trees), self.mesh)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Partition) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
     @property
     def split(self) -> bool:

@@ -31,6 +31,7 @@ from diffusion_privacy.training import convolutions, privacy, rng, sharding
 from diffusion_privacy.training import state as states
 from diffusion_privacy.training.gradients import add_exactly, clip_one, noised_mean
 from diffusion_privacy.training.privacy import Plan
+from diffusion_privacy.training.programs import kept
 from diffusion_privacy.training.secret import Secret
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED
 from diffusion_privacy.training.state import TrainConfig, TrainState
@@ -170,6 +171,7 @@ class PrivateSteps:
         return {"privacy": {**self.plan.to_json(), **spent, "secret_fingerprint": self._secret.fingerprint}}
 
 
+@kept
 def _accumulate(task: Task, config: TrainConfig, mesh: Mesh) -> Any:
     options = config.privacy
 
@@ -189,6 +191,7 @@ def _accumulate(task: Task, config: TrainConfig, mesh: Mesh) -> Any:
     )
 
 
+@kept
 def _finish(config: TrainConfig, mesh: Mesh) -> Any:
     optimizer = states.make_optimizer(config)
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from diffusion_privacy.training import convolutions, rng, sharding
 from diffusion_privacy.training import state as states
 from diffusion_privacy.training.partition import Partition
+from diffusion_privacy.training.programs import kept
 from diffusion_privacy.training.sharding import REPLICATED, SHARDED
 from diffusion_privacy.training.state import TrainConfig, TrainState
 from diffusion_privacy.types import Array, PyTree, Task
@@ -71,6 +72,7 @@ class Engine(Protocol):
         ...
 
 
+@kept
 def make_step(task: Task, config: TrainConfig, mesh: Mesh, parts: Partition) -> Callable[..., Any]:
     """The compiled update of a state that lies on the mesh as ``parts`` says.
 

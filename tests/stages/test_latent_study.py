@@ -23,7 +23,7 @@ pytestmark = pytest.mark.lightly_compiled
 AUTOENCODER = {
     "network": {"halvings": 1, "latent_channels": 4, "channels": 8, "max_channels": 8},
     "std": 0.1,
-    "training": {"steps": 600, "batch_size": 32, "learning_rate": 5e-3, "log_every": 200, "checkpoint_every": 600},
+    "training": {"steps": 300, "batch_size": 32, "learning_rate": 5e-3, "log_every": 100, "checkpoint_every": 300},
 }
 
 TINY = {
