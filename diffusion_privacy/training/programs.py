@@ -10,9 +10,10 @@ import dataclasses
 import enum
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
+import numpy as np
 from jax.sharding import Mesh
 
 _P = ParamSpec("_P")
@@ -27,17 +28,18 @@ _forget: list[Callable[[], None]] = []
 def kept(make: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorates a maker of programs: equal arguments get the same one as before, as far as the last few are concerned.
 
-    The maker is called with positional arguments. They are equal where they say so by value (frozen dataclasses, flax
-    modules, meshes), down to their fields. One that is compared by identity, or not hashable because it holds arrays,
-    gets a program of its own: it may have been changed since, and its arrays must not stay in memory.
+    Arguments are equal where they say so by value (frozen dataclasses, flax modules, meshes), down to their fields.
+    One with a part that is compared by identity, or that closes over something, or is not hashable because it holds
+    arrays, gets a program of its own: that part may have been changed since, and must not stay in memory.
     """
     remembered = functools.lru_cache(maxsize=_KEPT)(make)
     _forget.append(remembered.cache_clear)
 
     @functools.wraps(make)
-    def program(*arguments: Any) -> _R:
-        chosen: Callable[..., _R] = remembered if all(by_value(a) and _hashable(a) for a in arguments) else make
-        return chosen(*arguments)
+    def program(*arguments: Any, **named: Any) -> _R:
+        known = all(by_value(a, closures=False) and _hashable(a) for a in (*arguments, *named.values()))
+        chosen: Callable[..., _R] = remembered if known else make
+        return chosen(*arguments, **named)
 
     return cast(Callable[_P, _R], program)
 
@@ -56,16 +58,36 @@ def _hashable(value: Any) -> bool:
     return True
 
 
-def by_value(value: Any) -> bool:
-    """Whether ``value`` equals another one only if both compute alike, as long as functions have no state."""
+def by_value(value: Any, *, closures: bool = True) -> bool:
+    """Whether ``value`` equals another one only if both compute alike.
+
+    Args:
+      value: whose comparison is asked about; functions and classes are equal to themselves alone. A class that writes
+        its own ``__eq__`` is believed.
+      closures: believe of functions and classes that what they close over, and their defaults, never changes. Globals
+        that they call are believed not to in any case.
+    """
     # Equal meshes are one object, which is why they have the comparison of an object.
-    if value is None or isinstance(value, types.FunctionType | type | enum.Enum | Mesh):
+    if value is None or isinstance(value, bool | enum.Enum | np.dtype | Mesh):
         return True
-    if isinstance(value, tuple):
-        return all(map(by_value, value))
+    deeper = functools.partial(by_value, closures=closures)
+    kind = type(value)
+    if isinstance(value, types.FunctionType):
+        defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+        return closures or (value.__closure__ is None and all(map(deeper, defaults)))
+    if isinstance(value, type):
+        return closures or "<locals>" not in value.__qualname__
     if isinstance(value, types.MethodType):
-        return by_value(value.__self__)
-    if dataclasses.is_dataclass(value) and type(value).__eq__ is not object.__eq__:
-        # Its fields may be compared by identity all the same.
-        return all(by_value(getattr(value, field.name)) for field in dataclasses.fields(value) if field.compare)
-    return type(value).__eq__ is not object.__eq__
+        return deeper(value.__self__)
+    if isinstance(value, tuple | frozenset):
+        # Tuples with named fields are equal to those of other names.
+        return kind in (tuple, frozenset) and all(map(deeper, value))
+    if isinstance(value, Mapping):
+        return all(map(deeper, (*value.keys(), *value.values())))
+    if kind is object or "__eq__" not in vars(kind):
+        # None, or one of a parent, which does not look at what the child has besides.
+        return False
+    if dataclasses.is_dataclass(value) and kind.__dataclass_params__.eq:
+        # Its fields may be compared by identity, or not at all.
+        return all(field.compare and deeper(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return True

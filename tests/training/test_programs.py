@@ -6,14 +6,21 @@ import dataclasses
 import gc
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 from private_toys import ConvTask, private_config
 from training_toys import ToyBatches, ToyTask, to_numpy, toy_config
 
+from diffusion_privacy.anonymity.fingerprints import Disc, cut_patch
+from diffusion_privacy.diffusion.sde import VP
+from diffusion_privacy.networks.build import build
+from diffusion_privacy.stages.study import planting
+from diffusion_privacy.tasks import ScoreTask
 from diffusion_privacy.training import partition, private_step, programs, sharding, steps
 from diffusion_privacy.training import state as states
 from diffusion_privacy.training.loop import train
@@ -59,6 +66,41 @@ class ByValue(_Shifted):
     """Compared by value, with an array among its fields: it has no hash."""
 
     shift: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Child(ToyTask):
+    """Compared as its parent, whose comparison does not know of the shift."""
+
+    shift: float = 0.0
+
+    def loss(self, params: Any, batch: Any, key: Any) -> Any:
+        return super().loss(params, {**batch, "y": batch["y"] + self.shift}, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forgetful(ToyTask):
+    """Not compared by all of its fields."""
+
+    shift: float = dataclasses.field(default=0.0, compare=False)
+
+    def loss(self, params: Any, batch: Any, key: Any) -> Any:
+        return super().loss(params, {**batch, "y": batch["y"] + self.shift}, key)
+
+
+class Rate(NamedTuple):
+    value: float
+
+
+class Size(NamedTuple):
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """Equal where its part is."""
+
+    part: Any
 
 
 def run(folder: Path, task: Any, seed: int = 0, **changes: Any) -> Any:
@@ -132,7 +174,8 @@ def test_another_task_or_mesh_makes_another_program() -> None:
     elsewhere = dataclasses.replace(parts, mesh=sharding.data_mesh(jax.devices()[:2]))
     assert parts == parts_of(config)
     assert parts != elsewhere
-    assert steps.make_step(ToyTask(), config, elsewhere.mesh, elsewhere) is not step_of(config)
+    assert steps.make_step(ToyTask(), config, parts.mesh, elsewhere) is not step_of(config)
+    assert steps.make_step(ToyTask(), config, elsewhere.mesh, parts) is not step_of(config)
 
 
 @pytest.mark.parametrize("kind", [ByIdentity, ByValue])
@@ -148,6 +191,94 @@ def test_tasks_with_arrays_are_traced_anew_and_not_held(tmp_path: Path, kind: An
     del task
     gc.collect()
     assert dead() is None
+
+
+@pytest.mark.parametrize("kind", [Child, Forgetful])
+def test_a_task_that_is_compared_by_less_than_it_holds_is_traced_anew(tmp_path: Path, kind: Any) -> None:
+    assert kind(shift=0.0) == kind(shift=5.0)
+    first, second = run(tmp_path / "first", kind(shift=0.0)), run(tmp_path / "second", kind(shift=5.0))
+    assert np.any(first["second"]["bias"] != second["second"]["bias"])
+
+
+def _closing_over(x: Any) -> Any:
+    return lambda y: y + x
+
+
+_ONE = Rate(1.0)
+
+
+def _with_default(x: Any, y: Any = _ONE) -> Any:
+    return x + y.value
+
+
+@pytest.mark.parametrize(("first", "second"), [(Rate(1.0), Size(1.0)), (Rate(1.0), (1.0,))])
+def test_tuples_of_other_names_are_others(first: Any, second: Any) -> None:
+    assert Holder(first) == Holder(second)
+    make = programs.kept(lambda holder: [type(holder.part)])
+    assert make(Holder(first)) == [type(first)]
+    assert make(Holder(second)) == [type(second)]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        object(), (object(),), frozenset([object()]), FrozenDict({"a": object()}), _closing_over(np.zeros(1)),
+        type("Local", (), {"__qualname__": "f.<locals>.Local"}), Holder(object()), Rate(object()), Child(),
+        _with_default,
+    ],
+    ids=lambda part: type(part).__name__,
+)  # fmt: skip
+def test_what_may_have_changed_is_made_anew(part: Any) -> None:
+    make = programs.kept(lambda holder: [holder])
+    holder = Holder(part)
+    assert make(holder) is not make(holder)
+    assert make(holder=holder) is not make(holder=holder)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        None,
+        1,
+        True,
+        1.5,
+        np.dtype("float32"),
+        jnp.float32,
+        "a",
+        (1, ("b",)),
+        frozenset([1]),
+        FrozenDict({"a": 1}),
+        to_numpy,
+        Holder,
+        Holder(2),
+        ToyTask(),
+    ],
+)
+def test_what_is_equal_by_value_is_kept(part: Any) -> None:
+    make = programs.kept(lambda holder: [holder])
+    assert make(Holder(part)) is make(Holder(part))
+    assert make(holder=Holder(part)) is make(holder=Holder(part))
+
+
+def test_networks_are_kept_by_their_settings() -> None:
+    make = programs.kept(lambda task: [task])
+    tasks = [ScoreTask(build("mlp", hidden=width, depth=1), VP(), 8) for width in (8, 8, 16)]
+    assert make(tasks[0]) is make(tasks[1])
+    assert make(tasks[2]) is not make(tasks[0])
+
+
+def test_partitions_are_equal_by_their_axes() -> None:
+    parts = parts_of(toy_config())
+    for name in ("axes", "params"):
+        moved = jax.tree.map(lambda _: 0, getattr(parts, name))
+        assert dataclasses.replace(parts, **{name: moved}) != parts
+
+
+def test_marks_are_planted_by_their_own_programs() -> None:
+    assert planting(Disc(0.5)) is planting(Disc(0.5))
+    assert planting(Disc(0.5)) is not planting(Disc(0.0))
+    cut = cut_patch(np.zeros((8, 8, 1), np.float32), 4, 4, 1)
+    assert planting(cut) is not planting(cut)
 
 
 def test_few_are_kept_and_all_can_be_dropped() -> None:
