@@ -31,7 +31,7 @@ def _take_a_share_of_the_cores() -> None:
 _take_a_share_of_the_cores()
 
 # Simulated devices outnumber the cores; with fewer threads than devices a collective can wait for ever. Twice as many
-# as devices are enough, and more only share the same core: with 16 long chains took a third longer.
+# as devices are enough, and more only share the same core: chains took a tenth to a half longer with 16.
 os.environ.setdefault("NPROC", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] != "cpu":
