@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_joined import study
 
-from diffusion_privacy.anonymity import montecarlo
+from diffusion_privacy.anonymity import lanes, montecarlo
 from diffusion_privacy.audits import attacks
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import VP
@@ -214,6 +214,20 @@ def _release_json_is_plain_and_free_of_secrets(finished):
     broken["ways_to_share"]["raw_model"]["guarantee"]["epsilon"] = 1.0
     with pytest.raises(InputError, match="raw_model"):
         joined_schema.validate(broken)
+
+
+def test_the_compiler_is_asked_for_memory_once_for_all_models_of_a_shape():
+    settings = study({"risk.chunk": 0})
+    lanes._bytes_per_lane.cache_clear()
+    task = joined_study.score_task(settings, 10)
+    shown = {"image": jnp.zeros((1, 8, 8, 1)), "label": jnp.zeros(1, jnp.int32)}
+    chunks = [
+        joined_train.chunk_size(settings, task.conditional_score(task.init(jax.random.key(seed), shown)), (8, 8, 1))
+        for seed in (0, 1)
+    ]
+    assert chunks[0] == chunks[1] == 256
+    found = lanes._bytes_per_lane.cache_info()
+    assert (found.misses, found.hits) == (1, 1)
 
 
 @pytest.mark.slow
