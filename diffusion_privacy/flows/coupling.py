@@ -18,6 +18,7 @@ from diffusion_privacy.flows.bijection import Shape, batch_shape, constant_logde
 from diffusion_privacy.flows.mixture import LogisticMixture
 from diffusion_privacy.flows.spline import Spline, soft_clamp
 from diffusion_privacy.flows.subnets import Subnet
+from diffusion_privacy.training.convolutions import settled
 from diffusion_privacy.types import Array, PyTree
 
 
@@ -67,7 +68,7 @@ class Affine:
 
     def _scale_shift(self, raw: Array, shape: Shape) -> tuple[Array, Array]:
         s, t = jnp.split(raw, 2, axis=-1)
-        s = soft_clamp(s, self.clamp)
+        s = settled(soft_clamp(s, self.clamp))
         if self.volume_preserving:
             s = s - jnp.mean(s, axis=tuple(range(-len(shape), 0)), keepdims=True)
         return s, t
@@ -164,16 +165,18 @@ class Coupling:
         first, second = self._halves
         x1, x2 = jnp.split(x, [first[-1]], axis=-1)
         y1, logdet1 = self.half_map.forward(self._raw(params["first"], x2, cond), x1, first)
+        y1 = settled(y1)
         y2, logdet2 = self.half_map.forward(self._raw(params["second"], y1, cond), x2, second)
-        return jnp.concatenate([y1, y2], axis=-1), logdet1 + logdet2
+        return settled(jnp.concatenate([y1, y2], axis=-1)), logdet1 + logdet2
 
     def inverse(self, params: PyTree, y: Array, cond: Array | None) -> tuple[Array, Array]:
         cond = self._condition(y, cond)
         first, second = self._halves
         y1, y2 = jnp.split(y, [first[-1]], axis=-1)
         x2, logdet2 = self.half_map.inverse(self._raw(params["second"], y1, cond), y2, second)
+        x2 = settled(x2)
         x1, logdet1 = self.half_map.inverse(self._raw(params["first"], x2, cond), y1, first)
-        return jnp.concatenate([x1, x2], axis=-1), logdet1 + logdet2
+        return settled(jnp.concatenate([x1, x2], axis=-1)), logdet1 + logdet2
 
     def _init_nets(self, key: Array, source: Shape, target: Shape) -> PyTree:
         p = self.half_map.num_parameters

@@ -216,7 +216,7 @@ def _program(fn: Callable[..., tuple[Array, ...]], model: FlowModel, whole: int,
         return _in_pieces(functools.partial(fn, model, *arrays[:whole]), _piece(model), *arrays[whole:])
 
     rows_out = sharding.SHARDED
-    return sharding.data_parallel(on_device, mesh, in_specs=specs, out_specs=rows_out, convolutions="default")
+    return sharding.data_parallel(on_device, mesh, in_specs=specs, out_specs=rows_out)
 
 
 def encode(

@@ -121,6 +121,16 @@ def _tiled_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]
 tiled.defvjp(_tiled_forward, _tiled_backward)
 
 
+def settled(x: Array) -> Array:
+    """``x`` itself, which a CPU that evaluates computes once, before what reads it.
+
+    XLA's CPU backend fuses a cheap function into each of its readers, and computes it as often as they read: for nine
+    shifted windows nine times, and number by number where they read with strides. In training results are kept anyway.
+    """
+    alone = jax.default_backend() == "cpu" and _USE.value == _EVALUATION
+    return jax.lax.optimization_barrier(x) if alone else x
+
+
 def for_flax(x: Array, kernel: Array, strides: Sequence[int], padding: Any, **fixed: Any) -> Array:
     """`jax.lax.conv_general_dilated` for `flax.linen.Conv`; on a CPU by tiles or `explicit` where that is faster."""
     use = _USE.value

@@ -175,7 +175,7 @@ def data_parallel(
       out_specs: the same for the outputs.
       donate: positions of arguments whose memory the outputs may take; their arrays are gone after the call.
       convolutions: which library convolves on a CPU, a name of `platform.CONVOLUTIONS`. XLA's own choice evaluates
-        score networks fastest, and what trains is faster with ``"default"``; evaluations of flows are even.
+        networks and flows fastest, and what trains is faster with ``"default"``.
     """
     # check_vma=True would sum gradients of replicated parameters by itself and so mix per-example gradients.
     mapped = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
