@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.flows.coupling import Coupling
+from diffusion_privacy.flows.subnets import ConvNet
 from diffusion_privacy.mechanisms import dp_gradient
 from diffusion_privacy.networks.unet import UNet
 from diffusion_privacy.stages import operations
@@ -76,6 +78,28 @@ def test_a_mapped_program_has_xlas_own_choice_and_a_training_step_the_configs():
         pytest.skip("this jaxlib has no YNNPACK")
     assert "__ynn_fusion" in program()
     assert "__ynn_fusion" not in program(convolutions=TrainConfig(steps=1, batch_size=1).convolutions)
+
+
+@ON_A_CPU
+def test_a_coupling_computes_its_results_once_where_it_is_evaluated_and_is_the_same_map_where_it_trains():
+    layer = Coupling((4, 4, 4), ConvNet(8))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, layer.init(jax.random.key(0)))
+    x = jax.random.normal(jax.random.key(1), (3, 4, 4, 4))
+
+    def traced(direction):
+        def both(x):
+            return jax.jvp(lambda x: direction(params, x, None), (x,), (x,))
+
+        return str(jax.make_jaxpr(both)(x)).count("optimization_barrier"), jax.jit(both)(x)
+
+    for direction in (layer.forward, layer.inverse):
+        evaluated, values = traced(direction)
+        with convolutions.for_training():
+            training, same = traced(direction)
+        assert evaluated > 0
+        assert training == 0
+        for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(same), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_sums_by_the_default_library_are_exact_to_rounding():
