@@ -165,18 +165,16 @@ class Coupling:
         first, second = self._halves
         x1, x2 = jnp.split(x, [first[-1]], axis=-1)
         y1, logdet1 = self.half_map.forward(self._raw(params["first"], x2, cond), x1, first)
-        y1 = settled(y1)
         y2, logdet2 = self.half_map.forward(self._raw(params["second"], y1, cond), x2, second)
-        return settled(jnp.concatenate([y1, y2], axis=-1)), logdet1 + logdet2
+        return jnp.concatenate([y1, y2], axis=-1), logdet1 + logdet2
 
     def inverse(self, params: PyTree, y: Array, cond: Array | None) -> tuple[Array, Array]:
         cond = self._condition(y, cond)
         first, second = self._halves
         y1, y2 = jnp.split(y, [first[-1]], axis=-1)
         x2, logdet2 = self.half_map.inverse(self._raw(params["second"], y1, cond), y2, second)
-        x2 = settled(x2)
         x1, logdet1 = self.half_map.inverse(self._raw(params["first"], x2, cond), y1, first)
-        return settled(jnp.concatenate([x1, x2], axis=-1)), logdet1 + logdet2
+        return jnp.concatenate([x1, x2], axis=-1), logdet1 + logdet2
 
     def _init_nets(self, key: Array, source: Shape, target: Shape) -> PyTree:
         p = self.half_map.num_parameters

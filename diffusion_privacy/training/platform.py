@@ -25,4 +25,4 @@ CONVOLUTIONS: dict[str, dict[str, str | bool | int]] = {
 
 def compiler_options(convolutions: str = "default") -> dict[str, str | bool | int] | None:
     """``compiler_options`` for `jax.jit`: those of `CONVOLUTIONS` on a CPU, None elsewhere."""
-    return (CONVOLUTIONS[convolutions] or None) if jax.default_backend() == "cpu" else None
+    return CONVOLUTIONS[convolutions] if jax.default_backend() == "cpu" else None

@@ -81,7 +81,7 @@ def test_a_mapped_program_has_xlas_own_choice_and_a_training_step_the_configs():
 
 
 @ON_A_CPU
-def test_a_coupling_computes_its_results_once_where_it_is_evaluated_and_is_the_same_map_where_it_trains():
+def test_a_couplings_clamp_stands_alone_where_it_is_evaluated_and_the_map_is_the_same_where_it_trains():
     layer = Coupling((4, 4, 4), ConvNet(8))
     params = jax.tree.map(lambda leaf: leaf + 0.1, layer.init(jax.random.key(0)))
     x = jax.random.normal(jax.random.key(1), (3, 4, 4, 4))
