@@ -12,10 +12,12 @@ import numpy as np
 from diffusion_privacy.errors import InputError
 
 FILE_HASH, LEVEL_HASH = "bytes of files", "stored grey levels"
-ROW_HASH, VALUE_HASH = "rows of a table", "prepared values"
-HASH_KINDS = (FILE_HASH, LEVEL_HASH, ROW_HASH, VALUE_HASH)
+ROW_HASH, VALUE_HASH = "cells of rows", "prepared values"
+_OLD_ROW_HASH = "rows of a table"
+HASH_KINDS = (FILE_HASH, LEVEL_HASH, ROW_HASH, VALUE_HASH, _OLD_ROW_HASH)
 """What a hash of a record may be of: `assemble.bytes_hash`, `assemble.level_hashes`, `mechanisms.table.row_hashes`,
-`mechanisms.ledger.value_hashes`. Hashes of two kinds never meet, whatever the records."""
+`mechanisms.ledger.value_hashes`. Hashes of two kinds never meet, whatever the records. "rows of a table" is what
+earlier versions made of rows: a cell's part in it depended on the kind of its column."""
 
 LIST_OF_CLASSES = "the list of classes"
 CLASSES_KEPT = "which records of the source are of the classes kept"

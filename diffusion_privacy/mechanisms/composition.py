@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -49,6 +50,9 @@ class Total:
 def total(entries: Sequence[Entry], delta: float) -> Total:
     """Compose ``entries`` at ``delta``: sequentially for a record, in parallel over declared distinct records.
 
+    Only hashes of one kind tell that records are distinct: a record that some stages know by one kind may be any of
+    those that others know by another, and the dearest combination counts.
+
     Why the relation of the result is the meet: two data sets that are neighbours in every stage differ in records of
     which each stage's event speaks, so that the stages' events compose; of other pairs some stage promises nothing.
     """
@@ -62,12 +66,13 @@ def total(entries: Sequence[Entry], delta: float) -> Total:
         else:
             covered.append(entry)
     everywhere = [e.spend for e in covered if not e.parallel and e.spend is not None]
-    touched: dict[str, list[int]] = {}
+    touched: dict[str, dict[str, list[int]]] = {}
     for i, entry in enumerate(covered):
         for record in set(entry.records or ()) if entry.parallel else ():
-            touched.setdefault(record, []).append(i)
+            touched.setdefault(entry.kind, {}).setdefault(record, []).append(i)
     # A record outside every list still went through the stages declared without one.
-    paths = {tuple(path) for path in touched.values()} | {()}
+    ways = [{tuple(path) for path in records.values()} | {()} for records in touched.values()]
+    paths = [[i for part in parts for i in part] for parts in itertools.product(*ways)]
     accounts = [
         account([*everywhere, *(s for s in (covered[i].spend for i in path) if s is not None)], delta) for path in paths
     ]

@@ -77,6 +77,8 @@ class Entry:
         not the ledger's to tell. None for "all of them", or where no such hash is known. An empty list counts as None:
         a stage that touched nothing has no entry.
       relation: that the event was computed for; None where it is not known, or where there is no event.
+      kind: what ``records`` are hashes of, one of `data.records.HASH_KINDS`; empty where that is not known. Hashes
+        of two kinds never meet, so that stages of two kinds are taken to be about the same records.
       id: drawn at random for one release, and written into its manifest too: the names of two studies' releases are
         often the same. None for other stages, and for releases of earlier versions.
     """
@@ -86,6 +88,7 @@ class Entry:
     records: tuple[str, ...] | None = None
     relation: Relation | None = None
     id: str | None = None
+    kind: str = ""
 
     def __post_init__(self) -> None:
         if self.records is not None:
@@ -97,6 +100,7 @@ class Entry:
         optional = {
             "relation": None if self.relation is None else self.relation.to_json(),
             "id": self.id,
+            "kind": self.kind or None,
         }
         return {
             "stage": self.stage,
@@ -107,19 +111,20 @@ class Entry:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> Entry:
-        """Inverse of `to_json`; lines of earlier versions lack the relation or the id.
+        """Inverse of `to_json`; lines of earlier versions lack the relation, the id or the kind.
 
         Raises:
           InputError: another kind of line, or an event or a relation that cannot be read.
         """
-        fields = set(obj) - {"relation", "id"}
+        fields = set(obj) - {"relation", "id", "kind"}
         known = fields == {"stage", "event", "adjacency", "records"} and obj["adjacency"] in (None, *ADJACENCIES)
-        if not known or not isinstance(obj.get("id"), str | None):
+        texts = isinstance(obj.get("id"), str | None) and isinstance(obj.get("kind", ""), str)
+        if not (known and texts):
             raise InputError("expected a ledger entry")
         spend = None if obj["event"] is None else Spend(event_from_json(obj["event"]), obj["adjacency"])
         relation = Relation.from_json(obj["relation"]) if "relation" in obj else None
         records = None if obj["records"] is None else tuple(obj["records"])
-        return cls(obj["stage"], spend, records, relation, obj.get("id"))
+        return cls(obj["stage"], spend, records, relation, obj.get("id"), obj.get("kind", ""))
 
     @property
     def hides(self) -> Relation | None:

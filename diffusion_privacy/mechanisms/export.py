@@ -150,14 +150,14 @@ def _spend(release: Privatised, ledger: Ledger, name: str) -> dict[str, Any]:
     if flow.training == "public" and flow.trained_on and release.hashes is not None:
         # Without source hashes those of the flow are of prepared values, which would meet nothing.
         ledger.give_up(sorted(flow.trained_on), f"training of the public flow of release {name}", flow.kind)
-    training = Entry(f"flow training for release {name}", None, release.hashes)
+    training = Entry(f"flow training for release {name}", None, release.hashes, kind=release.hash_kind)
     if mechanism_only and training not in ledger.entries():
         ledger.record(training)
     entered = f"release {name} ({release.manifest.guarantee})" if metric else f"release {name}"
     # Drawn anew for each attempt: one that was paid for and never published is another draw of noise.
     number = secrets.token_hex(16)
     after: Total = ledger.record(
-        Entry(entered, release.spend, release.hashes, release.relation, number),
+        Entry(entered, release.spend, release.hashes, release.relation, number, release.hash_kind),
         accept_uncovered=mechanism_only or metric,
     )
     return {

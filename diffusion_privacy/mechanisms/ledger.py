@@ -1,14 +1,14 @@
 """What has been spent on which records: an append-only JSON-lines file that refuses to exceed a stated total.
 
-Line 1 states the total (ε, δ) under replace-one; an entry is one stage that touched private records. Releases
-of the same records compose sequentially. Distinct records compose in parallel only where both entries declare their
-records by hash: the total is the largest ε over the sets of stages that some record went through, and a stage declared
-without hashes counts against every record. So a hash must be of the record's SOURCE (a file's bytes, stored grey
-levels, a row's values: `Records.source_hash`, `table.row_hashes`): prepared in another way, resized say, it is still
-the same record. Where the source is not at hand a stage is declared without hashes. A stage whose relation speaks of a
-person's records counts against every record, whatever hashes it declares: two images of one person in two stages have
-two hashes and one person. A stage that cannot give its event makes the total "no guarantee"; leaving it out would be
-worse.
+Line 1 states the total (ε, δ) under replace-one; an entry is one stage that touched private records. Releases of the
+same records compose sequentially. Distinct records compose in parallel only where both entries declare their records by
+hashes of one kind: the total is the largest ε over the sets of stages that some record may have gone through. A stage
+declared without hashes counts against every record, and stages whose hashes are of different kinds, or of which one
+does not say its kind, against each other. So a hash must be of the record's SOURCE (a file's bytes, stored grey levels,
+a row's values: `Records.source_hash`, `table.row_hashes`): prepared in another way, resized say, it is still the same
+record. Where the source is not at hand a stage is declared without hashes. A stage whose relation speaks of a person's
+records counts against every record, whatever hashes it declares: two images of one person in two stages have two hashes
+and one person. A stage that cannot give its event makes the total "no guarantee"; leaving it out would be worse.
 
 Each entry keeps the relation of its event: what its neighbours may differ in. A total is for data sets that are
 neighbours in all of its entries (`relation.meet`) and says so; one release that publishes the class makes it a total
@@ -153,7 +153,7 @@ class Ledger:
           InputError: some of them are in an entry: what protected them would be given up with them. A second hard link
             to the file.
         """
-        self.check_public(records)
+        self.check_public(records, kind)
         if self._are_given_up(records):
             return  # a finished study that is looked at again touches no file
         with self._locked():
@@ -164,9 +164,14 @@ class Ledger:
     def _are_given_up(self, records: Sequence[str]) -> bool:
         return {record for note in self.given_up() for record in note.records}.issuperset(records)
 
-    def check_public(self, records: Sequence[str]) -> None:
-        """`InputError` where some of ``records``, to be used as public ones, are in an entry as private ones."""
-        protected = {record for entry in self.entries() for record in entry.records or ()}
+    def check_public(self, records: Sequence[str], kind: str = "") -> None:
+        """`InputError` where some of ``records``, to be used as public ones, are in an entry as private ones.
+
+        Where entries know theirs by another ``kind`` of hash, nothing can be found and a warning says so.
+        """
+        entries = self.entries()
+        self._warn("private", {entry.kind for entry in entries if entry.records}, kind)
+        protected = {record for entry in entries for record in entry.records or ()}
         if shared := len(protected.intersection(records)):
             raise InputError(
                 f"{self.path}: {shared} of the {len(records)} records of the public share are in it as private ones; "
@@ -177,12 +182,16 @@ class Ledger:
         """`InputError` where some of ``records``, of which something is to be promised, were given up."""
         lines = self._lines()
         self._require_not_given_up(lines, records, "the private share")
-        kinds = {line.kind for line in lines if isinstance(line, GivenUp)} - {"", kind}
-        if kind and kinds:
+        self._warn("public", {line.kind for line in lines if isinstance(line, GivenUp)}, kind)
+
+    def _warn(self, what: str, kinds: set[str], kind: str) -> None:
+        others = kinds - {"", kind}
+        if kind and others:
             _LOG.warning(
-                "%s: notes public records by %s, these are known by %s: whether they meet cannot be told",
+                "%s: notes %s records by %s, these are known by %s: whether they meet cannot be told",
                 self.path,
-                " and ".join(sorted(kinds)),
+                what,
+                " and ".join(sorted(others)),
                 kind,
             )
 

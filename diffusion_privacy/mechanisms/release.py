@@ -64,6 +64,7 @@ class Privatised:
       hashes: source hashes of the records, for the ledger; never written to the release. None where the source was not
         at hand.
       relation: that ``spend`` was computed for.
+      hash_kind: what ``hashes`` are of, one of `data.records.HASH_KINDS`; empty where that is not known.
     """
 
     data: np.ndarray
@@ -73,6 +74,7 @@ class Privatised:
     flow: FlowProvenance
     hashes: tuple[str, ...] | None
     relation: Relation
+    hash_kind: str = ""
 
 
 def noised(mechanism: Mechanism, z: Array) -> np.ndarray:
@@ -166,7 +168,8 @@ def privatise(
     for warning in manifest.warnings:
         logger.warning("%s", warning)
     known = None if hashes is None else tuple(hashes)
-    return Privatised(data, published, manifest, record_spend(mechanism, condition, relation), flow, known, relation)
+    spend = record_spend(mechanism, condition, relation)
+    return Privatised(data, published, manifest, spend, flow, known, relation, hash_kind)
 
 
 def _copies(

@@ -48,20 +48,35 @@ _MOST_CLASSES = 2**30
 def row_hashes(table: Table) -> tuple[str, ...]:
     """128-bit SHA-256 prefixes, one a row, of its values by column name.
 
-    For `FlowProvenance.trained_on` and the ledger. They do not depend on ranges, statistics, decimals, the order of
-    columns or of categories, so that two releases of one row meet in the ledger although they were encoded differently.
-    A row with other columns is another row: when parts of one table are released, account for them by person instead.
+    For `FlowProvenance.trained_on` and the ledger. They do not depend on the kinds of columns, ranges, statistics,
+    decimals, the order of columns or of categories, so that two releases of one row meet in the ledger although they
+    were read or encoded differently. A cell is the number that it spells, if it does, else its text without spaces
+    around it: the categories "1" and "1.0" are one, which may count a row twice and never forgets one. A row with other
+    columns is another row: when parts of one table are released, account for them by person instead.
     """
     columns = sorted(table.schema.columns, key=lambda column: column.name)
     values = []
     for column in columns:
         data = table.data[column.name]
-        named = [column.categories[v] for v in data] if column.kind == "categorical" else [repr(float(v)) for v in data]
+        if column.kind == "categorical":
+            names = [_cell(name) for name in column.categories]
+            named = [names[v] for v in data]
+        else:
+            named = [_cell(float(v)) for v in data]
         values.append([(column.name, text) for text in named])
     return tuple(
         hashlib.sha256(json.dumps(row, ensure_ascii=True).encode()).hexdigest()[:32]
         for row in zip(*values, strict=True)
     )
+
+
+def _cell(value: str | float) -> str:
+    """One text for all ways to read and to write the same number; adding 0 makes one zero of the two."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    return repr(number + 0.0) if math.isfinite(number) else str(value).strip()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,11 +63,11 @@ def check_budget(
 ) -> None:
     """`InputError` when these releases, with what is ``planned`` besides, would exceed what the ledger allows."""
     relation, condition = common.make_relation(settings), common.make_condition(settings, private)
-    dims, entries = int(private.image[0].size), ledger.entries()
+    dims, entries, kind = int(private.image[0].size), ledger.entries(), common.hash_kind(private)
     for epsilon in epsilons:
         mechanism = common.make_mechanism(settings, epsilon, dims, len(private))
         spend = record_spend(mechanism, condition, relation)
-        entries.append(Entry(f"release {epsilon:g}", spend, hashes, relation))
+        entries.append(Entry(f"release {epsilon:g}", spend, hashes, relation, kind=kind))
     found = total([*entries, *planned], settings.release.delta).account.epsilon
     besides = f" and {', '.join(entry.stage for entry in planned)}" if planned else ""
     _LOG.info("privatize: ε = %s at δ = %g after these releases%s", promised(found, 4), ledger.delta, besides)

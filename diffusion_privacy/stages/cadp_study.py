@@ -185,7 +185,7 @@ def check_given_up(ledger: Ledger, parts: Parts[Any]) -> None:
     Another seed, or other shares, would do so: what a flow learnt without privacy, and hands out, would be of records
     to which an ε is promised.
     """
-    ledger.check_public(_public_only(parts))
+    ledger.check_public(_public_only(parts), hash_kind(parts.public))
     ledger.check_private(hashes(parts.private), hash_kind(parts.private))
 
 

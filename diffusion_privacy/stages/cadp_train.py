@@ -50,7 +50,8 @@ def _planned(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any]) -> lis
         config.privacy, records=len(parts.private), batch_size=config.batch_size, steps=config.steps
     )
     spend = dp_training.spend_of_plan(plan)
-    return [Entry("train flow", spend, common.hashes(parts.private), dp_training.RELATION)]
+    private = parts.private
+    return [Entry("train flow", spend, common.hashes(private), dp_training.RELATION, kind=common.hash_kind(private))]
 
 
 def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
@@ -74,7 +75,8 @@ def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
     config, folder = settings.flow.training, workdir.path("train", "flow")
     pay = None
     if config.privacy.on and settings.flow.trained_on == "private":
-        pay = dp_training.payment(common.make_ledger(settings, workdir), "train flow", common.hashes(records))
+        ledger, kind = common.make_ledger(settings, workdir), common.hash_kind(records)
+        pay = dp_training.payment(ledger, "train flow", common.hashes(records), kind)
     identity = {"config": settings_module.digest({"flow": settings_module.to_dict(settings.flow)})}
     task = common.flow_task(settings, records)
     with workdir.timed("train flow"):

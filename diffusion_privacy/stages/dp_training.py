@@ -70,7 +70,7 @@ def _private(folder: Path) -> dict[str, Any]:
     return dict(progress["privacy"])
 
 
-def payment(ledger: Ledger, stage: str, hashes: Sequence[str]) -> Pay:
+def payment(ledger: Ledger, stage: str, hashes: Sequence[str], kind: str = "") -> Pay:
     """What enters a private run into ``ledger`` before it makes a step: for the argument ``pay`` of `loop.train`.
 
     The entry's name is ``stage`` with the secret's fingerprint, so that a run is entered once however often it goes on.
@@ -80,6 +80,7 @@ def payment(ledger: Ledger, stage: str, hashes: Sequence[str]) -> Pay:
       ledger: of the records.
       stage: what is trained, in words.
       hashes: of the records it draws from, one each.
+      kind: what they are hashes of, one of `data.records.HASH_KINDS`; empty where that is not known.
 
     Returns:
       ``(folder, plan, fingerprint) -> None``. It raises InputError where the ledger is exhausted or says "no
@@ -90,7 +91,7 @@ def payment(ledger: Ledger, stage: str, hashes: Sequence[str]) -> Pay:
         if len(hashes) != plan.records:
             raise InputError(f"{stage}: expected one hash for each of {plan.records} records, got {len(hashes)}")
         name = f"{stage}, DP-SGD, run {fingerprint[:_SHOWN]}"
-        entry = Entry(name, spend_of_plan(plan), tuple(hashes), RELATION)
+        entry = Entry(name, spend_of_plan(plan), tuple(hashes), RELATION, kind=kind)
         if entry not in ledger.entries():
             ledger.record(entry)
         # After the entry: a refused run leaves the note of the one before it.

@@ -243,7 +243,7 @@ def audit(settings: Joined, workdir: Workdir) -> None:
     if all(path.exists() for path in (*wanted, workdir.root / "certify.json")):
         return
     sets = common.load_sets(settings, workdir)
-    common.note(common.make_ledger(settings, workdir), common.AUDIT_STAGE, None, cadp_study.hashes(sets.parts.private))
+    common.note(common.make_ledger(settings, workdir), common.AUDIT_STAGE, None, sets.parts.private)
     with workdir.timed("audit calibration"):
         setup = joined_audit.set_up(settings, workdir, sets)
     workdir.write_json(workdir.path("audit", "detector.json"), joined_audit.detector_entry(settings, sets, setup))

@@ -114,7 +114,7 @@ def evaluate(settings: Joined, workdir: Workdir) -> None:
         return
     sets = common.load_sets(settings, workdir)
     test = sets.parts.test
-    common.note(common.make_ledger(settings, workdir), common.AUDIT_STAGE, None, cadp_study.hashes(sets.parts.private))
+    common.note(common.make_ledger(settings, workdir), common.AUDIT_STAGE, None, sets.parts.private)
     with workdir.timed("evaluate"):
         chosen = arms(settings, workdir, sets)
         task, params = _fit(settings, workdir, chosen, test.num_classes)

@@ -11,7 +11,6 @@ report      release.json, the page, bundles to share
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -183,9 +182,9 @@ def release_stage(settings: Joined, workdir: Workdir) -> str:
     return f"release {cadp_study.release_path(workdir, settings.epsilon).name}"
 
 
-def note(ledger: Ledger, stage: str, spend: Spend | None, hashes: Sequence[str]) -> None:
+def note(ledger: Ledger, stage: str, spend: Spend | None, private: Records) -> None:
     """Enters a stage that touched the private records, once, whether it has an event or not."""
-    entry = Entry(stage, spend, tuple(hashes))
+    entry = Entry(stage, spend, cadp_study.hashes(private), kind=cadp_study.hash_kind(private))
     # By name and records: a ledger may be shared with studies of others.
     if entry not in ledger.entries():
         ledger.record(entry)

@@ -62,7 +62,8 @@ def _planned(settings: Joined, workdir: Workdir, private: Records) -> list[Entry
     config = settings.private_training
     plan = privacy.make_plan(config.privacy, records=len(private), batch_size=config.batch_size, steps=config.steps)
     spend = dp_training.spend_of_plan(plan)
-    entry = Entry("train dp_model", spend, cadp_study.hashes(private), dp_training.RELATION)
+    hashes, kind = cadp_study.hashes(private), cadp_study.hash_kind(private)
+    entry = Entry("train dp_model", spend, hashes, dp_training.RELATION, kind=kind)
     paid = dp_training.goes_on(common.make_ledger(settings, workdir), common.dp_folder(workdir))
     return [] if paid else [entry]
 
@@ -118,12 +119,16 @@ def train(settings: Joined, workdir: Workdir) -> None:
     sets = common.load_sets(settings, workdir)
     private, test, seed = sets.parts.private, sets.parts.test, settings.seed
     released = common.load_copy(settings, workdir, private).records
-    ledger, hashes = common.make_ledger(settings, workdir), cadp_study.hashes(private)
+    ledger, hashes, kind = (
+        common.make_ledger(settings, workdir),
+        cadp_study.hashes(private),
+        cadp_study.hash_kind(private),
+    )
     cadp_study.give_up(ledger, sets.parts)
-    config, pay = settings.private_training, dp_training.payment(ledger, "train dp_model", hashes)
+    config, pay = settings.private_training, dp_training.payment(ledger, "train dp_model", hashes, kind)
     with workdir.timed("train dp_model"):
         fit_score(settings, workdir, "dp_model", private, config, seed, common.dp_folder(workdir), test, pay)
-    common.note(ledger, common.COPY_STAGE, _nothing(), hashes)
+    common.note(ledger, common.COPY_STAGE, _nothing(), private)
     with workdir.timed("train copy_model"):
         fit_score(
             settings,
@@ -135,7 +140,7 @@ def train(settings: Joined, workdir: Workdir) -> None:
             workdir.path("train", "copy_model"),
             test,
         )
-    common.note(ledger, common.RAW_STAGE, None, hashes)
+    common.note(ledger, common.RAW_STAGE, None, private)
     with workdir.timed("train raw_model"):
         fit_score(
             settings,
@@ -147,7 +152,7 @@ def train(settings: Joined, workdir: Workdir) -> None:
             workdir.path("train", "raw_model"),
             test,
         )
-    common.note(ledger, common.DETECTOR_STAGE, None, hashes)
+    common.note(ledger, common.DETECTOR_STAGE, None, private)
     train_stage.fit_scores(settings.study, workdir, sets.roles, [score_study.REFERENCE])
     train_stage.fit_detector(settings.study, workdir, sets.roles)
     workdir.write_json(done, {"models": [*common.MODELS, score_study.REFERENCE, "fingerprint", "identity"]})

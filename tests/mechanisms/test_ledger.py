@@ -88,6 +88,24 @@ def test_distinct_records_are_parallel_only_when_declared(tmp_path):
         undeclared.record(Entry("two", laplace(1.0), None))
 
 
+@pytest.mark.parametrize(
+    "kinds", [("bytes of files", "stored grey levels"), ("bytes of files", ""), ("", "cells of rows")]
+)
+def test_hashes_of_two_kinds_do_not_tell_records_apart(tmp_path, kinds):
+    """One image out of a folder and out of an archive has two hashes: its two stages add up."""
+    ledger = Ledger(tmp_path / "ledger.jsonl", 4.0, 1e-5)
+    ledger.record(Entry("one", laplace(1.0), ("a", "b"), kind=kinds[0]))
+    ledger.record(Entry("two", laplace(0.5), ("b",), kind=kinds[0]))
+    ledger.record(Entry("three", laplace(2.0), ("c",), kind=kinds[1]))
+    # Of the first kind "b" spent 1.5, of the second "c" 2, and the two may be the same.
+    assert ledger.record(Entry("four", laplace(0.25), ("d",), kind=kinds[1])).account.epsilon == pytest.approx(
+        3.5, rel=1e-3
+    )
+    assert [entry.kind for entry in ledger.entries()] == [kinds[0], kinds[0], kinds[1], kinds[1]]
+    with pytest.raises(InputError, match="exhausted"):
+        ledger.record(Entry("five", laplace(0.6), ("c",), kind=kinds[1]))
+
+
 def test_two_images_of_one_person_in_two_stages_are_not_distinct(tmp_path):
     """Hashes of images do not show whose they are; where a stage speaks of people it counts against every record."""
     person = replace_person(2)
@@ -322,7 +340,13 @@ def test_records_known_by_another_hash_are_said_to_be_unknown(tmp_path, caplog):
         ledger.check_private(("a",), kind)
         assert not caplog.records
     ledger.check_private(("a",), "stored grey levels")
-    assert "known by stored grey levels: whether they meet cannot be told" in caplog.text
+    assert "notes public records by bytes of files, these are known by stored grey levels: whether" in caplog.text
+    ledger.record(Entry("one", laplace(1.0), ("a",), kind="bytes of files"))
+    caplog.clear()
+    ledger.check_public(("z",), "bytes of files")
+    assert not caplog.records
+    ledger.give_up(("z",), "flow", "stored grey levels")
+    assert "notes private records by bytes of files, these are known by stored grey levels: whether" in caplog.text
 
 
 def test_lines_of_neither_kind_are_refused_and_old_ones_are_read(tmp_path):
@@ -343,9 +367,10 @@ def test_lines_of_neither_kind_are_refused_and_old_ones_are_read(tmp_path):
         write(entry, damaged)
         with pytest.raises(InputError, match="line 3: expected hashes of records that were given up"):
             ledger.entries()
-    write({**entry, "id": 7})
-    with pytest.raises(InputError, match="line 2: expected a ledger entry"):
-        ledger.given_up()
+    for wrong in ({"id": 7}, {"kind": None}):
+        write({**entry, **wrong})
+        with pytest.raises(InputError, match="line 2: expected a ledger entry"):
+            ledger.given_up()
 
 
 def test_a_second_hard_link_would_fork_the_ledger(tmp_path):

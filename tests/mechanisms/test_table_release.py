@@ -22,7 +22,7 @@ from diffusion_privacy.mechanisms import noise
 from diffusion_privacy.mechanisms.accounting import Spend, account
 from diffusion_privacy.mechanisms.clipping import clip_radius
 from diffusion_privacy.mechanisms.condition import RandomizedResponse
-from diffusion_privacy.mechanisms.ledger import Ledger
+from diffusion_privacy.mechanisms.ledger import Entry, Ledger
 from diffusion_privacy.mechanisms.manifest import FlowProvenance
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism
 from diffusion_privacy.mechanisms.relation import REPLACE_RECORD, REPLACE_RECORD_AND_CONDITION
@@ -177,13 +177,35 @@ def test_hashes_follow_the_row_and_not_its_encoding():
     assert len(set(row_hashes(table()))) == 40
 
 
+def named(name, kind, values, categories=()):
+    return row_hashes(Table(Schema((Column(name, kind, categories),)), {name: np.array(values)}, "t"))
+
+
+def test_hashes_follow_the_row_and_not_the_kind_of_its_columns(tmp_path):
+    """A column of 0 and 1 that a second study reads as a category: its rows are those of the first one."""
+    number = named("sex", "integer", [0, 1, 1])
+    assert named("sex", "categorical", [1, 0, 0], ("1", "0")) == number
+    assert named("sex", "categorical", [0, 1, 1], ("0.0", " 1 ")) == number
+    assert named("sex", "numeric", [-0.0, 1.0, 1.0]) == number
+    assert named("sex", "categorical", [0, 1], (" male", "female")) == named(
+        "sex", "categorical", [1, 0], ("female", "male")
+    )
+    texts = named("sex", "categorical", [0, 1, 2, 3, 4], ("inf", "nan", "", "1 0", "1e"))
+    assert len({*texts, *number}) == 7
+    ledger = Ledger(tmp_path / "ledger.jsonl", 1.2, 1e-5)
+    spend = Spend(dp_accounting.LaplaceDpEvent(1.0), "replace-one")
+    ledger.record(Entry("one", spend, number, kind=ROW_HASH))
+    with pytest.raises(InputError, match="exhausted"):
+        ledger.record(Entry("two", spend, named("sex", "categorical", [0, 1, 1], ("0", "1")), kind=ROW_HASH))
+
+
 def test_refusals():
     own = FlowProvenance("public", frozenset(row_hashes(table().take([3]))), kind=ROW_HASH)
     other = FlowProvenance("public", frozenset(["0" * 32]), kind=VALUE_HASH)
     inferred = table().with_schema(dataclasses.replace(SCHEMA, origin="inferred"))
     for changes, message in (
         ({"flow": own}, "1 of the 40 records are in the flow's training set"),
-        ({"flow": other}, "are of prepared values, those of the records are of rows of a table"),
+        ({"flow": other}, "are of prepared values, those of the records are of cells of rows"),
         ({"source": inferred}, "schema was inferred from the private rows"),
         ({"response_epsilon": 1.0}, "expected 'replace-record-and-condition' beside a response_epsilon"),
         ({"apart": (), "response_epsilon": 1.0}, "expected columns apart"),

@@ -138,6 +138,8 @@ def test_models_without_the_record_have_seeds_of_their_own(monkeypatch):
     assert (found.models, found.images, found.value) == (3, 60, 0.0)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_budget_that_private_training_would_break_is_refused_before_anything_is_made(tmp_path, shared):
     """Also where another study has an entry of a ``dp_model`` in the same ledger: that one is not this study's."""
@@ -155,6 +157,8 @@ def test_a_budget_that_private_training_would_break_is_refused_before_anything_i
     assert not (tmp_path / "releases").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_records_that_another_study_gave_up_are_refused_before_anything_is_made(tmp_path):
     first, other = (
         study({"release.ledger": str(tmp_path / "ledger.jsonl"), "split": split})
@@ -192,7 +196,7 @@ def test_no_way_is_promised_by_the_entries_of_another_study(tmp_path, monkeypatc
         ledger.record(Entry(name, spend(size), hashes, id=number))
     manifest = workdir.path("releases", "eps_1", "manifest.json")
     manifest.write_text(json.dumps({"composition": {"stages": 1, "id": "mine"}}))
-    joined_study.note(ledger, joined_study.COPY_STAGE, joined_train._nothing(), ("c",))
+    ledger.record(Entry(joined_study.COPY_STAGE, joined_train._nothing(), ("c",)))
     lost = joined_guarantee.promise(settings, workdir, "copy")
     assert (lost.guarantee, lost.missing) == (False, (name,))
     ledger.record(Entry(name, spend(1.0), records, id="mine"))
@@ -201,7 +205,7 @@ def test_no_way_is_promised_by_the_entries_of_another_study(tmp_path, monkeypatc
     assert joined_guarantee.promise(settings, workdir, "copy_model").missing == (joined_study.COPY_STAGE,)
     ours = joined_guarantee._ours(settings, workdir, ledger.entries())
     assert [entry.id for entry in ledger.entries() if ours(entry)] == ["mine"]
-    joined_study.note(ledger, joined_study.COPY_STAGE, joined_train._nothing(), records)
+    ledger.record(Entry(joined_study.COPY_STAGE, joined_train._nothing(), records))
     assert joined_guarantee.promise(settings, workdir, "copy_model").account.epsilon == pytest.approx(1.0)
     # A release of an earlier version is known by its place, and the page says what that rests on.
     ledger.record(Entry(name, spend(0.12341), records))
