@@ -214,6 +214,8 @@ def get_config():
 """
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_a_config_file_brings_its_own_process_network_and_source(tmp_path):
     """As docs/extending.md says. Sampling builds all three, and only then misses what was not trained."""
     (tmp_path / "mine.py").write_text(PLUGIN)

@@ -117,6 +117,8 @@ def assert_equal(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) ->
                 assert np.mean(apart) <= 1e-3, f"{name}: {apart.sum()} of {apart.size} beyond 2e-5"
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_the_numbers_are_worth_comparing(alone) -> None:
     """Records come back and do not, levels differ, weights are used, training moves, a split state learns the same."""
     hits = alone["h_hits"]

@@ -51,6 +51,8 @@ def test_a_noising_process_of_ones_own(monkeypatch):
         assert estimate.lower < 1 / module.KNOWN < estimate.upper
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_a_mechanism_of_ones_own():
     module = example("own_mechanism")
     manifest, honest, faulty = module.main()

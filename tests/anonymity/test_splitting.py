@@ -56,6 +56,8 @@ def run(path, rates, settings=QUICK, **kwargs):
     return estimate(path, SCORE, detect, (2,), len(rates), KEY, settings=settings, **kwargs)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize(
     ("path", "rates"),
     [

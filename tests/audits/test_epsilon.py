@@ -153,6 +153,8 @@ def test_norm_over_the_batch_is_rejected(norm):
     assert "under" in verdict.reason
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_each_split_with_the_whole_epsilon_is_rejected():
     scale = LaplaceMechanism.calibrated(1.0, RADIUS, REPLACE_RECORD).scale
 

@@ -47,6 +47,8 @@ def test_atoms_are_an_orbit_and_come_first() -> None:
     assert far[0, 1] > 1
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_the_audit_states_the_truth_and_faults_are_refused(truth) -> None:
     said, calls = audit.Audit(SMALL, audit.score(SMALL, None), 1, 64)()
     audit_setting.check_brackets(SMALL, said, truth, max(1, truth.width))
@@ -73,6 +75,8 @@ def test_the_audit_states_the_truth_and_faults_are_refused(truth) -> None:
             audit_setting.check_rates(SMALL, dataclasses.replace(said, rates=other), width)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_the_network_changes_nothing_and_is_computed() -> None:
     with_it, without = audit.score(SMALL, PAIR), audit.score(SMALL, None)
     x = jax.random.normal(jax.random.key(3), (4, *SMALL.shape))

@@ -126,6 +126,8 @@ def test_the_stated_error_is_that_of_the_mean_over_probes():
     assert np.all(np.isnan(np.asarray(one.probe_stderr)))
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_result_of_a_row_does_not_depend_on_the_batch():
     sde, model = VP(), mixture(4)
     x = model.sample(jax.random.key(1), 5)
@@ -156,6 +158,8 @@ def test_dequantised_values_fill_their_cells_and_no_more():
     assert offset.max() > 0.48
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_bits_per_dim_adds_the_cell_volume_to_the_density_of_the_dequantised_image():
     sde, levels = VP(), 17
     model = GaussianMixture(np.zeros((1, 4, 4, 1)), 0.5)

@@ -70,6 +70,8 @@ def test_nodes_start_at_the_start_and_weights_integrate(count):
         np.testing.assert_allclose(found.weights @ np.exp(found.nodes[:-1]), np.e - 1, rtol=1e-7)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize("sde", PROCESSES, ids=repr)
 def test_the_clock_has_gone_the_fraction_it_says_and_its_speed_is_its_slope(sde):
     with jax.enable_x64(True):

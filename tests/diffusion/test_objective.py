@@ -127,6 +127,8 @@ def test_discrete_times_cover_every_step_equally():
         assert np.all(np.abs(counts[1:] - 3) <= 1)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_losses_do_not_depend_on_the_split_of_the_batch():
     sde, key = VP(), jax.random.key(5)
     x0 = jax.random.normal(jax.random.key(6), (8, 3))

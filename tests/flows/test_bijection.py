@@ -72,6 +72,8 @@ def check(bijection: Bijection, tolerance: float) -> None:
         assert error < tolerance, f"{name}: {error:.2g}"
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize("name", ROWS)
 def test_inverse_and_logdet_float64(name):
     with jax.enable_x64(True):

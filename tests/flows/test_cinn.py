@@ -34,6 +34,8 @@ def test_mnist_network_has_the_papers_sizes():
     assert count(shapes) == stages + 2 * couplings("dense", 784, 10, 1, 392)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize(
     ("name", "dims", "sizes"),
     [

@@ -106,6 +106,8 @@ def test_a_case_in_which_newton_inside_a_bracket_goes_in_circles():
     np.testing.assert_allclose(curve._curve(mixture, curve._root(mixture, target))[0], target, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_inverse_does_not_depend_on_the_batch_and_has_the_derivatives_of_the_inverse():
     mixture, params, x = draws(2.0, 50)
     y, log_slope = mixture.forward(params, x)

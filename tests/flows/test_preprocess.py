@@ -36,6 +36,8 @@ def test_the_largest_draw_stays_in_its_grey_level(monkeypatch):
     np.testing.assert_array_equal(jnp.floor(v), np.arange(256))
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize("kind", ["affine", "logit", "ink", "none"])
 def test_maps_invert_and_count_their_logdet(kind):
     with jax.enable_x64(True):
@@ -59,6 +61,8 @@ def test_probabilities_of_grey_levels_sum_to_the_mass_the_map_reaches(kind):
     assert total == pytest.approx(math.erf(edge / math.sqrt(2)), abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_ink_makes_a_black_pixel_standard_normal_and_keeps_every_level():
     pre = Preprocess((1,), "ink", 256)
     v = (jnp.arange(100_000) + 0.5)[:, None] / 100_000

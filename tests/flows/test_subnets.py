@@ -54,6 +54,8 @@ BY_SIZE = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize(("conv", "inputs", "outputs"), BY_SIZE)
 @pytest.mark.parametrize("shape", [(2, 4, 6), (9, 3, 5), (5, 33, 37), (1, 1, 2)])
 def test_convolutions_of_a_cpu_are_the_plain_one_with_its_gradients(conv, inputs, outputs, shape):
@@ -88,6 +90,8 @@ def test_float32_loses_little_by_tiles():
     assert np.max(np.abs(off)) < 2e-5
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_one_record_that_is_not_finite_spoils_no_other():
     x = jax.random.normal(jax.random.key(0), (3, 4, 4, 2)).at[0].set(jnp.nan)
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 5))
@@ -112,6 +116,8 @@ def test_changed_kernels_are_not_all_there_at_once():
     assert jax.jit(chain).lower(*args).compile().memory_analysis().temp_size_in_bytes < 3 * changed
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize("cond_dim", [0, 2])
 @pytest.mark.parametrize("grid", [(5, 4), (1, 2)])
 def test_conv_net_by_products_is_the_plain_one(grid, cond_dim):
@@ -156,6 +162,8 @@ def test_bfloat16_rounds_operands_and_not_sums(side, conv):
     np.testing.assert_allclose(g, jax.grad(lambda k: jnp.sum(convolutions.plain(x, k)))(kernel), atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_glow_net_by_products_is_the_plain_one():
     plain, fast = GlowNet(5), GlowNet(5, matrix_products=True)
     params = jax.tree.map(lambda p: p + 0.1, plain.init(jax.random.key(0), (5, 4, 2), 2, 3))
@@ -177,6 +185,8 @@ SUBNETS = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize(("net", "shape"), SUBNETS)
 def test_subnets_start_at_zero_and_reach_every_parameter(net, shape):
     params = fast_jit(lambda key: net.init(key, shape, 2, 3))(jax.random.key(0))

@@ -64,6 +64,8 @@ def test_a_norm_at_which_nothing_would_be_clipped_is_refused(clip):
         dp_gradient.clipped_sum(_loss, *_problem(), clip, 4)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_the_noise_is_that_of_private_training_and_rounded_like_it():
     """Records that pull nothing leave the noise alone: the law of `rng.unit_gaussian`, on the grid of `rng.add`."""
     key, multiplier, clip = jax.random.key(3), 5.0, 0.5
@@ -83,6 +85,8 @@ def test_the_noise_is_that_of_private_training_and_rounded_like_it():
         np.testing.assert_allclose(cells, np.asarray(want) / 2.0**-2, atol=1)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_every_step_of_descent_has_noise_of_its_own():
     """Records that pull nothing: the first step leaves its noise, the second adds another.
 

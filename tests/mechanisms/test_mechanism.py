@@ -132,6 +132,8 @@ def test_a_release_adds_noise_of_the_scale_it_states(mechanism):
     assert stats.kstest(drawn + spread, law).pvalue > 1e-7
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_the_length_of_metric_noise_has_all_of_its_tail(monkeypatch):
     """At the smallest uniforms each of D exponentials is 44; a Gamma law made of normal draws ends at 22 for D = 1."""
     least = lambda key, dim: (jnp.ones(dim), jnp.full(dim, 2.0**-64, jnp.float32))  # noqa: E731

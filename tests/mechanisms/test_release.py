@@ -252,6 +252,8 @@ def test_a_latent_of_several_parts_has_one_ball(selection):
     np.testing.assert_allclose(flat[inside], 1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_a_mechanism_of_ones_own_is_taken_as_it_is():
     class Halved(GaussianMechanism):
         name = "halved"

@@ -37,6 +37,8 @@ def test_fields_out_of_range_are_refused():
         build("autoencoder", depth=3)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_loss_and_gradient_of_a_record_do_not_depend_on_its_batch():
     task = AutoencoderTask(build("autoencoder", halvings=1, **SMALL), std=0.2, kl_weight=0.7)
     rng = np.random.default_rng(0)

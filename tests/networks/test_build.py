@@ -57,6 +57,8 @@ def test_mlp_keeps_the_shape_and_treats_rows_alone(shape):
     assert jnp.abs(apply(net)(params, x, t, label, keys) - out).max() > 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_a_narrow_mlp_with_a_skip_tells_noise_of_more_dimensions_than_it_is_wide():
     """Noise of 32 dimensions through 4 units: without the skip the best linear answer leaves 28/32 of it."""
     x = jax.random.normal(jax.random.key(0), (256, 32))

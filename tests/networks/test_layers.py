@@ -29,6 +29,8 @@ def ours(groups, dtype, x, params, factor, term):
     return GroupNorm(groups, dtype).apply({"params": params}, x, factor, term)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize("groups", [1, 3, 12])
 def test_values_and_both_kinds_of_derivatives_are_those_of_flax(groups):
     with jax.enable_x64(True):

@@ -33,6 +33,8 @@ def test_output_starts_at_zero(inputs):
     assert jnp.all(apply(UNet(**TINY))(start, x, t) == 0)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_rows_do_not_depend_on_the_batch_around_them(model, inputs):
     net, params = model
     together = apply(net)(params, *inputs)

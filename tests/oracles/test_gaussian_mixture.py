@@ -11,6 +11,8 @@ from oracles.gaussian_mixture import GaussianMixture
 from diffusion_privacy.diffusion.sde import DDPM, VE, VP, SubVP
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize("sde", [VP(), SubVP(), VE(sigma_max=5.0), DDPM()], ids=repr)
 def test_score_is_the_gradient_of_the_density_written_out(sde):
     rng = np.random.default_rng(0)

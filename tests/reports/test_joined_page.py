@@ -33,6 +33,8 @@ def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(tmp_path_factory.mktemp("hidden"), make_joined(), make_joined_arrays())
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize("which", ["shown", "hidden"])
 def test_loads_nothing_and_runs_nothing(which: str, request: pytest.FixtureRequest) -> None:
     check_loads_nothing(request.getfixturevalue(which).read_text(encoding="utf-8"))

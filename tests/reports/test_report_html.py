@@ -36,6 +36,8 @@ def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(tmp_path_factory.mktemp("hidden"), make_release(), arrays())
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize("which", ["shown", "hidden"])
 def test_loads_nothing_and_runs_nothing(which: str, request: pytest.FixtureRequest) -> None:
     check_loads_nothing(request.getfixturevalue(which).read_text(encoding="utf-8"))
@@ -143,6 +145,8 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         write_report(tmp_path / "file" / "report", make_release(), arrays())
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_uses_neither_pyplot_nor_matplotlib_at_import() -> None:
     code = (
         "import sys, diffusion_privacy.reports.html\n"

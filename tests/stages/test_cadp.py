@@ -328,6 +328,8 @@ def test_a_release_that_holds_nothing_is_not_linked_whatever_its_classes():
     assert np.std([entry["hits"] for entry in found]) == pytest.approx(np.sqrt(300 / 30 * 29 / 30), rel=0.2)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_inversion_is_measured_where_the_decoder_works():
     matched, plain = study(), study({"release.prior_matched": False, "release.epsilons": (4.0,)})
     assert cadp_audit.decoded_spread(matched, 64, 300) == 1.0

@@ -45,6 +45,8 @@ def test_metric_privacy_goes_with_no_epsilon(path, value):
         study({"release.rates": (1.0,)})
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_a_flow_is_used_in_full_precision_whatever_it_was_trained_in():
     changes = {"flow.params": {"depths": (0, 2), "conv_net": "glow", "conv_width": 4, "dense_depth": 0}}
     settings, records = study({**changes, "flow.training_precision": "bfloat16"}), sources.load("digits", limit=20)

@@ -19,6 +19,8 @@ def _shares(name, **evaluation):
     return study, private.table, test.table
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize(("name", "least", "most"), [("breast_cancer_cadp", 0.9, 0.85), ("diabetes_cadp", 0.3, 0.0)])
 def test_models_follow_what_may_be_spent(name, least, most):
     study, private, test = _shares(name, draws=4)

@@ -78,6 +78,8 @@ def _task() -> ScoreTask:
     return ScoreTask(MLP(hidden=8, depth=1, num_classes=3), VP(), 5, conditional=True)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_labelled_samples_are_those_of_their_class():
     task, key = _task(), jax.random.key(1)
     params = task.init(key, {"image": jnp.zeros((1, 4, 4, 1)), "label": jnp.zeros(1, jnp.int32)})

@@ -108,6 +108,8 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(changes, message, 
     assert not (tmp_path / "train").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_the_small_study_of_512_pixels_has_the_images_latents_and_kinds_of_the_large_one():
     full, tiny = (settings.parse(settings.Study, xray_512_latent.get_config(s).to_dict()) for s in ("full", "tiny"))
     for study in (full, tiny):
@@ -131,6 +133,8 @@ def _untrained(study, side):
     return spaces.Space(Latent(task.encoder, task.decoder, params, 1.0), "", study)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_the_memory_budget_says_how_many_images_are_decoded_and_looked_at_at_a_time(monkeypatch):
     """The same latents, images and scores whatever the budget; 256 at a time without asking where they fit by far."""
     chunks, whole = [], lanes.run

@@ -50,6 +50,8 @@ def watched(tmp_path_factory):
     return study, work
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_pictures_losses_and_a_trace_are_written(watched):
     _, work = watched
     folder = work.root / "train" / "careless"

@@ -103,6 +103,8 @@ def test_devices_and_pieces_change_only_rounding(tmp_path: Path, devices: int, b
             assert other_rows[step][name] == pytest.approx(row[name], rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_step_is_the_gradient_of_the_masked_mean(tmp_path: Path) -> None:
     """One step on 4 devices against plain differentiation of the mean over the real rows of a masked batch."""
 

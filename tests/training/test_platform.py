@@ -132,6 +132,8 @@ def small_unet(channels, channel_mult=(1, 2)):
     return net, jax.tree.map(lambda p: 0.02 + 0.1 * rng.standard_normal(p.shape, np.float32), layout), x, t
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @ON_A_CPU
 def test_networks_change_their_gradients_in_a_loop_alone():
     # Two convolutions took 45 times as long where the gradient in a loop is the one that autodiff writes.
@@ -153,6 +155,8 @@ def convolutions_in(net, params, x, t):
     return str(jax.make_jaxpr(net.apply)(params, x, t)).count("conv_general_dilated[")
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @ON_A_CPU
 def test_wide_networks_are_evaluated_by_tiles_and_trained_so_in_a_loop():
     wide = small_unet(40)
@@ -176,6 +180,8 @@ def test_wide_networks_are_evaluated_by_tiles_and_trained_so_in_a_loop():
         np.testing.assert_allclose(a, b, atol=1e-5 * np.std(b))
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @ON_A_CPU
 def test_a_function_that_was_evaluated_is_traced_again_for_training():
     net, params, x, t = small_unet(40, (1,))
@@ -200,6 +206,8 @@ class Square:
         return jnp.mean(out**2, axis=(1, 2, 3)), {}
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @ON_A_CPU
 def test_gradients_by_weights_have_plain_convolutions_outside_of_a_loop():
     net, params, x, t = small_unet(40, (1,))

@@ -120,6 +120,8 @@ def test_full_batches_of_one_step_are_the_gaussian_mechanism():
         assert truth <= privacy.pld_epsilon(1.0, 4.0, 1, 1e-5, relation) * (1 + 1e-9) <= 1.001 * truth
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize(
     ("epsilon", "q", "steps", "relation"),
     [

@@ -178,6 +178,8 @@ def test_another_task_or_mesh_makes_another_program() -> None:
     assert steps.make_step(ToyTask(), config, elsewhere.mesh, parts) is not step_of(config)
 
 
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize("kind", [ByIdentity, ByValue])
 def test_tasks_with_arrays_are_traced_anew_and_not_held(tmp_path: Path, kind: Any) -> None:
     task = kind(np.zeros(1, np.float32))
