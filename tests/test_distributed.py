@@ -29,7 +29,7 @@ from launching import ROOT, changed_config, environment
 from diffusion_privacy import settings_kinds
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.stages import run
-from diffusion_privacy.training import sharding
+from diffusion_privacy.training import secret, sharding
 from diffusion_privacy.training.metrics import read_csv
 
 PATIENCE_S = 900
@@ -247,6 +247,66 @@ def test_a_fault_of_one_process_ends_the_job(tmp_path, cache) -> None:
     assert statuses[1] == 2, said
     assert statuses[0] not in (0, 75), said
     assert "config.records.private" in (tmp_path / "1.log").read_text()
+
+
+def drawn_by(folder: Path, cache: Path, processes: int) -> tuple[list[int], list[dict], str]:
+    """Statuses of a job of `distributed_secrets`, what each of its processes drew, and what they said."""
+    path, address = str(ROOT / "tests" / "distributed_secrets.py"), free_address()
+    for old in folder.glob("numbers_*.json"):
+        old.unlink()
+    commands = [[path, str(folder), address, str(processes), str(i)] for i in range(processes)]
+    with job(commands, folder, cache) as started:
+        statuses, said = ended(started, folder)
+    return statuses, [json.loads(file.read_text()) for file in sorted(folder.glob("numbers_*.json"))], said
+
+
+@pytest.mark.slow
+def test_the_secret_is_drawn_by_the_first_process_for_all_and_outlives_a_restart(tmp_path, cache) -> None:
+    statuses, found, said = drawn_by(tmp_path, cache, 2)
+    assert statuses == [0, 0], said
+    first, second = found
+    assert first == second
+    for name in ("fingerprint", "records", "noise", "order"):
+        assert first["a"][name] != first["b"][name]
+    # .3 of 400 records a step, to five standard deviations; another step draws others.
+    assert all(75 < len(records) < 165 for records in first["a"]["records"])
+    assert first["a"]["records"][0] != first["a"]["records"][1]
+    # One file for each run, its owner's alone, and none that another process wrote; in no log.
+    files = sorted(tmp_path.rglob(secret.FILE))
+    assert [file.parent.name for file in files] == ["a", "b"]
+    for file in files:
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert json.loads(file.read_text())["secret"] not in "".join(p.read_text() for p in tmp_path.glob("*.log"))
+    # It goes on from a checkpoint in "a", and in "b" from before the first one; by one process as well.
+    (tmp_path / "fingerprint.json").write_text(json.dumps(first["a"]["fingerprint"]))
+    for processes in (2, 1):
+        statuses, again, said = drawn_by(tmp_path, cache, processes)
+        assert statuses == [0] * processes, said
+        assert again == [first] * processes
+    # Lost: all are told, nobody waits for another, and none is drawn in its place.
+    files[0].unlink()
+    statuses, again, said = drawn_by(tmp_path, cache, 2)
+    assert (statuses, again) == ([2, 2], []), said
+    for process in range(2):
+        told = (tmp_path / f"{process}.log").read_text()
+        assert "expected the secret that this private run began with, found none" in told
+    assert not files[0].exists()
+
+
+@pytest.mark.slow
+def test_the_launcher_tells_each_of_2_processes_that_a_private_copy_takes_one(tmp_path, cache) -> None:
+    address, workdir = free_address(), tmp_path / "run"
+    flags = ["launch.py", "--config=configs/digits_cadp.py", f"--workdir={workdir}", "--compilation_cache="]
+    flags += [f"--coordinator={address}", "--num_processes=2"]
+    with job([[*flags, f"--process_id={i}"] for i in range(2)], tmp_path, cache) as started:
+        statuses, said = ended(started, tmp_path)
+    assert statuses == [2, 2], said
+    for process in range(2):
+        told = (tmp_path / f"{process}.log").read_text()
+        assert "expected one process for a private copy, got 2" in told
+        assert "start it by one process, which uses all devices of its machine" in told
+        assert "Traceback" not in told
+    assert not workdir.exists()
 
 
 def test_a_private_copy_is_made_by_one_process(tmp_path, monkeypatch) -> None:

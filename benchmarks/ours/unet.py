@@ -45,16 +45,8 @@ def _on_mesh(array: Any) -> Any:
     return sharding.put_batch(array, sharding.data_mesh())
 
 
-def _in_pieces(fn: Callable[..., Array], rows: PyTree) -> Array:
-    """``fn(rows)`` for pieces of `_PIECE` rows, one after the other; their number must be a multiple of it."""
-    count = len(jax.tree.leaves(rows)[0])
-    parts = jax.tree.map(lambda a: a.reshape(-1, _PIECE, *a.shape[1:]), rows)
-    out = jax.lax.map(fn, parts)
-    return out.reshape(count, *out.shape[2:])
-
-
 def _apply(params: PyTree, x: Array, t: Array) -> Array:
-    return _in_pieces(lambda rows: _PAIR.network().apply(params, *rows), (x, t))
+    return sharding.in_pieces(lambda x, t: _PAIR.network().apply(params, x, t), _PIECE, x, t)
 
 
 def _forward() -> Job:
@@ -102,7 +94,7 @@ def _draw(score: Partial, keys: Array) -> Array:
     def draw(keys: Array) -> Array:
         return sample(score, _SDE, method, jax.vmap(jax.random.wrap_key_data)(keys), _PAIR.shape)
 
-    return _in_pieces(draw, keys)
+    return sharding.in_pieces(draw, _PIECE, keys)
 
 
 def _ddim() -> Job:

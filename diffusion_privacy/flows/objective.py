@@ -197,23 +197,13 @@ def _piece(model: FlowModel) -> int:
     return 16 if jax.default_backend() == "cpu" and len(model.bijection.shape) == 3 else 0
 
 
-def _in_pieces(fn: Callable[..., tuple[Array, ...]], piece: int, *rows: Array | None) -> tuple[Array, ...]:
-    """``fn(*rows)``, ``piece`` rows after the other where there are more: a multiple of it."""
-    count = len(jax.tree.leaves(rows)[0])
-    if not piece or count <= piece:
-        return fn(*rows)
-    parts = jax.tree.map(lambda a: a.reshape(-1, piece, *a.shape[1:]), rows)
-    out = jax.lax.map(lambda part: fn(*part), parts)
-    return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), out)
-
-
 @functools.cache
 def _program(fn: Callable[..., tuple[Array, ...]], model: FlowModel, whole: int, rows: int, mesh: Mesh) -> Any:
     """``fn(model, ...)`` over the mesh: the first ``whole`` arguments on every device, then ``rows`` split ones."""
     specs = (*(sharding.REPLICATED,) * whole, *(sharding.SHARDED,) * rows)
 
     def on_device(*arrays: Any) -> tuple[Array, ...]:
-        return _in_pieces(functools.partial(fn, model, *arrays[:whole]), _piece(model), *arrays[whole:])
+        return sharding.in_pieces(functools.partial(fn, model, *arrays[:whole]), _piece(model), *arrays[whole:])
 
     rows_out = sharding.SHARDED
     return sharding.data_parallel(on_device, mesh, in_specs=specs, out_specs=rows_out)

@@ -3,8 +3,8 @@
     python -m diffusion_privacy.stages.costs
 
 prints them. Operations of one evaluation of a network are counted from its program as it is traced at full size
-(`operations`; nothing is run or compiled); everything else is arithmetic. A second of a machine is its peak times a
-share, a number that has to be measured: the tables take one half.
+(`operations`; nothing is run or compiled); everything else is arithmetic. A second of a machine is its peak by the data
+sheet times a share, which has to be measured: `share_of` says which share the tables take, and where it is from.
 """
 
 from __future__ import annotations
@@ -28,8 +28,13 @@ STATE_BYTES = 16
 """Of one float32 parameter in training: itself, its average, two moments of Adam."""
 TRAINING = 3
 """Operations of a gradient over those of an evaluation: one pass forward, two products of the same size backward."""
-SHARE = 0.5
-"""Of a machine's peak; a guess until it is measured."""
+SHEET = 989e12
+"""Operations a second in bfloat16, of an H100 and of an H200: the data sheets' peak, without sparsity."""
+TRAINED, EVALUATED = 275e12 / SHEET, 325e12 / SHEET
+"""Shares of that peak which a step and an evaluation of the U-Net of 113.7 million parameters reached, 128 records each
+(benchmarks/RESULTS.md: 2026-11-26, one H200). Shares there are of what a product of two matrices reached, 687e12."""
+ASSUMED = 0.5
+"""Of the float32 peak: nobody has measured it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +62,7 @@ MACHINES = (
     # 197 TFLOP/s in bfloat16; a whole float32 product takes six passes. One axis of the torus, both directions.
     Machine("v5e-256", 256, 197e12, 197e12 / 6, 16e9, 819e9, 90e9),
     # SXM; without sparsity; float32 outside of the tensor cores.
-    Machine("8 x H100", 8, 989e12, 67e12, 80e9, 3.35e12, 450e9),
+    Machine("8 x H100", 8, SHEET, 67e12, 80e9, 3.35e12, 450e9),
 )
 
 
@@ -71,6 +76,7 @@ class Network:
       evaluation: operations of one evaluation for one record.
       activations: bytes a record that the backward pass keeps.
       precision: ``"bfloat16"`` or ``"float32"``, of its products.
+      measured: whether `TRAINED` and `EVALUATED` are of a network of its kind.
     """
 
     name: str
@@ -78,6 +84,7 @@ class Network:
     evaluation: float
     activations: float
     precision: str = "bfloat16"
+    measured: bool = False
 
 
 def measure(
@@ -197,13 +204,26 @@ class Seconds:
         return max(self.products, self.memory, self.network)
 
 
-def seconds(work: Work, machine: Machine, share: float = SHARE) -> Seconds:
-    """What ``work`` takes on ``machine`` at this share of its peak.
+def share_of(work: Work) -> tuple[float, str]:
+    """The share of a machine's peak that the products of ``work`` are taken to reach, in (0, 1), and where it is from.
+
+    In bfloat16 it is that of the U-Net which was measured, for other networks and machines too, since nothing says that
+    they do better.
+    """
+    if work.network.precision == "float32":
+        return ASSUMED, "assumed"
+    share = TRAINED if work.gradients else EVALUATED
+    return share, "measured on an H200" if work.network.measured else "assumed, as the U-Net's"
+
+
+def seconds(work: Work, machine: Machine, share: float | None = None) -> Seconds:
+    """What ``work`` takes on ``machine`` at this share of its peak; by default that of `share_of`.
 
     A training step reads and writes the state once (2 x 16 bytes a parameter) and its gradient; activations are written
     and read once. A sum over n chips sends 2 (n − 1)/n times the gradient from each.
     """
     net = work.network
+    share = share_of(work)[0] if share is None else share
     chips = min(machine.chips, work.batch) if work.batch else machine.chips
     peak = machine.bfloat16 if net.precision == "bfloat16" else machine.float32
     steps = work.evaluations / work.batch if work.batch else 0.0
@@ -230,16 +250,17 @@ CELEBA, EPSILONS = 202_599, 7
 def networks() -> tuple[Network, ...]:
     """The X-ray U-Net of configs/paper/xray_512_latent.py, its decoder, and the flow of Tölle et al. for CelebA."""
     latent = (64, 64, 4)
+    score = unet(
+        "X-ray U-Net, latents 64x64x4",
+        latent,
+        channels=128,
+        channel_mult=(1, 2, 4, 4),
+        blocks_per_level=2,
+        attention_levels=(2, 3),
+        dtype="bfloat16",
+    )
     return (
-        unet(
-            "X-ray U-Net, latents 64x64x4",
-            latent,
-            channels=128,
-            channel_mult=(1, 2, 4, 4),
-            blocks_per_level=2,
-            attention_levels=(2, 3),
-            dtype="bfloat16",
-        ),
+        dataclasses.replace(score, measured=True),
         decoder(
             "its decoder, to 512x512",
             latent,
@@ -286,7 +307,7 @@ def works(score: Network, decode: Network, cadp: Network) -> tuple[tuple[str, tu
     )
 
 
-def balanced_batch(network: Network, machine: Machine, share: float = SHARE) -> int:
+def balanced_batch(network: Network, machine: Machine, share: float | None = None) -> int:
     """Records of a step, over all chips, from which on its products take longer than its sums over chips."""
     one = Work("", network, machine.chips, True, machine.chips)
     spent = seconds(one, machine, share)
@@ -305,11 +326,11 @@ def _duration(value: float) -> str:
     return f"{_number(value)} s"
 
 
-def tables(found: Sequence[Network] | None = None, share: float = SHARE) -> str:
+def tables(found: Sequence[Network] | None = None) -> str:
     """The tables in Markdown; ``found`` are `networks`, counted anew by default."""
     score, decode, cadp = networks() if found is None else found
-    parts = (_of_networks((score, decode, cadp)), _of_works(works(score, decode, cadp), share))
-    return "\n".join((*parts, _of_batches((score, cadp), share)))
+    parts = (_of_networks((score, decode, cadp)), _of_works(works(score, decode, cadp)))
+    return "\n".join((*parts, _of_batches((score, cadp))))
 
 
 def _of_networks(found: Sequence[Network]) -> str:
@@ -328,19 +349,21 @@ def _of_networks(found: Sequence[Network]) -> str:
     return _table(head, rows)
 
 
-def _of_works(runs: Sequence[tuple[str, tuple[Work, ...]]], share: float) -> str:
+def _of_works(runs: Sequence[tuple[str, tuple[Work, ...]]]) -> str:
     rows = []
     for run, parts in runs:
         for i, part in enumerate(parts):
-            spent = [seconds(part, machine, share) for machine in MACHINES]
+            share, source = share_of(part)
+            spent = [seconds(part, machine) for machine in MACHINES]
             cells = [text for s in spent for text in (f"{_duration(s.total)} on {s.chips}", s.longest)]
-            rows.append(("" if i else run, part.name, _number(part.operations / 1e15), *cells))
+            of_peak = f"{100 * share:.3g} %, {source}"
+            rows.append(("" if i else run, part.name, _number(part.operations / 1e15), of_peak, *cells))
     head = [text for machine in MACHINES for text in (machine.name, "longest term")]
-    return _table(("run", "part", "PFLOP", *head), rows)
+    return _table(("run", "part", "PFLOP", "share of the peak", *head), rows)
 
 
-def _of_batches(found: Sequence[Network], share: float) -> str:
-    rows = [(net.name, *(str(balanced_batch(net, machine, share)) for machine in MACHINES)) for net in found]
+def _of_batches(found: Sequence[Network]) -> str:
+    rows = [(net.name, *(str(balanced_batch(net, machine)) for machine in MACHINES)) for net in found]
     head = "records a step from which on products take longer than sums over chips"
     return _table((head, *(machine.name for machine in MACHINES)), rows)
 

@@ -117,8 +117,8 @@ def run(study: AnyStudy, workdir: Path, mode: str = "study") -> None:
     if jax.process_count() > 1 and not isinstance(study, _MANY_PROCESSES):
         # Each process would draw release noise of its own, and they would go on with different copies.
         raise InputError(
-            f"distributed job: expected one process for a private copy, got {jax.process_count()}; one uses the whole "
-            "machine"
+            f"distributed job: expected one process for a private copy, got {jax.process_count()}, each of which would "
+            "draw noise of its own; start it by one process, which uses all devices of its machine"
         )
     if isinstance(study, Study | PrivateStudy | Joined):
         tracking.require(study.outputs.wandb)

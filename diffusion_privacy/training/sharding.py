@@ -205,6 +205,27 @@ def pad_batch(batch: Mapping[str, np.ndarray], multiple: int) -> tuple[dict[str,
     return {name: np.asarray(value)[rows] for name, value in batch.items() if name != "mask"}, mask
 
 
+def in_pieces(fn: Callable[..., PyTree], piece: int, *rows: PyTree) -> PyTree:
+    """``fn(*rows)``, ``piece`` rows after the other where there are more, so that what is in hand stays in a cache.
+
+    Args:
+      fn: what one row gives must not depend on the rows beside it; its outputs have a row for each.
+      piece: rows at a time; 0 for all at once.
+      rows: pytrees of arrays ``[n, ...]`` of one device; None is an empty one.
+
+    Raises:
+      ValueError: ``n`` is larger than ``piece`` and no multiple of it.
+    """
+    count = len(jax.tree.leaves(rows)[0])
+    if not piece or count <= piece:
+        return fn(*rows)
+    if count % piece:
+        raise ValueError(f"expected a multiple of {piece} rows, got {count}")
+    parts = jax.tree.map(lambda a: a.reshape(-1, piece, *a.shape[1:]), rows)
+    out = jax.lax.map(lambda part: fn(*part), parts)
+    return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), out)
+
+
 def put_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     """Splits arrays with equal leading axes over the mesh.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import jax
@@ -119,8 +120,36 @@ def test_seconds_by_term() -> None:
 
 def test_full_precision_has_its_own_peak() -> None:
     exact = Network("exact", 1, 1e9, 0.0, precision="float32")
-    ratio = costs.seconds(Work("", exact, 4), BOX).products / costs.seconds(Work("", TOY, 4), BOX).products
+    ratio = costs.seconds(Work("", exact, 4), BOX, 0.5).products / costs.seconds(Work("", TOY, 4), BOX, 0.5).products
     assert ratio == pytest.approx(10)
+
+
+def test_shares_are_those_that_were_measured_and_of_the_data_sheet() -> None:
+    """The page of results has its shares of the best product of two matrices, which are larger by 989/687."""
+    page = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    one = float(re.findall(r"Operations of the forward pass: ([\d.]+) GF an image", page)[0]) * 1e9
+    rows = {"training step": (costs.TRAINED, costs.TRAINING * one), "forward pass": (costs.EVALUATED, one)}
+    for name, (share, work) in rows.items():
+        row = rf"\| {name}[^|]*bfloat16 \| 128 \| ([\d,]+) [^|]*\| (\d+) \|"
+        [(rate, operations)] = re.findall(row, page)
+        assert share * costs.SHEET == pytest.approx(float(operations) * 1e12, rel=1e-6)
+        assert share * costs.SHEET == pytest.approx(float(rate.replace(",", "")) * work, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("changes", "trains", "share", "source"),
+    [
+        ({"measured": True}, True, 275 / 989, "measured on an H200"),
+        ({"measured": True}, False, 325 / 989, "measured on an H200"),
+        ({}, False, 325 / 989, "assumed, as the U-Net's"),
+        ({"precision": "float32"}, True, 0.5, "assumed"),
+    ],
+)
+def test_what_is_measured_is_told_from_what_is_assumed(changes, trains, share, source) -> None:
+    work = Work("", dataclasses.replace(TOY, **changes), 8, trains, 8 * trains)
+    assert costs.share_of(work) == (pytest.approx(share), source)
+    assert costs.seconds(work, BOX) == costs.seconds(work, BOX, share=share)
+    assert costs.seconds(work, BOX).products > costs.seconds(work, BOX, share=0.6).products
 
 
 def test_a_balanced_batch_is_the_smallest_that_is_bound_by_products() -> None:

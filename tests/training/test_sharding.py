@@ -105,6 +105,27 @@ def test_pad_batch_refuses(batch: dict, message: str) -> None:
         sharding.pad_batch(batch, 2)
 
 
+def test_rows_go_in_pieces_and_come_back_in_their_order() -> None:
+    seen = []
+
+    def fn(x, given, none):
+        assert none is None
+        seen.append(len(x))
+        return 2 * x + given["a"], given["a"][:, 0]
+
+    x = jnp.arange(36.0).reshape(12, 3)
+    given = {"a": 100.0 * x[:, :1]}
+    for piece, sizes in ((0, [12]), (12, [12]), (13, [12]), (4, [4])):
+        seen.clear()
+        both, first = sharding.in_pieces(fn, piece, x, given, None)
+        np.testing.assert_array_equal(both, 2 * x + 100 * x[:, :1])
+        np.testing.assert_array_equal(first, 100 * x[:, 0])
+        # A loop's body is traced once for all pieces.
+        assert set(seen) == set(sizes)
+    with pytest.raises(ValueError, match="expected a multiple of 5 rows, got 12"):
+        sharding.in_pieces(fn, 5, x, given, None)
+
+
 def test_initialise_refuses_half_a_description() -> None:
     with pytest.raises(InputError, match="process_id missing"):
         sharding.initialise("localhost:1234", 2)
