@@ -66,6 +66,27 @@ _HEART_RANGES = {
     "oldpeak": (-4, 8),
 }
 
+# Digits behind the point as the two tables of scikit-learn are published with, None for whole numbers: stated and not
+# looked up in the rows, since every released line is written with them.
+_DIABETES_DECIMALS: dict[str, int | None] = {
+    "age": None,
+    "bmi": 1,
+    "bp": 2,
+    "s1": None,
+    "s2": 1,
+    "s3": 1,
+    "s4": 2,
+    "s5": 4,
+    "s6": None,
+    "progression": None,
+}
+_TUMOUR_DECIMALS = {
+    "mean": (3, 2, 2, 1, 5, 5, 7, 6, 4, 5),
+    "error": (4, 4, 4, 3, 6, 6, 7, 6, 6, 7),
+    "worst": (3, 2, 2, 1, 5, 5, 6, 6, 4, 5),
+}
+"""Of radius, texture, perimeter, area, smoothness, compactness, concavity, concave points, symmetry, dimension."""
+
 
 def diabetes() -> Table:
     """The 442 patients that ship inside scikit-learn, in original units: 10 columns and ``progression``.
@@ -80,9 +101,11 @@ def diabetes() -> Table:
     sex = bunch.data[:, bunch.feature_names.index("sex")].astype(np.int64) - 1
     columns, data = [], {}
     for name in bunch.feature_names:
-        columns.append(Column(name, "categorical", ("1", "2")) if name == "sex" else _measured(name, numbers[name]))
+        columns.append(
+            Column(name, "categorical", ("1", "2")) if name == "sex" else _measured(name, _DIABETES_DECIMALS[name])
+        )
         data[name] = sex if name == "sex" else _typed(columns[-1], numbers[name])
-    columns.append(_measured("progression", bunch.target))
+    columns.append(_measured("progression", _DIABETES_DECIMALS["progression"]))
     data["progression"] = _typed(columns[-1], bunch.target)
     return Table(Schema(tuple(columns)), data, "diabetes")
 
@@ -95,19 +118,16 @@ def breast_cancer() -> Table:
     from sklearn.datasets import load_breast_cancer
 
     bunch = load_breast_cancer()
-    columns = [_measured(str(name), bunch.data[:, j]) for j, name in enumerate(bunch.feature_names)]
+    decimals = [places for part in _TUMOUR_DECIMALS.values() for places in part]
+    columns = [_measured(str(name), places) for name, places in zip(bunch.feature_names, decimals, strict=True)]
     data = {column.name: _typed(column, bunch.data[:, j]) for j, column in enumerate(columns)}
     diagnosis = Column("diagnosis", "categorical", tuple(str(name) for name in bunch.target_names))
     data["diagnosis"] = bunch.target.astype(np.int64)
     return Table(Schema((*columns, diagnosis)), data, "breast_cancer")
 
 
-def _measured(name: str, values: np.ndarray) -> Column:
-    """Integer when every value is whole, else numeric with the decimals that occur."""
-    if np.all(values == np.rint(values)):
-        return Column(name, "integer")
-    digits = [np.format_float_positional(v, trim="-").partition(".")[2] for v in values]
-    return Column(name, "numeric", decimals=max(map(len, digits)))
+def _measured(name: str, decimals: int | None) -> Column:
+    return Column(name, "integer") if decimals is None else Column(name, "numeric", decimals=decimals)
 
 
 def _typed(column: Column, values: np.ndarray) -> np.ndarray:

@@ -214,6 +214,12 @@ def test_tables_of_scikit_learn():
     diabetes, cancer = load_table("diabetes"), load_table("breast_cancer")
     assert (len(diabetes), len(diabetes.schema.columns)) == (442, 11)
     assert diabetes.rows()[0][:6] == ["59", "2", "32.1", "101.00", "157", "93.2"]
+    # Stated, not looked up: they must still be those with which the numbers are written.
+    for table in (diabetes, cancer):
+        for column in table.schema.columns:
+            if column.kind != "categorical":
+                digits = [np.format_float_positional(v, trim="-").partition(".")[2] for v in table.data[column.name]]
+                assert (column.decimals or 0) == max(map(len, digits)), column.name
     assert diabetes.schema.column("progression").kind == "integer"
     assert (len(cancer), len(cancer.schema.columns)) == (569, 31)
     assert cancer.schema.column("diagnosis").categories == ("malignant", "benign")
