@@ -1,7 +1,8 @@
 """All estimators of q in one table: lower limit, estimate, upper limit, level, cost, what it assumes, when to doubt it.
 
-A row has the limits that its estimator really gives: E4 claims nothing from above and E6 nothing from below, and local
-estimators (E2, E3) are marked, because no local method rules out that the record comes from elsewhere.
+A row has the limits that its estimator really gives: E4 and E5 claim nothing from above, E6 nothing from below. Local
+estimators (E2 to E5) are marked, because no local method rules out that the record comes from elsewhere: their upper
+limits, where they have one, are of what their paths reach.
 """
 
 from __future__ import annotations
@@ -79,9 +80,10 @@ ESTIMATORS: dict[str, Kind] = {
     "betting": Kind("E4 betting", "lower", True, True, ("independent draws, weights exact",), "never"),
     "splitting": Kind(
         "E5 splitting",
-        "both",
+        # Where all replicas miss a part of the detected set they agree all the more: nothing bounds q from above.
+        "lower",
         False,
-        False,
+        True,
         splitting.ASSUMES,
         "when replicas disagree or die out; replicas that agree may all have missed the same part",
     ),

@@ -10,6 +10,7 @@ detector's false-positive rate: fewer hits than that, a clean model could show b
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from diffusion_privacy.anonymity.intervals import Rate
 from diffusion_privacy.anonymity.montecarlo import MOST_SAMPLES, DirectResult, samples_needed, samples_needed_at_rate
@@ -101,10 +102,13 @@ def decide(
     lower, estimate, upper = direct.estimate.lower, direct.estimate.value, direct.estimate.upper
     if used and subspace is not None:
         e2 = subspace.estimate
-        if e2.log_stderr < direct.estimate.log_stderr:
+        # Without an error its value stands for a part of q only, and such a part may well be smaller than q.
+        apart = e2.lower > upper or (e2.upper < lower and math.isfinite(e2.log_stderr))
+        if e2.log_stderr < direct.estimate.log_stderr and not apart:
             estimate = e2.value
-        if e2.lower > upper:
+        if apart:
             # Both are right with high probability; if they exclude each other, nothing stronger than both may be said.
+            # E2 below E1 says that the record comes from where no path leads: E1 alone has counted that.
             assumes.append("E1 and E2 exclude each other here: the interval spans both, and the cause should be found")
             upper = max(upper, e2.upper)
         else:

@@ -105,7 +105,7 @@ def _missing(name: str, unit: str, direction: str, subject: Subject, reason: str
 
 
 def _membership_rows(found: Membership) -> list[Row]:
-    """AUC and the two operating points; limits are the wider of exact (or DeLong's) and bootstrap ones."""
+    """AUC, with the wider limits of DeLong's interval and a bootstrap, and the two operating points."""
     area, boot = found.auc, found.auc_bootstrap
     n = found.members + found.non_members
     notes = [f"{found.members} members, {found.non_members} non-members"]
@@ -131,12 +131,15 @@ def _membership_rows(found: Membership) -> list[Row]:
 
 def _point_row(attack: str, point: OperatingPoint, level: float, n: int) -> Row:
     name = f"{attack}: TPR at {100 * point.requested:g} % FPR"
-    unit = f"share of members; {point.requested:g} is chance"
-    if point.tpr is None or point.bootstrap is None:
+    if point.tpr is None or point.fpr is None:
+        unit = f"share of members; {point.requested:g} is chance"
         return Row(name, None, None, None, level, unit, HIGHER, n, (point.reason,))
-    low, high = min(point.tpr.lower, point.bootstrap[0]), max(point.tpr.upper, point.bootstrap[1])
-    notes = ("wider of the exact interval given the threshold and stratified bootstrap",)
-    return Row(name, point.tpr.value, low, high, level, unit, HIGHER, n, (*notes, *filter(None, (point.reason,))))
+    tpr, chance = point.tpr, outwards(point.fpr.upper, "up")
+    notes = ("exact given the threshold, which is what the limit of chance allows for",)
+    return Row(
+        name, tpr.value, tpr.lower, tpr.upper, level, f"share of members; chance is at most {chance}", HIGHER, n,
+        (*notes, *filter(None, (point.reason,))),
+    )  # fmt: skip
 
 
 def _attack(name: str) -> Callable[[Subject], list[Row]]:

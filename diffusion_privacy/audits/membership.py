@@ -10,8 +10,8 @@ What each interval is conditional on:
   and non-members, each among themselves (stratified).
 - TPR at a false-positive rate, `OperatingPoint.tpr`: exact (Clopper-Pearson) over members GIVEN the threshold that
   the non-members chose. `OperatingPoint.fpr` is the rate that this threshold really has, with its own exact interval.
-- `OperatingPoint.bootstrap`: both samples resampled, the threshold chosen anew each time; 1,000 resamples from a fixed
-  seed. It includes the threshold's own uncertainty, but is approximate, and too narrow where few non-members decide.
+  So ``tpr`` is to be compared with ``fpr`` and not with the rate asked for: of few non-members the threshold that they
+  choose lets through several times as many as it should, and a blind score with them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ class OperatingPoint:
       threshold: the conformal threshold of the non-members; None when they are too few (fewer than 1/α − 1).
       fpr: rate at this threshold on the non-members, with an exact interval; None as above.
       tpr: share of members above it, exact interval given the threshold; None as above.
-      bootstrap: interval of the true-positive rate with the threshold's uncertainty; None as above.
       reason: why there is no number, or that few non-members decide it; empty otherwise.
     """
 
@@ -69,7 +68,6 @@ class OperatingPoint:
     threshold: float | None
     fpr: Rate | None
     tpr: Rate | None
-    bootstrap: tuple[float, float] | None
     reason: str = ""
 
 
@@ -154,7 +152,7 @@ def membership(
       non_members: scores [M] of records that were not in it, from the same population.
       rates: false-positive rates at which the true-positive rate is read.
       level: two-sided confidence level of every interval.
-      seed: of the bootstrap.
+      seed: of the AUC's bootstrap.
 
     Raises:
       InputError: fewer than two scores, NaN, or a rate or level outside (0, 1).
@@ -164,7 +162,7 @@ def membership(
         if not 0.0 < alpha < 1.0:
             raise InputError(f"{attack}: expected false-positive rates strictly between 0 and 1, got {alpha}")
     area = auc(one, two, level)
-    points = tuple(_point(one, two, alpha, level, seed) for alpha in rates)
+    points = tuple(_point(one, two, alpha, level) for alpha in rates)
     return Membership(attack, one.size, two.size, area, auc_bootstrap(one, two, level, seed=seed), points)
 
 
@@ -191,18 +189,12 @@ def auc_bootstrap(
     return float(low), float(high)
 
 
-def _point(one: np.ndarray, two: np.ndarray, alpha: float, level: float, seed: int) -> OperatingPoint:
+def _point(one: np.ndarray, two: np.ndarray, alpha: float, level: float) -> OperatingPoint:
     try:
         threshold = conformal_threshold(two, alpha)
     except InputError as error:
-        return OperatingPoint(alpha, None, None, None, None, str(error))
+        return OperatingPoint(alpha, None, None, None, str(error))
     fired = one > threshold
-    rng = np.random.default_rng(seed)
-    resampled = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        again = conformal_threshold(two[rng.integers(0, two.size, two.size)], alpha)
-        resampled[i] = np.mean(one[rng.integers(0, one.size, one.size)] > again)
-    low, high = np.quantile(resampled, [0.5 * (1 - level), 0.5 * (1 + level)])
     deciding = conformal_count(two.size, alpha)
     few = f"the threshold rests on the {deciding} highest of {two.size} non-members" if deciding < FEW else ""
     return OperatingPoint(
@@ -210,7 +202,6 @@ def _point(one: np.ndarray, two: np.ndarray, alpha: float, level: float, seed: i
         threshold=threshold,
         fpr=conformal_rate(two > threshold, threshold, alpha, level),
         tpr=rate(int(fired.sum()), one.size, level),
-        bootstrap=(float(low), float(high)),
         reason=few,
     )
 

@@ -134,6 +134,13 @@ def shown(way: Mapping[str, Any]) -> str:
     return f"{one} is shown by {wording.interval(worst(way))}{of}"
 
 
+def most_by_chance(point: Mapping[str, Any], non_members: int) -> float:
+    """Upper limit of the share of strangers above an attack's threshold, which this many of them chose; of the
+    interval at the point's level."""
+    alarms = math.ceil(point["false_positive_rate"] * non_members)
+    return float(clopper_pearson(alarms, non_members, point["level"])[1])
+
+
 def contradiction(way: Mapping[str, Any]) -> str | None:
     """Where an attack finds more members than (ε, δ) allows: TPR <= e^ε FPR + δ, on average over members.
 
@@ -144,8 +151,7 @@ def contradiction(way: Mapping[str, Any]) -> str | None:
     if epsilon_ is None:
         return None
     for point in attack["points"]:
-        alarms = math.ceil(point["false_positive_rate"] * attack["non_members"])
-        at_most = clopper_pearson(alarms, attack["non_members"], point["level"])[1]
+        at_most = most_by_chance(point, attack["non_members"])
         allowed = math.exp(min(epsilon_, 700.0)) * at_most + way["guarantee"]["delta"]
         if point["lower"] is not None and point["lower"] > allowed:
             return (

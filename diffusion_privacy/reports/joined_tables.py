@@ -11,6 +11,7 @@ from diffusion_privacy.reports.joined_schema import WAYS
 from diffusion_privacy.reports.joined_standing import (
     certified_limit,
     leaking,
+    most_by_chance,
     most_right,
     not_certified,
     private_records,
@@ -99,7 +100,11 @@ def _linked(way: Mapping[str, Any]) -> str:
 def _point(way: Mapping[str, Any], at: float) -> str:
     for point in way["risk"]["attack"]["points"]:
         if point["false_positive_rate"] == at:
-            return _stacked(_NONE, point["reason"]) if point["value"] is None else _share(point)
+            if point["value"] is None:
+                return _stacked(_NONE, point["reason"])
+            chance = percent(most_by_chance(point, way["risk"]["attack"]["non_members"]), "up")
+            value, _, limits = with_interval(point).partition("\u00a0(")
+            return _stacked(value, f"({limits}, by chance at most {chance}")
     return _NONE
 
 

@@ -30,6 +30,8 @@ ASSUMES = (
     "the upper limit of t′ speaks of the levels that were looked at: it holds if h falls with t above them",
     "limits of t′, of q by direct samples and of q by guided paths each hold for all listed records together; the list "
     "was chosen without looking at the images that they count",
+    "the upper limit of q by guided paths is of what such paths reach; images of a record that come from elsewhere are "
+    "counted by direct samples alone",
     "of records that are not listed, or were dropped on the way, nothing is claimed",
 )
 

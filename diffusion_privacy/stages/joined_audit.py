@@ -184,16 +184,14 @@ def _loss_attack(settings: Joined, score: ConditionalScore, sets: Sets) -> dict[
 def _attack(
     name: str, what: str, members: np.ndarray, others: np.ndarray, left_out: int, settings: Joined
 ) -> dict[str, Any]:
-    """`joined_schema.Attack` of scores, larger for members; limits of a rate are the wider of exact and bootstrap."""
+    """`joined_schema.Attack` of scores, larger for members; limits of a rate are exact given its threshold."""
     level = settings.risk.level
     found = membership.membership(name, members, others, level=level, seed=settings.seed)
     points = []
     for point in found.points:
         lower = upper = value = None
-        if point.tpr is not None and point.bootstrap is not None:
-            value = point.tpr.value
-            lower = min(point.tpr.lower, point.bootstrap[0], value)
-            upper = max(point.tpr.upper, point.bootstrap[1], value)
+        if point.tpr is not None:
+            value, lower, upper = point.tpr.value, point.tpr.lower, point.tpr.upper
         points.append(
             {
                 "false_positive_rate": point.requested,

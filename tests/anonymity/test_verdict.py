@@ -124,6 +124,21 @@ def test_contradiction_widens_the_interval():
     assert any("exclude" in text for text in found.assumes)
 
 
+def test_an_e2_that_missed_what_e1_counted_is_no_estimate():
+    """Planted: mass where no guided path leads. E2 sees a sixth of it, with a small error, and believes itself."""
+    direct = _direct(60, 10_000)
+    found = verdict.decide(direct, _subspace(0.001, 0.01), NO_ALARM, 1e-2, LEVEL)
+    assert (found.lower, found.estimate, found.upper) == (
+        direct.estimate.lower,
+        direct.estimate.value,
+        direct.estimate.upper,
+    )
+    assert any("exclude" in text for text in found.assumes)
+    near = verdict.decide(direct, _subspace(0.0045, 0.01), NO_ALARM, 1e-2, LEVEL)
+    assert near.estimate == pytest.approx(0.0045)
+    assert not any("exclude" in text for text in near.assumes)
+
+
 def test_other_levels_are_refused():
     with pytest.raises(ValueError, match="direct"):
         verdict.decide(

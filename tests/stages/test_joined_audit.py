@@ -152,13 +152,17 @@ def test_a_class_that_is_never_drawn_has_no_e2(monkeypatch) -> None:
 
 
 def test_e2_of_one_class_lends_its_limits_and_not_its_value() -> None:
-    """Other classes may give the record back as well: .004 is a part of q, and the count says .03."""
+    """Other classes may give the record back as well: .022 is a part of q, and the count says .03."""
     direct = montecarlo.direct(30, 1000, steps=10, level=PART)
-    part = paths(0.004, 0.0035, 0.0045)
-    for found, value in ((part, 0.004), (joined_audit._as_limit(part), 0.03)):
+    part = paths(0.022, 0.019, 0.025)
+    for found, value in ((part, 0.022), (joined_audit._as_limit(part), 0.03)):
         said = verdict.decide(direct, found, rate(0, 1000, PART), 1 / 500, LEVEL)
-        # A value below the lower limit of the count would be raised to it.
-        assert said.estimate == pytest.approx(max(value, said.lower))
+        assert said.estimate == pytest.approx(value)
+    # A part far below the whole contradicts nothing.
+    small = verdict.decide(
+        direct, joined_audit._as_limit(paths(0.004, 0.0035, 0.0045)), rate(0, 1000, PART), 0.1, LEVEL
+    )
+    assert not any("exclude" in text for text in small.assumes)
     more = joined_audit._as_limit(paths(0.03, 0.025, 0.036))
     assert verdict.decide(direct, more, rate(0, 1000, PART), 1 / 500, LEVEL).lower == 0.025
     assert joined_audit._as_limit(None) is None
@@ -260,11 +264,9 @@ def test_copies_are_rounded_to_the_grey_levels_that_are_published() -> None:
 # --- attacks ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_rate_of_an_attack_has_the_wider_limit_on_each_side(monkeypatch) -> None:
-    """Exact and bootstrap limits each miss a part of the chance; cut short, they would excuse a leak or invent one."""
-    point = SimpleNamespace(requested=0.1, tpr=rate(30, 100, LEVEL), bootstrap=None, reason="")
-    narrow, below, above = (point.tpr.lower + 0.01, point.tpr.upper - 0.01), (0.01, 0.31), (0.29, 0.99)
-    points = [SimpleNamespace(**{**vars(point), "bootstrap": found}) for found in (narrow, below, above, None)]
+def test_the_rate_of_an_attack_has_its_exact_limits(monkeypatch) -> None:
+    point = SimpleNamespace(requested=0.1, tpr=rate(30, 100, LEVEL), reason="")
+    points = [point, SimpleNamespace(**{**vars(point), "tpr": None})]
     area = SimpleNamespace(value=0.6, lower=0.5, upper=0.7)
     made = SimpleNamespace(points=points, auc=area, members=100, non_members=90)
     asked = []
@@ -273,8 +275,7 @@ def test_the_rate_of_an_attack_has_the_wider_limit_on_each_side(monkeypatch) -> 
     found = joined_audit._attack("a", "what", np.ones(2), np.zeros(2), 7, settings)
     assert found["left_out"] == 7
     limits = [(p["lower"], p["upper"]) for p in found["points"]]
-    exact = (point.tpr.lower, point.tpr.upper)
-    assert limits == [exact, (0.01, exact[1]), (exact[0], 0.99), (None, None)]
+    assert limits == [(point.tpr.lower, point.tpr.upper), (None, None)]
     assert found["points"][0]["value"] == 0.3
     [(args, how)] = asked
     assert (args[1].tolist(), args[2].tolist(), how) == ([1, 1], [0, 0], {"level": LEVEL, "seed": 3})
