@@ -240,6 +240,24 @@ def _strangers(flow: Mapping[str, Any]) -> str:
     return f" (left out: {count(left_out)} equal to a record that it learnt from)" if left_out else ""
 
 
+def _same(flow: Mapping[str, Any]) -> str:
+    """What rows that the network cannot tell apart do to the figure of membership, if there are any."""
+    same = flow.get("same", 0)
+    if not same:
+        return ""
+    without = flow["membership_without_same"]
+    hidden = (
+        f" The network cannot tell {count(same)} of the others from rows that it learnt from: people share values, or "
+        "have numbers beyond the public range. No attack does, which can hide what it gives away of the rest."
+    )
+    if without is None:
+        return f"{hidden} Fewer than two others are left without them, too few for a figure."
+    return (
+        f"{hidden} Without them: {with_interval(without)} of pairs, which is too much if the values met by chance, "
+        "since the rarer rows are left."
+    )
+
+
 def _flow(release: Mapping[str, Any]) -> str:
     flow = release["flow"]
     bits, member = flow["bits_per_dim"], flow["membership"]
@@ -250,10 +268,10 @@ def _flow(release: Mapping[str, Any]) -> str:
         f"the {count(flow['members'])} records that it learnt from, {bits['held_out']:.2f} on {count(flow['others'])} "
         f"held out{_strangers(flow)}.",
         f"Membership: a record that it learnt from looks more likely than another in {with_interval(member)} of pairs "
-        "(chance: 50 %). These are the records declared public, not the private ones."
+        f"(chance: 50 %). These are the records declared public, not the private ones.{_same(flow)}"
         if release["config"]["flow"]["trained_on"] == "public"
         else f"Membership: a record that it learnt from, which is a PRIVATE one, looks more likely than another in "
-        f"{with_interval(member)} of pairs (chance: 50 %).",
+        f"{with_interval(member)} of pairs (chance: 50 %).{_same(flow)}",
         "Running the network backwards and forwards changes a latent, as noise leaves it to be decoded, by at most "
         f"{flow['inversion_error']:.1e}; forwards and backwards, a record by at most {flow['record_error']:.1e}.",
     ]

@@ -164,7 +164,11 @@ class Faults(TypedDict):
 
 
 class FlowFacts(TypedDict):
-    """The flow: fit (lower is closer), membership AUC (one half is chance), largest error of inverting itself."""
+    """The flow: fit (lower is closer), membership AUC (one half is chance), largest error of inverting itself.
+
+    What a share gets together (a person's records, equal rows of a table) is one draw to the intervals of membership;
+    in older files each record was.
+    """
 
     bits_per_dim: dict[str, float]
     grey_levels: Positive | None  # null for tables: bits are per number, each in units of its standard deviation
@@ -172,6 +176,10 @@ class FlowFacts(TypedDict):
     members: Positive
     others: Positive
     left_out: NotRequired[Count]  # test images that equal a member: no strangers, and not among the others
+    # Rows among the others that the flow cannot tell from a member, and membership without them, which overstates it as
+    # the other overstates privacy; null where there are none, or fewer than two others.
+    same: NotRequired[Count]
+    membership_without_same: NotRequired[Interval | None]
     inversion_error: NonNegative  # of latents as the decoder gets them
     record_error: NonNegative  # of records as the flow takes them
 

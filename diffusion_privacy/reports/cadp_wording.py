@@ -348,6 +348,11 @@ def common_limits(release: Mapping[str, Any], alone: Callable[[Mapping[str, Any]
             else f"The flow learnt from the private records and shows it: membership "
             f"{with_interval(flow['membership'])}. Publishing the flow publishes that."
         )
+    elif (without := flow.get("membership_without_same")) is not None and without["lower"] > 0.5:
+        sentences.append(
+            f"The flow may give away which records it learnt from: without the {count(flow['same'])} test rows that it "
+            f"cannot tell from these, it fits these better than others in {with_interval(without)} of pairs."
+        )
     if public is not None:
         sentences.append(f"Whoever holds the public records may not need the private copies: {alone(public)}.")
     return sentences

@@ -16,8 +16,8 @@ from diffusion_privacy.anonymity.intervals import rate
 from diffusion_privacy.audits import membership, worst_case
 from diffusion_privacy.audits.linkage import linkage, p_by_guessing
 from diffusion_privacy.audits.release import audit_release
-from diffusion_privacy.data.records import Records
-from diffusion_privacy.data.table_rows import Rows
+from diffusion_privacy.data.records import Records, equal_none
+from diffusion_privacy.data.table_rows import Rows, together
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.flows.objective import bits_per_dim
 from diffusion_privacy.mechanisms.calibration import gaussian_epsilon
@@ -39,6 +39,9 @@ from diffusion_privacy.training import rng
 from diffusion_privacy.types import Array
 
 KS = (1, 10)
+
+_Scored = tuple[Any, np.ndarray]
+"""Images or rows, and the log-likelihood of each."""
 
 
 # --- the mechanism ----------------------------------------------------------------------------------------------------
@@ -224,15 +227,14 @@ def _linkage(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any], flow: 
 
 
 def _flow(settings: PrivateStudy, parts: Parts[Any], flow: TrainedFlow) -> dict[str, Any]:
-    """Fit on members and others, what an attacker makes of the difference, and how well the flow inverts itself."""
+    """`cadp_schema.FlowFacts`: fit on members and others, what an attacker makes of it, how well it inverts itself."""
     learnt = parts.public if settings.flow.trained_on == "public" else parts.private
     strangers = common.never_seen(parts.test, learnt)
     members, others = (first(side, settings.attack.records) for side in (learnt, strangers))
     key = rng.stream(settings.seed, "membership")
     _, member_logp = flow.encode(members.image, flow.given(members), jax.random.fold_in(key, 0))
     _, other_logp = flow.encode(others.image, flow.given(others), jax.random.fold_in(key, 1))
-    level = settings.attack.level
-    auc = membership.auc(member_logp, other_logp, level)
+    sides = (members, member_logp), (others, other_logp)
     dims = flow.model.dims
     spread = decoded_spread(settings, dims, len(parts.private))
     latent_error, record_error = inversion_errors(flow, others, key, spread)
@@ -242,13 +244,51 @@ def _flow(settings: PrivateStudy, parts: Parts[Any], flow: TrainedFlow) -> dict[
             "held_out": float(np.mean(bits_per_dim(jnp.asarray(other_logp), dims))),
         },
         "grey_levels": members.levels if isinstance(members, Records) else None,
-        "membership": {"value": auc.value, "lower": auc.lower, "upper": auc.upper, "level": level},
+        "membership": _membership(settings, *sides, np.ones(len(others), bool)),
         "members": len(members),
         "others": len(others),
         "left_out": len(parts.test) - len(strangers),
+        **(_same(settings, learnt, *sides) if isinstance(learnt, Rows) else {}),
         "inversion_error": latent_error,
         "record_error": record_error,
     }
+
+
+def same_as(others: Rows, members: Rows) -> np.ndarray:
+    """Which of ``others[M]`` a flow cannot tell from one of ``members``, bool ``[M]``: equal vectors and columns apart.
+
+    Numbers beyond a column's public range are moved to its end, so that such rows may differ in the table.
+    """
+    seen = [np.column_stack([rows.image.astype(np.float64), rows.label]) for rows in (others, members)]
+    return ~equal_none(*seen)
+
+
+def dealt_together(records: Records | Rows) -> np.ndarray:
+    """int ``[N]``, equal for what `cadp_study.load_parts` deals to a share together: a person's records, equal rows."""
+    if isinstance(records, Records):
+        return records.identity
+    return together(np.unique(np.array(common.hashes(records)), return_inverse=True)[1], records.identity)
+
+
+def _same(settings: PrivateStudy, learnt: Rows, members: _Scored, others: _Scored) -> dict[str, Any]:
+    """Of `cadp_schema.FlowFacts`: rows of the others that are the `same_as` learnt ones, and the AUC without them."""
+    same = same_as(others[0], learnt)
+    told = same.any() and np.sum(~same) >= 2
+    return {
+        "same": int(same.sum()),
+        "membership_without_same": _membership(settings, members, others, ~same) if told else None,
+    }
+
+
+def _membership(settings: PrivateStudy, members: _Scored, others: _Scored, which: np.ndarray) -> dict[str, Any]:
+    """AUC of the log-likelihoods, members against those of the others ``which[M]`` says.
+
+    What was dealt to a share together is one draw: ten equal rows that score high say no more than one does.
+    """
+    groups = dealt_together(members[0]), dealt_together(others[0])[which]
+    level = settings.attack.level
+    found = membership.auc(members[1], others[1][which], level, groups=groups)
+    return {"value": found.value, "lower": found.lower, "upper": found.upper, "level": level}
 
 
 def decoded_spread(settings: PrivateStudy, dims: int, records: int) -> float:

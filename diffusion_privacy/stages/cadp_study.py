@@ -116,8 +116,9 @@ def labelled(settings: PrivateStudy, records: Records) -> Records:
 def never_seen(others: R, members: R) -> R:
     """The test records that a membership attack may call strangers: without images that equal one of ``members``.
 
-    Rows stay: people of a table share their values by nature, and no attack on what learnt the values can tell them
-    apart. Without them the test rows would be the rare ones, and a flow that learnt nobody by heart would seem to have.
+    Rows stay: people of a table share their values by nature, and without those that meet the test rows would be the
+    rare ones, so that a flow that learnt nobody by heart would seem to have. Equal rows were dealt together and never
+    meet; those that a flow cannot tell apart may: `cadp_audit` counts them.
 
     Raises:
       InputError: fewer than two are left.

@@ -83,15 +83,15 @@ def train(
 
 def _picture(
     task: Task, config: TrainConfig, watch: Watch, workdir: Path, seed: int, name: str
-) -> Callable[[TrainState], dict[str, float]]:
-    """Draws ``grids/STEP.png`` from the averaged parameters; returns the loss of held-out records."""
+) -> Callable[[TrainState], dict[str, float | np.ndarray]]:
+    """Draws ``grids/STEP.png`` from the averaged parameters; returns it as ``samples``, and the held-out ``loss``."""
     draw, held_out = watch.draw, watch.held_out
     assert draw is not None
     assert held_out is not None
     records = held_out.take(np.arange(min(len(held_out), HELD_OUT)))
     key, evaluate = rng.stream(seed, f"{name}.held_out"), jax.jit(task.evaluate)
 
-    def see(state: TrainState) -> dict[str, float]:
+    def see(state: TrainState) -> dict[str, float | np.ndarray]:
         params = sharding.to_host(state.ema_params)
         total = 0.0
         for batch in eval_batches(records, config.batch_size):
@@ -104,21 +104,9 @@ def _picture(
             _LOG.warning("%s: no picture at step %d, %s", name, int(state.step), error)
             return {"loss": total / len(records)}
         if jax.process_index() == 0:
-            _write(workdir, int(state.step), sheet, config.tensorboard)
-        return {"loss": total / len(records)}
+            folder = workdir / "grids"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{int(state.step):08d}.png").write_bytes(pictures.png(sheet))
+        return {"loss": total / len(records), "samples": sheet}
 
     return see
-
-
-def _write(workdir: Path, step: int, sheet: np.ndarray, tensorboard: bool) -> None:
-    folder = workdir / "grids"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{step:08d}.png").write_bytes(pictures.png(sheet))
-    if not tensorboard:
-        return
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return  # said once already, by the writer of metrics
-    with SummaryWriter(str(workdir / "tensorboard")) as writer:
-        writer.add_image("samples", sheet, step, dataformats="HWC")

@@ -42,7 +42,7 @@ __all__ = ["BatchSource", "Preempted", "TrainConfig", "TrainState", "train"]
 _LOG = logging.getLogger(__name__)
 
 OnLog = Callable[[int, dict[str, float]], None]
-EvalFn = Callable[[TrainState], Mapping[str, float]]
+EvalFn = Callable[[TrainState], Mapping[str, float | np.ndarray]]
 Pay = Callable[[Path, Plan, str], None]
 """``(workdir, plan, fingerprint of the secret)`` of a private run, see `train`."""
 
@@ -94,7 +94,8 @@ def train(
       identity: flat JSON fields of the caller (network, data) that a checkpoint must share, besides the
         training settings, the seed and the name.
       on_log: called with (updates made, row) whenever a row is written, on every process.
-      eval_fn: called every ``eval_every`` steps with the state; its numbers are logged as ``eval/<name>``.
+      eval_fn: called every ``eval_every`` steps with the state; its numbers are logged as ``eval/<name>``, its pictures
+        (``uint8[H, W, 1 or 3]``) go to TensorBoard under their names.
       mesh: default `sharding.data_mesh()`.
       profile: so many steps, from the third of this process on, are traced into ``workdir/profile``.
       pay: of a private run: called on the first process before a step is made, and again whenever the run goes on or is
@@ -311,9 +312,13 @@ class _Log:
         self.progress.line(step, {"loss": values["loss"]})
         self._write(step, {**values, **self.progress.rates(step)})
 
-    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        named = {f"eval/{name}": float(value) for name, value in values.items()}
+    def evaluation(self, step: int, values: Mapping[str, float | np.ndarray]) -> None:
+        named = {f"eval/{name}": float(value) for name, value in values.items() if np.ndim(value) == 0}
         self.progress.line(step, named)
+        if self._writer is not None:
+            for name, pixels in values.items():
+                if isinstance(pixels, np.ndarray) and pixels.ndim > 0:
+                    self._writer.picture(step, name, pixels)
         self._write(step, named)
 
     def _write(self, step: int, values: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_privacy.data import pictures
 from diffusion_privacy.errors import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -97,6 +98,15 @@ class MetricsWriter:
             # A row right after the first step has no rate yet, and a curve no place for it.
             self._tensorboard.write(step, {name: value for name, value in values.items() if not math.isnan(value)})
 
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Adds ``uint8[H, W, 1 or 3]`` to TensorBoard's file, where there is one; the CSV has no place for it.
+
+        Raises:
+          OSError: it cannot be brought to the disk.
+        """
+        if self._tensorboard is not None:
+            self._tensorboard.picture(step, name, pixels)
+
     def close(self) -> None:
         """Writes what TensorBoard's file still lacks."""
         if self._tensorboard is not None:
@@ -108,6 +118,9 @@ class _EventFile:
 
     tensorboardX's `SummaryWriter` writes in a thread of its own. An error ends that thread with a traceback that nobody
     waits for, and training then stands still for ever, ten numbers later, when the queue is full.
+
+    Pictures go into the same file. One of their own would have the same name within a second, which is the time that
+    tensorboardX names files by, and so take the place of the numbers.
     """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
@@ -128,8 +141,23 @@ class _EventFile:
             summary = scalar(name, float(value))
             self._file.write_event(self._event(step=int(step), wall_time=time.time(), summary=summary))
         if time.monotonic() - self._flushed >= _FLUSH_S:
-            self._file.flush()
-            self._flushed = time.monotonic()
+            self._flush()
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        height, width, channels = pixels.shape
+        image = Summary.Image(
+            height=height, width=width, colorspace=channels, encoded_image_string=pictures.png(pixels)
+        )
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        self._file.write_event(self._event(step=int(step), wall_time=time.time(), summary=summary))
+        # Rare and large: a disk without room for it is to be heard of at this step.
+        self._flush()
+
+    def _flush(self) -> None:
+        self._file.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         self._file.close()

@@ -46,6 +46,55 @@ def test_delong_covers():
     assert covered >= stats.binom.ppf(1e-4, 300, 0.95)
 
 
+def test_groups_of_one_are_delong_s():
+    rng = np.random.default_rng(3)
+    one, two = rng.normal(0.5, 1, 40), rng.normal(0, 1, 30)
+    assert auc(one, two, groups=(np.arange(40)[::-1], np.arange(30))) == auc(one, two)
+
+
+def test_records_that_come_twice_count_once():
+    """Each record three times, in one group: up to small-sample factors the interval of each once, not a narrower."""
+    rng = np.random.default_rng(4)
+    one, two = rng.normal(0.5, 1, 400), rng.normal(0, 1, 300)
+    once = auc(one, two)
+    thrice = auc(np.repeat(one, 3), np.repeat(two, 3), groups=(np.repeat(np.arange(400), 3), np.repeat(range(300), 3)))
+    assert thrice.value == pytest.approx(once.value)
+    assert thrice.method == "groups-logit"
+    assert (thrice.lower, thrice.upper) == pytest.approx((once.lower, once.upper), abs=1e-3)
+    blind = auc(np.repeat(one, 3), np.repeat(two, 3))
+    assert blind.upper - blind.lower < 0.6 * (once.upper - once.lower)
+
+
+@pytest.mark.parametrize("sizes", [(30, 1), (8, 8), (3, 2)], ids=["a few large", "even", "small"])
+def test_groups_are_covered(sizes):
+    """300 null draws of 60 groups a side that score alike within: 95 % intervals cover 269 times or more (1e-4).
+
+    As independent records they cover far less often, which shows that the test sees what it is for.
+    """
+    rng = np.random.default_rng(5)
+    group = np.repeat(np.arange(60), np.where(np.arange(60) < 20, sizes[0], sizes[1]))
+    covered, blind = 0, 0
+    for _ in range(300):
+        sides = [rng.normal(size=60)[group] + 0.1 * rng.normal(size=group.size) for _ in range(2)]
+        found = auc(*sides, groups=(group, group))
+        covered += found.lower <= 0.5 <= found.upper
+        found = auc(*sides)
+        blind += found.lower <= 0.5 <= found.upper
+    assert covered >= stats.binom.ppf(1e-4, 300, 0.95)
+    assert blind < stats.binom.ppf(1e-4, 300, 0.95)
+
+
+def test_one_group_says_nothing_and_separated_ones_count_once():
+    one, two = np.arange(6.0) + 100, np.arange(9.0)
+    alone = auc(one, two, groups=(np.zeros(6, int), np.arange(9)))
+    assert (alone.lower, alone.upper) == (0, 1)
+    apart = auc(one, two, groups=(np.arange(6) // 2, np.arange(9) // 3))
+    assert (apart.value, apart.upper, apart.method) == (1, 1, "disjoint-pairs")
+    assert apart.lower == pytest.approx(0.025 ** (1 / 3))
+    with pytest.raises(InputError, match=r"groups: expected one a non-member score, 9 of them, got shape \(6,\)"):
+        auc(one, two, groups=(np.arange(6), np.arange(6)))
+
+
 def test_separated_and_constant_scores_keep_an_honest_interval():
     apart = auc(np.arange(50.0) + 100, np.arange(80.0))
     assert (apart.value, apart.upper, apart.method) == (1, 1, "disjoint-pairs")

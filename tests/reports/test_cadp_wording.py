@@ -162,6 +162,24 @@ def test_test_images_that_were_no_strangers_are_counted_beside_the_others() -> N
     assert "3.10 on 12 held out (left out: 8 equal to a record that it learnt from)." in cadp_page._flow(release)
 
 
+def test_rows_that_no_attack_tells_apart_are_said_beside_the_figure_that_they_weaken() -> None:
+    interval = {"value": 0.6, "lower": 0.55, "upper": 0.65, "level": 0.95}
+    flow: dict[str, Any] = {}
+    assert cadp_page._same(flow) == ""
+    flow |= {"same": 0, "membership_without_same": None}
+    assert cadp_page._same(flow) == ""
+    flow |= {"same": 7}
+    assert "cannot tell 7 of the others" in cadp_page._same(flow)
+    assert "too few for a figure" in cadp_page._same(flow)
+    flow |= {"membership_without_same": interval}
+    assert "Without them: 60.0 % (55.0 to 65.0) of pairs" in cadp_page._same(flow).replace("\xa0", " ")
+    # Among the limits it is said even where the figure of all rows shows nothing.
+    flow |= {"members": 20, "membership": {"value": 0.5, "lower": 0.4, "upper": 0.6, "level": 0.95}}
+    assert any("without the 7 test rows" in one for one in cadp_wording.limits(part() | {"flow": flow}))
+    flow |= {"membership_without_same": interval | {"lower": 0.45}}
+    assert not any("without the 7 test rows" in one for one in cadp_wording.limits(part() | {"flow": flow}))
+
+
 def test_images_that_a_mean_leaves_out_are_counted_beside_it() -> None:
     """PSNR is infinite for an image equal to its original, the most alike of all."""
     found = {"psnr_db": 10.0, "ssim": 0.5, "frechet": 1.0}

@@ -9,7 +9,11 @@ import pytest
 from tiny_cadp import study
 
 from diffusion_privacy.data import sources
+from diffusion_privacy.data.table_encoding import Encoder
+from diffusion_privacy.data.table_rows import Rows
+from diffusion_privacy.data.tables import Column, Schema, Table
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.reports import cadp_schema, structure
 from diffusion_privacy.stages import cadp_audit, cadp_evaluate, cadp_study, joined_audit
 from diffusion_privacy.stages.cadp_study import Parts
 
@@ -80,6 +84,66 @@ def test_test_records_that_equal_a_private_one_do_not_hide_a_leak_of_all(monkeyp
         found = joined_audit._loss_attack(JOINED, None, sets)
     assert found["auc"]["value"] == 1.0
     assert (found["members"], found["non_members"], found["left_out"]) == (20, 20 - TWICE, TWICE)
+
+
+def rows(age, smoker, person=None):
+    """Rows of two columns, ages in a public range of 18 to 30, smoker apart."""
+    schema = Schema(
+        (
+            Column("age", "integer", lower=18.0, upper=30.0),
+            Column("smoker", "categorical", categories=("yes", "no")),
+        )
+    )
+    person = None if person is None else np.asarray(person, np.int32)
+    table = Table(schema, {"age": np.asarray(age), "smoker": np.asarray(smoker)}, "people", person=person)
+    return Rows(table, Encoder(schema, ("smoker",)), np.arange(len(table), dtype=np.int32))
+
+
+def test_rows_that_a_flow_cannot_tell_apart_have_equal_vectors_and_columns_apart():
+    """Ages beyond the range look alike; another category apart does not, although the vectors are equal."""
+    found = cadp_audit.same_as(rows([20, 45, 30, 21, 20], [0, 0, 1, 1, 1]), rows([20, 61, 20, 22], [0, 0, 0, 1]))
+    assert found.tolist() == [True, True, False, False, False]
+
+
+def of_rows(monkeypatch, learnt, test):
+    """What the audit says of a flow that knows the rows it learnt, by heart, and no others."""
+    monkeypatch.setattr(cadp_audit, "inversion_errors", lambda *args: (0.0, 0.0))
+    flow = SimpleNamespace(model=Flow.model, given=lambda records: records.label)
+    everyone = {(float(v[0]), int(c)) for v, c in zip(learnt.image, learnt.label, strict=True)}
+
+    def encode(vectors, labels, key):
+        seen = zip(vectors[:, 0].tolist(), np.asarray(labels).tolist(), strict=True)
+        return vectors, np.array([float(one in everyone) for one in seen])
+
+    flow.encode = encode
+    found = cadp_audit._flow(study(), Parts(learnt, learnt, test), flow)
+    structure.check(found, cadp_schema.FlowFacts, "flow", frozenset(), cadp_schema.RULES)
+    return found
+
+
+def test_rows_that_no_attack_can_tell_apart_are_counted_and_the_figure_without_them_stands_beside(monkeypatch):
+    """Left out alone they would make a flow that knows nobody look as if it knew all; kept alone they hide one."""
+    learnt = rows([*range(18, 26), 60, 61], [0] * 10)
+    found = of_rows(monkeypatch, learnt, rows([*range(18, 26), 70, 71], [1] * 8 + [0] * 2))
+    assert (found["others"], found["left_out"], found["same"]) == (10, 0, 2)
+    assert found["membership"]["value"] == pytest.approx(0.9)
+    assert found["membership_without_same"]["value"] == 1.0
+    apart = of_rows(monkeypatch, learnt, rows(range(18, 28), [1] * 10))
+    assert (apart["membership"]["value"], apart["same"], apart["membership_without_same"]) == (1.0, 0, None)
+    few = of_rows(monkeypatch, learnt, rows([*range(18, 26), 25], [0] * 8 + [1]))
+    assert (few["same"], few["membership_without_same"]) == (8, None)
+
+
+def test_what_came_to_a_share_together_is_one_draw(monkeypatch):
+    """A person's rows and equal rows: forty of them that are not told apart say no more than four."""
+    assert len(np.unique(cadp_audit.dealt_together(rows([20, 20, 21, 22], [0] * 4)))) == 3
+    assert len(np.unique(cadp_audit.dealt_together(rows([20, 20, 21, 22], [0] * 4, [1, 2, 2, 3])))) == 2
+    digits = sources.load("digits", limit=4)
+    assert cadp_audit.dealt_together(digits) is digits.identity
+    learnt, test = rows(np.repeat([18, 19, 20, 21], 10), [0] * 40), rows(np.repeat([22, 23, 24, 25], 10), [0] * 40)
+    found = of_rows(monkeypatch, learnt, test)["membership"]
+    assert (found["value"], found["upper"]) == (1.0, 1.0)
+    assert found["lower"] == pytest.approx(0.025 ** (1 / 4))  # of forty: .91
 
 
 def test_without_two_strangers_there_is_no_attack():

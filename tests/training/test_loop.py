@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_toys import SlopeTask, ToyBatches, ToyTask, to_numpy, toy_config
+from training_toys import SlopeTask, ToyBatches, ToyTask, summaries, to_numpy, toy_config
 
 from diffusion_privacy.errors import DivergenceError, InputError
 from diffusion_privacy.training import loop, rng, sharding
@@ -225,6 +226,38 @@ def test_evaluation_rows_and_columns(tmp_path: Path) -> None:
     table = read_csv(tmp_path / "metrics.csv")
     np.testing.assert_array_equal(table["eval/norm"][~np.isnan(table["eval/norm"])], [6, 12])
     assert sorted(table["step"][~np.isnan(table["loss"])]) == [4, 8, 12]
+
+
+def test_a_picture_of_an_evaluation_is_no_number_and_goes_to_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    sheet, rows = np.full((3, 4, 1), 7, np.uint8), []
+
+    def see(state):
+        return {"norm": 1.0, "samples": sheet}
+
+    run(tmp_path, eval_every=6, eval_fn=see, tensorboard=True, on_log=lambda step, row: rows.append(sorted(row)))
+    assert "samples" not in " ".join(read_csv(tmp_path / "metrics.csv"))
+    assert rows.count(["eval/norm"]) == 2
+    tags = [(step, value.tag) for step, value in summaries(tmp_path / "tensorboard") if value.tag != "loss"]
+    assert [one for one in tags if one[1] in ("samples", "eval/norm")] == [
+        (6, "samples"), (6, "eval/norm"), (12, "samples"), (12, "eval/norm"),
+    ]  # fmt: skip
+
+
+def test_a_disk_that_is_full_for_a_picture_ends_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its step, and before a number of the evaluation is put down."""
+    pytest.importorskip("PIL")
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        self._writer.flush()
+        if b"PNG" in Path(self.path).read_bytes():
+            raise full
+
+    monkeypatch.setattr(pytest.importorskip("tensorboardX.record_writer").RecordWriter, "flush", flush)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path, eval_every=6, eval_fn=lambda state: {"samples": np.zeros((2, 2, 3), np.uint8)}, tensorboard=True)
+    assert read_csv(tmp_path / "metrics.csv")["step"].max() == 4  # the row before the picture's step
 
 
 def test_wrong_loss_shape_is_said_before_compiling(tmp_path: Path) -> None:

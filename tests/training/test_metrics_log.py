@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
+from training_toys import summaries
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.training import metrics
@@ -96,6 +98,41 @@ def test_a_disk_that_is_full_for_tensorboard_is_said_where_training_hears_it(
     # Nor does what waits for the next flush get lost in silence at the end.
     with pytest.raises(OSError, match="No space left"):
         writer.close()
+
+
+def test_numbers_and_pictures_stand_in_one_file(tmp_path: Path) -> None:
+    """A picture's own file had the name of the numbers' file within a second, and took its place."""
+    pillow = pytest.importorskip("PIL.Image")
+    writer = metrics.MetricsWriter(tmp_path, resume_step=0, tensorboard=True)
+    writer.write(1, {"loss": 1.0})
+    sheets = [np.arange(35 * c, dtype=np.uint8).reshape(5, 7, c) for c in (1, 3)]
+    for step, sheet in enumerate(sheets, start=1):
+        writer.picture(step, "samples", sheet)
+    writer.write(2, {"loss": 2.0})
+    writer.close()
+    values = summaries(tmp_path / "tensorboard")
+    assert [(step, v.tag) for step, v in values] == [(1, "loss"), (1, "samples"), (2, "samples"), (2, "loss")]
+    for (_, value), sheet in zip(values[1:3], sheets, strict=True):
+        image = value.image
+        assert (image.height, image.width, image.colorspace) == sheet.shape
+        shown = np.asarray(pillow.open(io.BytesIO(image.encoded_image_string)))
+        np.testing.assert_array_equal(shown.reshape(sheet.shape), sheet)
+    metrics.MetricsWriter(tmp_path / ".", resume_step=1, tensorboard=False).picture(1, "samples", sheets[0])
+
+
+def test_a_disk_that_is_full_for_a_picture_is_said_at_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not ten seconds of numbers later, when the next flush is due."""
+    pytest.importorskip("PIL")
+    record_writer = pytest.importorskip("tensorboardX.record_writer")
+    disk = FullDisk()
+    monkeypatch.setattr(record_writer, "open_file", lambda path: disk)
+    monkeypatch.setattr(disk, "flush", lambda: None)
+    writer = metrics.MetricsWriter(tmp_path, resume_step=0, tensorboard=True)
+    writer.write(1, {"loss": 1.0})
+    monkeypatch.undo()
+    writer.write(2, {"loss": 1.0})  # not yet due
+    with pytest.raises(OSError, match="No space left"):
+        writer.picture(2, "samples", np.zeros((2, 2, 1), np.uint8))
 
 
 def test_progress_says_step_rate_and_time_left(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -96,6 +97,21 @@ def toy_config(**changes: Any) -> TrainConfig:
         tensorboard=False,
     )
     return dataclasses.replace(base, **changes)
+
+
+def summaries(folder: Path) -> list[tuple[int, Any]]:
+    """(step, value) of everything in the one TensorBoard file that is in ``folder``, in its order."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    [path] = folder.iterdir()
+    data, found = path.read_bytes(), []
+    while data:
+        # Each record: its length, a checksum of that, itself, a checksum.
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        found += [(event.step, value) for value in event.summary.value]
+        data = data[16 + size :]
+    return found
 
 
 def to_numpy(tree: Any) -> Any:
