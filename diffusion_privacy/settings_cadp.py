@@ -157,8 +157,9 @@ class Attack:
     """What the audit tries.
 
     Attributes:
-      records: the first so many private records are looked for, among each other, and so many members and others of the
-        flow are told apart; 0 for all. With fewer than all, chance is higher and intervals are wider, both as reported.
+      records: the first so many private records (in their secret order) are looked for, among each other, and so many
+        members and others of the flow, drawn by the seed, are told apart; 0 for all. With fewer than all, chance is
+        higher and intervals are wider, both as reported.
       study_epsilons: ε at which private records are noised for the attack alone; nothing of it is published. Far above
         what one would release, they show from where on the attack would succeed.
       trials: most draws of each worst-case latent for the lower bound on ε; fewer are made where fewer suffice.

@@ -16,7 +16,7 @@ from diffusion_privacy.anonymity.intervals import rate
 from diffusion_privacy.audits import membership, worst_case
 from diffusion_privacy.audits.linkage import linkage, p_by_guessing
 from diffusion_privacy.audits.release import audit_release
-from diffusion_privacy.data.records import Records, equal_none
+from diffusion_privacy.data.records import Records, equal_none, random_order
 from diffusion_privacy.data.table_rows import Rows, together
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.flows.objective import bits_per_dim
@@ -39,6 +39,8 @@ from diffusion_privacy.training import rng
 from diffusion_privacy.types import Array
 
 KS = (1, 10)
+_MEMBERSHIP = 0x4D42
+"""Keeps the draw of who is attacked apart from every other use of the seed."""
 
 _Scored = tuple[Any, np.ndarray]
 """Images or rows, and the log-likelihood of each."""
@@ -195,6 +197,17 @@ def first(records: R, count: int) -> R:
     return records.take(np.arange(count)) if 0 < count < len(records) else records
 
 
+def sampled(records: R, count: int, seed: int) -> R:
+    """``count`` records drawn without replacement as a function of the seed, or all of them as in `first`.
+
+    Shares keep the order of the source, which may hold its records class by class: the first of a small share are of
+    other classes than the first of a large one, and the two would differ by that.
+    """
+    if not 0 < count < len(records):
+        return records
+    return records.take(random_order(len(records), seed, _MEMBERSHIP)[:count])
+
+
 def _linkage(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any], flow: TrainedFlow) -> list[dict[str, Any]]:
     """One entry a set: the releases, sets noised less than one would dare (never published), and two yardsticks."""
     everyone, level, seed = parts.private, settings.attack.level, settings.seed
@@ -230,7 +243,7 @@ def _flow(settings: PrivateStudy, parts: Parts[Any], flow: TrainedFlow) -> dict[
     """`cadp_schema.FlowFacts`: fit on members and others, what an attacker makes of it, how well it inverts itself."""
     learnt = parts.public if settings.flow.trained_on == "public" else parts.private
     strangers = common.never_seen(parts.test, learnt)
-    members, others = (first(side, settings.attack.records) for side in (learnt, strangers))
+    members, others = (sampled(side, settings.attack.records, settings.seed) for side in (learnt, strangers))
     key = rng.stream(settings.seed, "membership")
     _, member_logp = flow.encode(members.image, flow.given(members), jax.random.fold_in(key, 0))
     _, other_logp = flow.encode(others.image, flow.given(others), jax.random.fold_in(key, 1))

@@ -72,6 +72,26 @@ def test_test_images_that_the_flow_learnt_are_no_strangers_to_it(monkeypatch, le
     assert (found["members"], found["others"], found["left_out"]) == (20, 20 - TWICE, TWICE)
 
 
+def test_members_and_others_are_drawn_from_all_classes_of_their_shares(monkeypatch):
+    """A source that holds its records class by class, and a flow that knows classes and nobody: the first 60 of a
+    large and of a small share are of different classes, and were told apart in all pairs."""
+    monkeypatch.setattr(cadp_audit, "inversion_errors", lambda *args: (0.0, 0.0))
+    digits = sources.load("digits", limit=900)
+    by_class = digits.take(np.argsort(digits.label, kind="stable"))
+    test = np.arange(0, 900, 10)
+    flow = Flow()
+    noise = np.random.default_rng(0)
+    flow.encode = lambda x, labels, key: (x.reshape(len(x), -1), np.asarray(labels) + noise.uniform(0, 0.1, len(x)))
+    learnt = by_class.take(np.setdiff1d(np.arange(900), test))
+    shares = Parts(learnt, learnt.take(np.arange(2)), by_class.take(test))
+    found = cadp_audit._flow(study({"attack.records": 60}), shares, flow)
+    assert (found["members"], found["others"]) == (60, 60)
+    assert found["membership"]["lower"] < 0.5 < found["membership"]["upper"]
+    one, again = (cadp_audit.sampled(shares.public, 60, seed).index for seed in (0, 0))
+    assert one.tolist() == again.tolist() != cadp_audit.sampled(shares.public, 60, 1).index.tolist()
+    assert len(set(one.tolist())) == 60
+
+
 @pytest.mark.parametrize("way", ["copy", "model"])
 def test_test_records_that_equal_a_private_one_do_not_hide_a_leak_of_all(monkeypatch, way):
     shares = parts("private")
