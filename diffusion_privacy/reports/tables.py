@@ -183,7 +183,7 @@ def _further(release: Mapping[str, Any]) -> str:
                 cells = [
                     f"{wording.record_name(record)}, {entry['name']}",
                     "–" if entry["lower"] is None else wording.rate(entry["lower"], "down"),
-                    wording.rate(entry["value"]),
+                    "–" if entry["value"] is None else wording.rate(entry["value"]),
                     "–" if entry["upper"] is None else wording.rate(entry["upper"], "up"),
                     wording.percent(entry["level"]),
                     wording.calls(entry["network_calls"]),
