@@ -5,7 +5,7 @@
 
 SOURCE is one of ``digits``, ``idx``, ``npz``, ``tfds``, ``image_folder`` and ``dicom_folder``. Fields that are not
 given keep what the source does by itself; one that is given and that the source does not have is refused. What has no
-flag here (split, crop, window, attributes, names of columns) is written into a copy of this file. ``split.careless``
+flag here (crop, window, attributes, names of columns) is written into a copy of this file. ``split.careless``
 and ``split.held_out`` are to be set to fit your data. Tables of your own: configs/csv_cadp.py.
 """
 
@@ -15,7 +15,8 @@ from configs.sets import base
 
 OBTAIN = """
 Name your own data: --config.data.params.path=FOLDER of image_folder or dicom_folder (a sub-folder for each class, or a
-CSV with path, label, identity as --config.data.params.table=FILE), --config.data.params.path=FILE of npz,
+CSV with path, label, identity as --config.data.params.table=FILE), --config.data.params.path=FILE of npz
+(with --config.data.params.split=train, or the like, for a MedMNIST file),
 --config.data.params.images=FILE --config.data.params.labels=FILE of idx, --config.data.params.name=SET of tfds
 """
 
@@ -30,6 +31,7 @@ def get_config() -> ConfigDict:
                 "images": config_dict.placeholder(str),
                 "labels": config_dict.placeholder(str),
                 "name": config_dict.placeholder(str),
+                "split": config_dict.placeholder(str),
                 "data_dir": config_dict.placeholder(str),
                 "table": config_dict.placeholder(str),
                 "person": config_dict.placeholder(str),

@@ -100,7 +100,17 @@ class ScoreTask:
         return {"loss": self.loss(params, batch, key)[0]}
 
     def score(self, params: PyTree, label: Array | None = None) -> ScoreFn:
-        """The trained score, as a pytree over ``params``."""
+        """The trained score of one class, or of a model without classes, as a pytree over ``params``.
+
+        Args:
+          params: of the network.
+          label: a scalar or ``[B]``, of a conditional model; None for one that is not.
+
+        Raises:
+          InputError: no label for a conditional model. The network would take its null class, which no record trained.
+        """
+        if self.conditional and label is None:
+            raise InputError("label: expected a class, the model was trained with one for each record; got None")
         return objective.score_fn(self.apply, jax.tree.map(jnp.asarray, params), self.sde, self.prediction, label)
 
     def conditional_score(self, params: PyTree) -> ConditionalScore:

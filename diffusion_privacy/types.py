@@ -105,7 +105,7 @@ class Estimate:
 
     Attributes:
       method: short name of the estimator, e.g. ``"direct"`` or ``"subspace"``.
-      log_value: natural logarithm of the point estimate; ``-inf`` for zero.
+      log_value: natural logarithm of the point estimate; ``-inf`` for zero, NaN where no estimate was made.
       log_stderr: standard error of ``log_value`` (delta method); ``inf`` where it is not defined.
       lower, upper: limits of the probability, each in [0, 1].
       level: two-sided confidence level of (lower, upper), e.g. 0.95.

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,29 @@ def test_one_config_takes_every_source_by_flag(shared_data: Path):
     study = settings_kinds.parse(changed_config("own_images", {"data.source": "digits", "data.params.table": "t.csv"}))
     with pytest.raises(InputError, match="source 'digits' takes no 'table'"):
         reading.load(study.data)
+
+
+def test_a_split_is_asked_for_by_flag_and_by_its_place_in_the_config(tmp_path):
+    parts, rng = {"train": 6, "val": 3, "test": 2}, np.random.default_rng(0)
+    file = tmp_path / "medmnist.npz"
+    arrays = {f"{p}_images": rng.integers(0, 256, (n, 4, 4), dtype=np.uint8) for p, n in parts.items()}
+    np.savez(file, **arrays, **{f"{p}_labels": (np.arange(n) % 2)[:, None] for p, n in parts.items()})
+    changes = {"data.source": "npz", "data.params.path": str(file), "data.params.size": 4}
+
+    def data_of(more):
+        return settings_kinds.parse(changed_config("own_images", {**changes, **more})).data
+
+    flags = importlib.import_module("configs.own_images").get_config().data.params
+    assert "split" in flags, "a flag can only change a field that the config has"
+    assert len(reading.load(data_of({"data.params.split": "val+test"}))) == 5
+    with pytest.raises(InputError, match=r"^config\.data\.params\.split is None; expected one of train, val, test, or"):
+        reading.load(data_of({}))
+    with pytest.raises(InputError, match=r"^config\.records\.held_out\.params\.limit is -1; expected"):
+        reading.load(data_of({"data.params.split": "val", "data.params.limit": -1}), "config.records.held_out")
+    # What is wrong with the file, and not with a field, is named as the file.
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(InputError, match=rf"^{re.escape(str(file))}: not a complete npz archive"):
+        reading.load(data_of({"data.params.split": "val"}))
 
 
 def test_missing_data_end_with_status_2_and_one_line(tmp_path):

@@ -32,6 +32,7 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.types import Estimate
 
 _NO_HIT = "no hit: nothing is proved"
+_NO_SAMPLE = "thinning left a stratum without paths: nothing is claimed"
 
 
 def _checked(log_weights: np.ndarray, hit: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray, float]:
@@ -142,7 +143,7 @@ def of_paths(result: SubspaceResult, draws: int, level: float = 0.95) -> list[Es
 
     Markov and betting take all paths: strata and the rule that ended the rounds are allowed for (means of growing
     samples are a reverse martingale). Jensen takes three quarters of the first round, thinned to a sample of the
-    mixture; it claims 0 when that exhausts a stratum.
+    mixture; when that exhausts a stratum it has no sample, makes no estimate (``log_value`` is NaN) and claims nothing.
 
     Args:
       result: of `subspace.estimate`.
@@ -152,13 +153,13 @@ def of_paths(result: SubspaceResult, draws: int, level: float = 0.95) -> list[Es
     calls = result.estimate.network_calls // result.estimate.n
     rows = thinned(result.mixture.allocate(draws), 3 * draws // 4, seed=0)
     if rows is None:
-        rows, hit = np.arange(draws), np.zeros(draws, bool)
+        alike = Estimate("jensen", math.nan, math.inf, 0.0, 1.0, level, 0, 0.0, True, 0, (_NO_SAMPLE,))
     else:
-        hit = result.hit[rows]
+        alike = jensen(result.log_terms[rows], result.hit[rows], level, network_calls=calls * len(rows))
     spent = result.estimate.network_calls
     found = [
         markov(result.log_terms, result.hit, level, network_calls=spent),
-        jensen(result.log_terms[rows], hit, level, network_calls=calls * len(rows)),
+        alike,
         betting_lower(result.log_terms, result.hit, level, network_calls=spent),
     ]
     return [dataclasses.replace(e, reasons=(*e.reasons, "paths of E2, drawn once for all")) for e in found]

@@ -30,7 +30,7 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 def tfds(
     name: str,
     *,
-    split: str = "train",
+    split: str | None = "train",
     data_dir: str | None = None,
     image: str = "image",
     label: str | None = "label",
@@ -51,6 +51,7 @@ def tfds(
       name: as the catalogue has it: ``"mnist"``, ``"set/config"`` or ``"set/config:1.2.3"``; without a version the
         highest that is there.
       split: ``"train"``, ``"test"``, ``"train+test"``, ``"train[:10%]"``, … `Records.index` counts within it.
+        None, as of a flag that was not given: ``"train"``.
       data_dir: where tensorflow-datasets keeps its sets; None: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
       image: feature that holds the image, uint8 [H, W, 1 or 3].
       label: feature that holds the class: whole numbers or true/false; parts of a name are joined by / as in
@@ -71,6 +72,8 @@ def tfds(
     """
     prepare = preparation(channels, crop, size)
     folder = prepared_folder(name, data_dir)
+    # Without a name the library would return all splits, each by itself.
+    split = "train" if split is None else split
     builder, examples = _open(folder, name, split)
     wanted = [feature for feature in (image, label, identity) if feature is not None]
     for feature in wanted:

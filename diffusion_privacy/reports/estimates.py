@@ -67,7 +67,7 @@ class Estimator(TypedDict):
     name: str
     method: str
     lower: Difference | None
-    value: Annotated[float, Range(-1.0)]
+    value: Annotated[float, Range(-1.0)] | None  # null: no estimate was made, and nothing is claimed
     upper: Difference | None
     level: Probability  # two-sided; a one-sided limit errs with (1 - level) / 2
     reliable: bool
@@ -145,7 +145,7 @@ def estimator_entry(row: Row) -> Estimator:
         "name": row.kind.name,
         "method": row.method,
         "lower": row.lower,
-        "value": row.value,
+        "value": finite(row.value),
         "upper": row.upper,
         "level": row.level,
         "reliable": row.reliable,
@@ -188,4 +188,6 @@ def estimator_rule(entry: Mapping[str, Any], path: str) -> None:
             raise InputError(f"{path}.{name}: expected 0 or more, got {entry[name]!r}")
     # What is not claimed is 0 from below and 1 from above.
     limits = {"lower": entry["lower"] or 0.0, "upper": 1.0 if entry["upper"] is None else entry["upper"]}
+    if entry["value"] is None and limits != {"lower": 0.0, "upper": 1.0}:
+        raise InputError(f"{path}.value: expected a number, since limits are claimed; got None")
     ordered({**limits, "value": entry["value"]}, path)

@@ -183,7 +183,7 @@ def _further(release: Mapping[str, Any]) -> str:
                 cells = [
                     f"{wording.record_name(record)}, {entry['name']}",
                     "–" if entry["lower"] is None else wording.rate(entry["lower"], "down"),
-                    wording.rate(entry["value"]),
+                    "–" if entry["value"] is None else wording.rate(entry["value"]),
                     "–" if entry["upper"] is None else wording.rate(entry["upper"], "up"),
                     wording.percent(entry["level"]),
                     wording.calls(entry["network_calls"]),
@@ -263,8 +263,8 @@ def screenings(release: Mapping[str, Any]) -> str:
         ("Rank, record", ""), ("Score", "nats, lower = more suspicious"), ("p", "among held-out records"),
         ("Ball", "radius; perturbed copies inside, higher is better"), ("t′", "higher = more memorised"),
         ("Lower limit of q", wording.RATE_UNIT), ("Estimate", wording.RATE_UNIT),
-        ("Upper limit", f"{wording.RATE_UNIT}, of guided paths"), ("Images that show it", "of those drawn"),
-        ("Cost", "network calls"),
+        ("Upper limit", f"{wording.RATE_UNIT}, of guided paths"),
+        ("Images that show it", f"of those drawn; q {wording.RATE_UNIT}"), ("Cost", "network calls"),
     )  # fmt: skip
     parts, assumed = [], []
     for name, model in release["models"].items():

@@ -135,16 +135,18 @@ def load(folder: Path | str, label: int | None = None) -> Loaded:
 
     Args:
       folder: of the bundle.
-      label: the class to draw, where the model is conditional; None draws without one.
+      label: the class to draw, 0 … number − 1, of a conditional model, which learned to draw no image without one;
+        None for a model that knows no classes.
 
     Raises:
-      InputError: as `read`; a class that the model does not have.
+      InputError: as `read`; a class that the model does not have, or none for a conditional model.
     """
     model, params, task = read(Path(folder))
     known = model.labels.number if model.labels.conditional else 0
-    if label is not None and not 0 <= label < known:
-        expected = f"one of 0 … {known - 1}" if known else "none, the model knows no classes"
-        raise InputError(f"label: expected {expected}, got {label!r}")
+    if known and (label is None or not 0 <= label < known):
+        raise InputError(f"label: expected one of 0 … {known - 1}, the model knows classes; got {label!r}")
+    if not known and label is not None:
+        raise InputError(f"label: expected none, the model knows no classes; got {label!r}")
     given = None if label is None else jnp.int32(label)
     return Loaded(
         task.score(params, given), study.chain_of(model.sampler, task.sde, "config.json.sampler"), model.shape
@@ -155,6 +157,10 @@ def task_of(model: Model) -> ScoreTask:
     """The task whose network and score these settings describe; InputError where they do not fit each other."""
     sde = study.sde_of(model.sde, "config.json.sde")
     network = build(model.network.name, **model.network.params)
+    labels, rows = model.labels, getattr(network, "num_classes", None)
+    # A label past the last class would be the network's null class, which no record trained.
+    if labels.conditional and rows is not None and rows != labels.number:
+        raise InputError(f"labels.number: expected the network's num_classes = {rows}, got {labels.number}")
     # The batch size matters in training alone.
     return ScoreTask(network, sde, 1, model.prediction, conditional=model.labels.conditional)
 

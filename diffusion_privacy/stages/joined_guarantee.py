@@ -22,7 +22,8 @@ from diffusion_privacy.stages import cadp_study, dp_training
 from diffusion_privacy.stages import joined_study as common
 from diffusion_privacy.stages.workdir import Workdir
 
-ONLY_THIS = "if nothing else that was computed from these records is given away, this report included"
+ONLY_THIS = "if nothing else that was computed from these records is given away, the study's report included"
+"""It stands in the report, on cards and in manifests: "this report" would be the card on a card."""
 _ON_TRUST = (
     "The copy was made by an earlier version: that its entry in the ledger is not another study's is taken on trust."
 )

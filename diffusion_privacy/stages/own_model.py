@@ -106,7 +106,7 @@ def load_records(study: OwnModel) -> tuple[Records, Records]:
             raise InputError(f"config.records.private: the source has no record {number}")
         rows.append(int(at[0]))
     private = source.take(rows)
-    others = source if wanted.held_out is None else reading.load(wanted.held_out)
+    others = source if wanted.held_out is None else reading.load(wanted.held_out, "config.records.held_out")
     kept = (others.index >= wanted.start) & ((others.index < wanted.stop) | (wanted.stop == 0))
     if wanted.held_out is None:
         kept &= ~np.isin(others.identity, private.identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -18,10 +19,16 @@ from diffusion_privacy.stages.workdir import Workdir
 _LOG = logging.getLogger(__name__)
 
 
-def _with_instruction(error: MissingDataError, data: Data) -> MissingDataError:
+def _with_instruction(error: MissingDataError, data: Data, where: str) -> MissingDataError:
     if not data.obtain:
         return error
-    return MissingDataError(f"config.data.params: {error}. {' '.join(data.obtain.split())}")
+    return MissingDataError(f"{where}.params: {error}. {' '.join(data.obtain.split())}")
+
+
+def _names_a_field(error: InputError, data: Data) -> bool:
+    """Whether the message begins with the name of a parameter of the source."""
+    known = inspect.signature(sources.SOURCES[data.source]).parameters if data.source in sources.SOURCES else ()
+    return str(error).partition(" ")[0].rstrip(":") in known
 
 
 def require(data: Data) -> None:
@@ -33,19 +40,28 @@ def require(data: Data) -> None:
     try:
         sources.require(data.source, data.params)
     except MissingDataError as error:
-        raise _with_instruction(error, data) from None
+        raise _with_instruction(error, data, "config.data") from None
 
 
-def load(data: Data) -> Records:
+def load(data: Data, where: str = "config.data") -> Records:
     """The records of an image source.
 
+    Args:
+      data: which, and with what parameters.
+      where: its place in the config, for messages.
+
     Raises:
-      InputError: see `sources.load`; of missing data with ``data.obtain``.
+      InputError: see `sources.load`; a parameter is named by its place in the config, and missing data come with
+        ``data.obtain``.
     """
     try:
         return sources.load(data.source, **data.params)
     except MissingDataError as error:
-        raise _with_instruction(error, data) from None
+        raise _with_instruction(error, data, where) from None
+    except InputError as error:
+        if _names_a_field(error, data):
+            raise InputError(f"{where}.params.{error}") from error
+        raise
 
 
 def write_split(

@@ -135,7 +135,9 @@ def test_jensen_claims_nothing_where_a_stratum_is_exhausted() -> None:
     mixture = Mixture(tuple(range(1, 26)), (1.0,) * 25, (0.02,) * 24 + (0.5,), 0.02)
     assert lower_bounds.thinned(mixture.allocate(100), 75, seed=0) is None
     markovs, jensens, bet = lower_bounds.of_paths(two_rounds(mixture), 100, 0.8)
-    assert (jensens.lower, jensens.value) == (0.0, 0.0)
+    assert (jensens.lower, jensens.upper, jensens.n, jensens.network_calls) == (0.0, 1.0, 0, 0)
+    assert np.isnan(jensens.value), "no estimate was made; E2 has hits, and none of them was looked at"
+    assert jensens.reasons[0] == "thinning left a stratum without paths: nothing is claimed"
     assert markovs.lower > 0
     assert bet.lower > markovs.lower
 

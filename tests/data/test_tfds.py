@@ -80,6 +80,8 @@ def test_records_of_a_prepared_set_without_tensorflow(folder):
     with pytest.raises(InputError, match="'size' of example 0 is float"):
         load("tfds", name="tiny_scans", data_dir=str(folder), attributes=["size"])
     assert load("tfds", name="tiny_scans", data_dir=str(folder), label=None).num_classes == 1
+    unset = load("tfds", name="tiny_scans", data_dir=str(folder), split=None, size=None)
+    assert (unset.digest, unset.name) == (load("tfds", name="tiny_scans", data_dir=str(folder)).digest, records.name)
 
 
 def _levels(records):

@@ -19,7 +19,10 @@ def test_the_table_shows_finalists_with_limits_and_the_dropped_without():
     first, second = page.split("<tbody>")[1].split("</tr>")[:2]
     for text in ("1: record 12, label 3", "2.04 ± 0.040", "at least 0.30, below 0.34", "121", "149", "184"):
         assert text in first, text
-    assert "459 of 30,000; q 138 to 179" in first
+    assert (
+        '<td data-label="Images that show it, of those drawn; q in 10,000 images">459 of 30,000; q 138 to 179' in first
+    )
+    assert "Images that show it<span>of those drawn; q in 10,000 images</span>" in page
     assert "1.40; at least 98.3 %" in first
     for text in ("2: record 77", "no level passed, below 0.02", "dropped at rung 1", "0 of 30,000; q 0 to"):
         assert text in second, text

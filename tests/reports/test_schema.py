@@ -13,8 +13,9 @@ import pytest
 from json_paths import changed, fields, written
 from sample_release import make_release
 
+from diffusion_privacy.anonymity import lower_bounds, subspace, summary
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.reports import schema, structure
+from diffusion_privacy.reports import schema, structure, tables
 from diffusion_privacy.types import Estimate
 
 PRIVATE = ("models", "careless", "records", 0)
@@ -112,6 +113,7 @@ def test_refuses_ill_typed_values(release: dict[str, Any], path: tuple[Any, ...]
         ((*PRIVATE, "h_curve", "hits"), [65] * 11, "h_curve.hits[0]"),
         ((*PRIVATE, "h_curve", "t"), [0.5] * 11, "h_curve.t"),
         ((*PRIVATE, "estimators", 0, "value"), -0.1, "estimators[0].value"),
+        ((*PRIVATE, "estimators", 0, "value"), None, "estimators[0].value"),
         ((*PRIVATE, "estimators", 2, "lower"), -1.2, "estimators[2].lower"),
         ((*PRIVATE, "estimators", 2, "value"), -0.5, "estimators[2].value"),
         (("models", "careful", "memoriser_rate"), 1 / 64, "careful.memoriser_rate"),
@@ -192,3 +194,20 @@ def test_entries_from_an_estimate_of_zero(release: dict[str, Any]) -> None:
     direct = schema.direct_entry(estimate, hits=0)
     assert "log_value" not in direct
     schema.validate(changed(release, (*PRIVATE, "direct"), direct))
+
+
+def test_where_no_estimate_was_made_none_is_shown(release: dict[str, Any]) -> None:
+    """A 0 would read as a rate that was looked for and not seen."""
+    paths = subspace.SubspaceResult(
+        Estimate("subspace", 0.0, 0.1, 0.1, 0.9, 0.95, 100, 100.0, True, 1400),
+        0.1, 0.01, 100, subspace.Mixture(tuple(range(1, 26)), (1.0,) * 25, (0.02,) * 24 + (0.5,), 0.02), (0.1,),
+        np.zeros(100), np.ones(100, bool),
+    )  # fmt: skip
+    [_, jensen, _] = (schema.estimator_entry(summary.row(found)) for found in lower_bounds.of_paths(paths, 100))
+    assert (jensen["lower"], jensen["value"], jensen["upper"]) == (0.0, None, None)
+    assert jensen["reasons"][0].startswith("thinning left a stratum without paths")
+    shown = changed(release, (*PRIVATE, "estimators"), [jensen])
+    schema.validate(shown)
+    [row] = re.findall(r"<tr[^>]*>(?:(?!</tr>).)*E4 Jensen.*?</tr>", tables.estimates(shown))
+    assert '<td data-label="Estimate, in 10,000 images">–</td>' in row.replace("\u00a0", " ")
+    assert "thinning left a stratum without paths: nothing is claimed" in row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -76,14 +77,14 @@ def write(folder: Path, trained: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", [None, 3])
+@pytest.mark.parametrize("label", [0, 3])
 def test_samples_from_a_bundle_alone_are_those_of_the_checkpoint_bit_for_bit(made, trained, tmp_path, label):
     away = tmp_path / "somewhere else"
     shutil.copytree(made, away)
     score, chain, shape = bundle.load(away, label)
     ours = montecarlo.sample(chain, score, shape, 7, jax.random.key(1))
     task, params = bundle.task_of(MODEL), restore_ema(trained)[0]
-    given = None if label is None else jnp.int32(label)
+    given = jnp.int32(label)
     theirs = montecarlo.sample(
         Chain(task.sde, 5, clip_x0=True), task.score(params, given), (8, 8, 1), 7, jax.random.key(1)
     )
@@ -141,10 +142,24 @@ def test_hashes_and_guarantee_are_in_the_manifest_and_damage_is_found(made, tmp_
     assert "certified" not in manifest["guarantee"]
     assert (manifest["to_be_given_away"], manifest["guarantee_covers"]) == (True, ["model.safetensors"])
     assert manifest["versions"]["jax"] == "0.10.2"
-    with pytest.raises(InputError, match=r"label: expected one of 0 … 9, got 10"):
-        bundle.load(made, 10)
     with pytest.raises(InputError, match=r"manifest\.json: expected this file"):
         bundle.load(tmp_path)
+
+
+def test_a_model_is_drawn_from_with_a_class_if_and_only_if_it_was_trained_with_one(made, trained, tmp_path):
+    """Without one the network would take its null class, which no record trained and no audit looked at."""
+    for label in (None, -1, 10):
+        with pytest.raises(InputError, match=rf"label: expected one of 0 … 9, the model knows classes; got {label}"):
+            bundle.load(made, label)
+    task, params = bundle.task_of(MODEL), restore_ema(trained)[0]
+    with pytest.raises(InputError, match=r"label: expected a class"):
+        task.score(params)
+    # The same network, trained with no record's label: then its null class is what was trained.
+    blind = dataclasses.replace(MODEL, labels=Labels())
+    folder = write(tmp_path / "blind", trained, model=blind)
+    assert bundle.load(folder).shape == (8, 8, 1)
+    with pytest.raises(InputError, match=r"label: expected none, the model knows no classes; got 0"):
+        bundle.load(folder, 0)
 
 
 @pytest.mark.slow
@@ -205,7 +220,7 @@ def test_what_leaks_or_is_not_promised_is_bundled_on_request_alone_and_says_so_f
         assert "software" not in text, "it is meant for nothing outside"
         manifest = json.loads((folder / bundle.MANIFEST).read_text())
         assert (manifest["to_be_given_away"], len(manifest["reasons_against"]) >= 1) == (False, True)
-        assert bundle.load(folder).shape == (8, 8, 1)
+        assert bundle.load(folder, 0).shape == (8, 8, 1)
 
 
 def test_a_bundle_is_complete_or_absent_and_never_overwritten(made, trained, tmp_path, monkeypatch):
@@ -263,6 +278,7 @@ def test_what_is_no_average_of_this_network_is_refused(trained, tmp_path):
         ({"sde": {"name": "xyz"}}, r"sde\.name: expected one of"),
         ({"network": {"name": "exec"}}, r"network\.name must be one of"),
         ({"sampler": {"steps": 1}}, "sampler: a reverse chain needs at least 2 steps"),
+        ({"labels": {"number": 11, "conditional": True}}, r"labels\.number: expected the network's num_classes = 10"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused_in_one_line(made, tmp_path, changes, words):
@@ -275,7 +291,7 @@ def test_a_config_that_does_not_fit_is_refused_in_one_line(made, tmp_path, chang
     manifest["files"][bundle.CONFIG] = hashlib.sha256((folder / bundle.CONFIG).read_bytes()).hexdigest()
     (folder / bundle.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=words) as caught:
-        bundle.load(folder)
+        bundle.load(folder, 0)
     assert "\n" not in str(caught.value)
 
 

@@ -219,6 +219,8 @@ def test_no_way_is_promised_by_the_entries_of_another_study(tmp_path, monkeypatc
     assert "is taken on trust" in said
     # Upwards: to the nearest it would be .1234.
     assert said.startswith("ε = 0.1235 at δ = 0 ")
+    # The sentence is read on a card too, where "this report" would be the card.
+    assert "is given away, the study's report included." in said
 
 
 def _plan(noise_multiplier=30.0):
