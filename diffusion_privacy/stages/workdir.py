@@ -9,6 +9,7 @@ likelihood.json
 audit/NAME.json      one `models` entry of release.json; NAME.npz the arrays behind its figures
 report/              release.json, figures, index.html
 timings.json         seconds of each stage, compilation apart
+run.lock             held by the run that works here, see `stages.lock`
 
 All processes of a job read it, and the first one writes (`training.sharding.once`).
 """
@@ -29,6 +30,7 @@ import numpy as np
 
 from diffusion_privacy import settings as settings_module
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.stages import lock
 from diffusion_privacy.training import sharding
 from diffusion_privacy.training.checkpoint import require_writable
 
@@ -80,9 +82,9 @@ def _deciding(fields: Mapping[str, Any], group: str = "") -> dict[str, Any]:
 
 
 def _binds(entry: Path) -> bool:
-    """Whether an entry keeps a run to its config: not that config, nor what other processes of a job try, nor folders
-    for files that never came."""
-    if entry.name.startswith(("config.json", "tmp")):
+    """Whether an entry keeps a run to its config: not that config, nor the lock, nor what other processes of a job try,
+    nor folders for files that never came."""
+    if entry.name.startswith(("config.json", "tmp")) or entry.name == lock.FILE:
         return False
     return not entry.is_dir() or any(not below.is_dir() for below in entry.rglob("*"))
 
