@@ -91,11 +91,10 @@ def check_release(
       planned: what else will be entered into the ledger before the releases are.
 
     Raises:
-      InputError: a relation that does not go with the condition; δ, a flow, a number of latents or squares of DP-Pix
+      InputError: δ, a flow, a number of latents or squares of DP-Pix
         that do not go with the records; releases that the ledger does not allow.
     """
     dims = int(private.image[0].size)
-    common.make_relation(settings)
     common.make_condition(settings, private)
     common.make_selection(settings, dims)
     common.make_model(settings, private)

@@ -36,7 +36,7 @@ from diffusion_privacy.mechanisms.decoding import CoarseSelection
 from diffusion_privacy.mechanisms.discrete import DiscreteGaussian, DiscreteLaplace
 from diffusion_privacy.mechanisms.ledger import Ledger
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, Mechanism, MetricMechanism
-from diffusion_privacy.mechanisms.relation import Neighbours, Relation, parse_relation
+from diffusion_privacy.mechanisms.relation import Relation, parse_relation
 from diffusion_privacy.mechanisms.table import column_condition, row_hashes
 from diffusion_privacy.settings_cadp import METRICS, Cadp, CadpTable, PrivateStudy
 from diffusion_privacy.stages import cadp_flow, cadp_table_study, private_order, reading
@@ -245,18 +245,8 @@ def load_flow(settings: PrivateStudy, workdir: Workdir, records: Records | Rows)
 
 
 def make_relation(settings: PrivateStudy) -> Relation:
-    """The neighbouring relation; InputError when it does not go with how the class is released."""
-    relation = parse_relation(settings.release.relation, settings.release.records_per_person)
-    # A table without columns apart has no condition: any row may take the place of any other.
-    whole = isinstance(settings, CadpTable) and not settings.columns.apart
-    randomised = settings.release.label_epsilon > 0 or whole
-    if randomised != (relation.neighbours is Neighbours.ANY_CONDITION):
-        raise InputError(
-            f"config.release.relation: {relation.neighbours.value!r} with label_epsilon = "
-            f"{settings.release.label_epsilon:g}; expected {Neighbours.ANY_CONDITION.value!r} exactly where the class "
-            "is randomised, or a table has no columns apart"
-        )
-    return relation
+    """The neighbouring relation; that it goes with how the class is released, the settings have seen to."""
+    return parse_relation(settings.release.relation, settings.release.records_per_person)
 
 
 def make_condition(settings: PrivateStudy, records: Records | Rows) -> ConditionMechanism:

@@ -345,7 +345,7 @@ def test_bad_inputs_are_named(tmp_path):
         run.run(_study(), blocked / "run", "train")
     (tmp_path / "h").mkdir()
     (tmp_path / "h" / "config.json").write_text("{")
-    (tmp_path / "h" / "split.json").write_text("{}")
+    (tmp_path / "h" / "timings.json").write_text("{}")
     with pytest.raises(InputError, match=r"config\.json"):
         run.run(_study(), tmp_path / "h", "train")
 
@@ -380,8 +380,15 @@ def test_what_is_chosen_by_name_is_checked_before_anything_is_trained(tmp_path, 
     assert not list(tmp_path.glob("train/*/metrics.csv"))
 
 
+def test_a_fingerprint_that_does_not_fit_is_corrected_in_the_same_workdir(tmp_path):
+    with pytest.raises(InputError, match="expected a larger image"):
+        run.run(_study({"fingerprint.params.radius": 20}), tmp_path, "train")
+    with pytest.raises(InputError, match="checkpoint"):
+        run.run(_study(), tmp_path, "sample")
+
+
 def test_other_settings_in_the_same_workdir_are_refused(tmp_path):
-    run.Workdir(tmp_path, _study()).write_json(tmp_path / "split.json", {})
+    run.Workdir(tmp_path, _study()).write_json(tmp_path / "timings.json", {})
     with pytest.raises(InputError, match=r"config\.sampler\.steps is 10 there and 12 here"):
         run.Workdir(tmp_path, _study({"sampler.steps": 12}))
     other = settings_kinds.parse(changed_config("digits_cadp", {}))
