@@ -22,9 +22,10 @@ from diffusion_privacy.data.records import (
     split_records,
 )
 from diffusion_privacy.data.table_rows import RowBatches, Rows
-from diffusion_privacy.errors import InputError
+from diffusion_privacy.errors import InputError, within
 from diffusion_privacy.flows.objective import FlowModel
 from diffusion_privacy.mechanisms import clipping, decoding, receipt, study
+from diffusion_privacy.mechanisms.calibration import check_delta
 from diffusion_privacy.mechanisms.condition import (
     ConditionMechanism,
     PublicAttributes,
@@ -215,11 +216,12 @@ def batches(records: Records | Rows, batch_size: int, seed: int) -> Batches:
 
 def make_model(settings: PrivateStudy, records: Records | Rows, training: bool = False) -> FlowModel:
     """The flow of the config for records of this shape; InputError on an unknown field."""
-    if isinstance(settings, CadpTable) and isinstance(records, Rows):
-        return cadp_flow.row_model(settings.flow, records, settings.columns.noise, training)
-    if isinstance(records, Rows):
-        raise TypeError("rows belong to the study of a table")
-    return cadp_flow.image_model(settings.flow, records, training)
+    with within({"flow": "config.flow.params"}):
+        if isinstance(settings, CadpTable) and isinstance(records, Rows):
+            return cadp_flow.row_model(settings.flow, records, settings.columns.noise, training)
+        if isinstance(records, Rows):
+            raise TypeError("rows belong to the study of a table")
+        return cadp_flow.image_model(settings.flow, records, training)
 
 
 def flow_task(settings: PrivateStudy, records: Records | Rows) -> FlowTask:
@@ -313,6 +315,9 @@ def make_mechanism(settings: PrivateStudy, epsilon: float, dims: int, records: i
         norm: clipping.Norm = "l1" if METRICS[release.mechanism] == "l1" else "l2"
         return MetricMechanism(epsilon, norm)
     radius = clip_norm(settings, dims)
+    if release.mechanism.endswith("gaussian"):
+        with within({"delta": "config.release.delta"}):
+            check_delta(release.delta, records)
     if release.mechanism == "gaussian":
         return GaussianMechanism.calibrated(epsilon, release.delta, radius, relation, records)
     if release.mechanism == "discrete_gaussian":

@@ -119,7 +119,7 @@ def _after_training(tmp_path, changes=None, trained_on="public"):
     [
         ({}, "private", r"are in the flow's training set.*mechanism-only"),
         ({"release.total_epsilon": 5.0}, "public", r"ledger\.jsonl: 2 releases would bring ε to 8\.1.* allows 5"),
-        ({"release.delta": 0.01}, "public", "delta: expected less than 1/n"),
+        ({"release.delta": 0.01}, "public", r"^config\.release\.delta: expected less than 1/n"),
         ({}, "public", "expected a checkpoint, found none; train first"),
     ],
 )
@@ -134,8 +134,8 @@ def test_a_release_that_may_not_be_made_is_refused_with_the_reason(tmp_path, cha
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"flow.params.conv_width": 0}, "flow: widths must be at least 1"),
-        ({"flow.params.dense_depth": -1}, "flow: dense_depth must be at least 0"),
+        ({"flow.params.conv_width": 0}, r"config\.flow\.params: widths must be at least 1"),
+        ({"flow.params.dense_depth": -1}, r"config\.flow\.params: dense_depth must be at least 0"),
         ({"flow.params.depths": 4}, r"config\.flow\.params\.depths must be a list"),
         ({"flow.params.clamp": "1.5"}, r"config\.flow\.params\.clamp must be a number"),
         ({"flow.params.depths": (1, 1, 1, 1)}, "divisible by 16"),
