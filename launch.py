@@ -19,6 +19,7 @@ what was expected; a full disk too); 75 stopped by a signal, state saved, start 
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import signal
@@ -86,15 +87,36 @@ def _parse(argv: list[str]) -> list[str]:
         if (fault := _in_config_file(error)) is not None:
             _stop(fault)
         # ml_collections quotes its message twice over and breaks its line.
-        text = str(error.args[0]).replace("\\n", " ").replace("\\", "").strip("'\"")
-        _stop(f"--config: expected a field of the config file, it has no {' '.join(text.split())}")
+        text = " ".join(str(error.args[0]).replace("\\n", " ").replace("\\", "").split())
+        name, _, near = text.partition("Did you mean ")
+        hint = f"; did you mean {near.split()[0]}?" if near else ""
+        _stop(f"--config: expected a field of the config file, it has no {name.strip(_QUOTES)}{hint}")
         raise AssertionError from error  # not reached
     except (flags.Error, OSError, TypeError, ValueError, ImportError) as error:
-        _stop(_one_line(str(error)))
+        _stop(_unreadable(str(error), argv) or _one_line(str(error)))
         raise AssertionError from error  # not reached
     except Exception as error:
         _stop(_in_config_file(error) or f"--config: {_one_line(f'{type(error).__name__}: {error}')}")
         raise AssertionError from error  # not reached
+
+
+_QUOTES = " '\""
+
+
+def _unreadable(text: str, argv: list[str]) -> str | None:
+    """One line for a config file that cannot be opened; None for another error.
+
+    ml_collections names every place where it has looked, but not the flag.
+    """
+    _, found, rest = text.partition("earlier failure to load: ")
+    words = [word for one in argv for word in one.lstrip("-").split("=", 1)]
+    given = [value for name, value in itertools.pairwise(words) if name == "config"]
+    if not found or not given:
+        return None
+    if Path(given[-1].partition(":")[0]).is_file():
+        return f"--config: {given[-1]}: {_one_line(rest)}"
+    why = next((why for why in ("No such file or directory", "Is a directory") if why in rest), _one_line(rest))
+    return f"--config: expected a file with get_config(), e.g. configs/digits.py, got {given[-1]!r} ({why})"
 
 
 def _in_config_file(error: Exception) -> str | None:

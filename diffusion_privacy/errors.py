@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
+
 
 class InputError(ValueError):
     """The user's data, configuration or working directory is not usable as given.
@@ -17,6 +20,27 @@ class MissingDataError(InputError):
 
 class DivergenceError(ArithmeticError):
     """Training or sampling produced a non-finite number; the message names the step."""
+
+
+@contextlib.contextmanager
+def within(places: Mapping[str, str]) -> Iterator[None]:
+    """Names the field of the config in what is refused within this block.
+
+    What can be used without a config calls its settings by a name of its own (``training.steps must be at least 1``),
+    and only who built it knows which of several groups that is (``config.detector.training.steps must …``).
+
+    Args:
+      places: where each such name, ``"training"`` say, lies in the config. The longest that a message begins with
+        counts; a message that begins with none of them is left as it is.
+    """
+    try:
+        yield
+    except InputError as error:
+        said = str(error)
+        for name in sorted(places, key=len, reverse=True):
+            if said.startswith((f"{name}.", f"{name}:", f"{name} ")):
+                raise type(error)(places[name] + said.removeprefix(name)) from error
+        raise
 
 
 def require_like(field: str, value: object, default: object) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Any
 from diffusion_privacy.anonymity.conformal import conformal_count
 from diffusion_privacy.anonymity.splitting import Splitting
 from diffusion_privacy.audits import baselines
-from diffusion_privacy.errors import InputError
+from diffusion_privacy.errors import InputError, within
 from diffusion_privacy.settings_latent import Autoencoder, check_study
 from diffusion_privacy.training.state import TrainConfig
 
@@ -367,7 +368,19 @@ def parse(kind: type[Any], value: Any, path: str = "config") -> Any:
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if required and name not in given:
             raise InputError(f"{path}.{name}: expected a value, the config gives none")
-    return kind(**given)
+    try:
+        with within(_own_names(path)):
+            return kind(**given)
+    except InputError as error:
+        if str(error).startswith("config"):
+            raise
+        raise InputError(f"{path}: {error}") from error
+
+
+def _own_names(path: str) -> dict[str, str]:
+    """How the group at ``path`` may call itself: by its last words, ``private_training`` by ``training``."""
+    words = [re.sub(r"^\w+_training$", "training", word) for word in path.split(".")]
+    return {".".join(words[start:]): path for start in range(1, len(words))}
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

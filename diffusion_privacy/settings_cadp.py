@@ -11,6 +11,8 @@ import math
 
 from diffusion_privacy import settings
 from diffusion_privacy.data.tables import Column
+from diffusion_privacy.errors import InputError
+from diffusion_privacy.mechanisms.relation import Neighbours
 from diffusion_privacy.settings import Data, Outputs, Params, Report, need
 from diffusion_privacy.training.state import TrainConfig
 
@@ -251,7 +253,7 @@ class PrivateStudy:
         _choice("flow.trained_on", self.flow.trained_on, ("public", "private"))
         _choice("release.mechanism", release.mechanism, (*MECHANISMS, *METRICS))
         _choice("release.flow_training", release.flow_training, DECLARATIONS)
-        _check_dp_sgd(self.flow, release)
+        _check_flow(self.flow, release)
         for field, values in (
             ("release.epsilons", release.epsilons),
             ("release.rates", release.rates),
@@ -263,10 +265,13 @@ class PrivateStudy:
             apart = len({f"{e:g}" for e in values}) == len(values)
             need(apart, field, "numbers that differ in their first six digits", values)
         _check_promise(release)
+        self._check_relation()
         need(0 < release.coverage < 1, "release.coverage", "a number in (0, 1)", release.coverage)
         need(bool(release.ledger), "release.ledger", "the name of a file", release.ledger)
         need(release.coarse >= 0, "release.coarse", "0 or more", release.coarse)
-        need(release.label_epsilon >= 0, "release.label_epsilon", "0 or more", release.label_epsilon)
+        need(0 <= release.delta < 1, "release.delta", "a number in [0, 1)", release.delta)
+        total = release.total_epsilon
+        need(0 < total < math.inf, "release.total_epsilon", "a finite number > 0", total)
         need(self.attack.records >= 0, "attack.records", "0 (all) or more", self.attack.records)
         trials = self.attack.trials
         need(1000 <= trials <= 2**30, "attack.trials", "within 1000 and 2^30", trials)
@@ -281,6 +286,23 @@ class PrivateStudy:
             need(0 <= value < math.inf, f"flow.{field}", "a finite number, 0 or more", value)
         repeats = self.attack.release_repeats
         need(repeats == 0 or repeats >= 100, "attack.release_repeats", "0 or at least 100", repeats)
+
+    @property
+    def any_condition(self) -> bool:
+        """Whether neighbours differ in the condition too: exactly where it is randomised."""
+        return self.release.label_epsilon > 0
+
+    def _check_relation(self) -> None:
+        name, people, spent = self.release.relation, self.release.records_per_person, self.release.label_epsilon
+        _choice("release.relation", name, tuple(one.value for one in Neighbours))
+        need(people >= 1, "release.records_per_person", "1 or more", people)
+        need(0 <= spent < math.inf, "release.label_epsilon", "a finite number, 0 or more", spent)
+        if self.any_condition != (name == Neighbours.ANY_CONDITION.value):
+            raise InputError(
+                f"config.release.relation: {name!r} with label_epsilon = {spent:g}; expected "
+                f"{Neighbours.ANY_CONDITION.value!r} exactly where the class is randomised, or a table has no columns "
+                "apart"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -313,6 +335,11 @@ class CadpTable(PrivateStudy):
     evaluation: TableEvaluation
     columns: Columns = dataclasses.field(default_factory=Columns)
     kind: str = "cadp_table"
+
+    @property
+    def any_condition(self) -> bool:
+        """Also without columns apart, where there is no condition: any row may take the place of any other."""
+        return super().any_condition or not self.columns.apart
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -373,8 +400,11 @@ def _check_promise(release: Release) -> None:
     need(not release.prior_matched, "release.prior_matched", "False with a metric mechanism", release.prior_matched)
 
 
-def _check_dp_sgd(flow: Flow, release: Release) -> None:
-    """Declared so only where it is so, and no more promised than DP-SGD accounts for."""
+def _check_flow(flow: Flow, release: Release) -> None:
+    """Declared as what it is, before it is trained, and no more promised than DP-SGD accounts for."""
+    declared = release.flow_training != "public" or flow.trained_on == "public"
+    expected = "'dp-sgd' or 'mechanism-only' where flow.trained_on is 'private'"
+    need(declared, "release.flow_training", expected, release.flow_training)
     if release.flow_training != "dp-sgd":
         return
     private = flow.trained_on == "private" and flow.training.privacy.on

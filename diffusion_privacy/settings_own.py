@@ -40,7 +40,8 @@ class Records:
     Attributes:
       private: their numbers in ``data``.
       held_out: where the others come from; None for ``data`` itself.
-      start, stop: numbers of the held-out records in their source: start, start + 1, … stop − 1; stop = 0 is its end.
+      start, stop: numbers of the held-out records in their source: start, start + 1, … stop − 1; stop = 0 is its end,
+        and a number behind its end is refused.
     """
 
     private: tuple[int, ...]

@@ -28,7 +28,7 @@ from launching import ROOT, changed_config, environment
 
 from diffusion_privacy import settings_kinds
 from diffusion_privacy.errors import InputError
-from diffusion_privacy.stages import run
+from diffusion_privacy.stages import lock, run
 from diffusion_privacy.training import secret, sharding
 from diffusion_privacy.training.metrics import read_csv
 
@@ -247,6 +247,20 @@ def test_a_fault_of_one_process_ends_the_job(tmp_path, cache) -> None:
     assert statuses[1] == 2, said
     assert statuses[0] not in (0, 75), said
     assert "config.records.private" in (tmp_path / "1.log").read_text()
+
+
+@pytest.mark.slow
+def test_both_processes_are_told_that_another_run_is_at_work_in_their_workdir(tmp_path, cache) -> None:
+    workdir, one = tmp_path / "run", tmp_path / "one"
+    with lock.held(workdir):
+        with job(launched(workdir, 2, {}), one, cache) as started:
+            statuses, said = ended(started, one)
+        assert statuses == [2, 2], said
+        for process in range(2):
+            told = (one / f"{process}.log").read_text()
+            assert f"error: {workdir}: in use by another run" in told
+            assert "Traceback" not in told
+        assert [path.name for path in workdir.iterdir()] == [lock.FILE]
 
 
 def drawn_by(folder: Path, cache: Path, processes: int) -> tuple[list[int], list[dict], str]:

@@ -2,11 +2,12 @@
 
 import copy
 import importlib
+import re
 
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_privacy import settings
+from diffusion_privacy import settings, settings_kinds
 from diffusion_privacy.errors import InputError
 
 
@@ -45,7 +46,12 @@ def _edit(path: str, value: object) -> dict:
         ("score.training.stepz", 1, "config.score.training.stepz"),
         ("score.training.steps", "many", "config.score.training.steps"),
         ("score.training.steps", True, "config.score.training.steps"),
-        ("score.training.steps", 0, "training.steps"),
+        ("score.training.steps", 0, "config.score.training.steps must be at least 1"),
+        ("detector.training.warmup_steps", 10**6, "config.detector.training.warmup_steps must be at most steps"),
+        ("score.training.privacy", {"delta": 2.0}, "config.score.training.privacy.delta: expected"),
+        ("score.training.privacy", {"epsilon": 1.0, "noise_multiplier": 1.0}, "config.score.training.privacy: exp"),
+        ("score.training.sharding", ("nowhere",), "config.score.training.sharding: expected PATTERN: AXIS"),
+        ("audit.splitting", {"share": 0.9}, "config.audit.splitting.share: expected"),
         ("seed", -1, "config.seed"),
         ("data", "digits", "config.data"),
         ("audit.samples", {"careless": 10}, "config.audit.samples"),
@@ -72,6 +78,17 @@ def test_faults_are_named(path, value, named):
     with pytest.raises(InputError, match=named.replace(".", r"\.")) as caught:
         settings.parse(settings.Study, _edit(path, value))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("group", ["private_training", "evaluation.training", "flow.training"])
+def test_each_of_several_groups_called_training_is_named(group):
+    config = importlib.import_module("configs.digits_release").get_config().to_dict()
+    node = config
+    for name in group.split("."):
+        node = node[name]
+    node["steps"] = 0
+    with pytest.raises(InputError, match=rf"^config\.{re.escape(group)}\.steps must be at least 1, got 0$"):
+        settings_kinds.parse(config)
 
 
 def test_missing_field_is_named():

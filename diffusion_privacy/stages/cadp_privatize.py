@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_privacy.data.records import CLASSES_KEPT, Records
 from diffusion_privacy.data.table_rows import Rows
-from diffusion_privacy.errors import InputError
+from diffusion_privacy.errors import InputError, within
 from diffusion_privacy.mechanisms.accounting import record_spend
 from diffusion_privacy.mechanisms.export import publish
 from diffusion_privacy.mechanisms.ledger import Entry, Ledger, total
@@ -91,11 +91,10 @@ def check_release(
       planned: what else will be entered into the ledger before the releases are.
 
     Raises:
-      InputError: a relation that does not go with the condition; δ, a flow, a number of latents or squares of DP-Pix
+      InputError: δ, a flow, a number of latents or squares of DP-Pix
         that do not go with the records; releases that the ledger does not allow.
     """
     dims = int(private.image[0].size)
-    common.make_relation(settings)
     common.make_condition(settings, private)
     common.make_selection(settings, dims)
     common.make_model(settings, private)
@@ -195,7 +194,8 @@ def release_all(
     common.check_entered(settings, workdir, ledger, hashes)
     common.check_given_up(ledger, parts)
     source = provenance(settings, workdir, ledger)
-    source.check(hashes, common.hash_kind(private))
+    with within({"flow_training": "config.release.flow_training"}):
+        source.check(hashes, common.hash_kind(private))
     if metric:
         _LOG.warning("privatize: metric privacy is no ε; the ledger will say that these records have no guarantee")
     else:

@@ -22,9 +22,10 @@ from diffusion_privacy.data.records import (
     split_records,
 )
 from diffusion_privacy.data.table_rows import RowBatches, Rows
-from diffusion_privacy.errors import InputError
+from diffusion_privacy.errors import InputError, within
 from diffusion_privacy.flows.objective import FlowModel
 from diffusion_privacy.mechanisms import clipping, decoding, receipt, study
+from diffusion_privacy.mechanisms.calibration import check_delta
 from diffusion_privacy.mechanisms.condition import (
     ConditionMechanism,
     PublicAttributes,
@@ -36,7 +37,7 @@ from diffusion_privacy.mechanisms.decoding import CoarseSelection
 from diffusion_privacy.mechanisms.discrete import DiscreteGaussian, DiscreteLaplace
 from diffusion_privacy.mechanisms.ledger import Ledger
 from diffusion_privacy.mechanisms.mechanism import GaussianMechanism, LaplaceMechanism, Mechanism, MetricMechanism
-from diffusion_privacy.mechanisms.relation import Neighbours, Relation, parse_relation
+from diffusion_privacy.mechanisms.relation import Relation, parse_relation
 from diffusion_privacy.mechanisms.table import column_condition, row_hashes
 from diffusion_privacy.settings_cadp import METRICS, Cadp, CadpTable, PrivateStudy
 from diffusion_privacy.stages import cadp_flow, cadp_table_study, private_order, reading
@@ -216,11 +217,12 @@ def batches(records: Records | Rows, batch_size: int, seed: int) -> Batches:
 
 def make_model(settings: PrivateStudy, records: Records | Rows, training: bool = False) -> FlowModel:
     """The flow of the config for records of this shape; InputError on an unknown field."""
-    if isinstance(settings, CadpTable) and isinstance(records, Rows):
-        return cadp_flow.row_model(settings.flow, records, settings.columns.noise, training)
-    if isinstance(records, Rows):
-        raise TypeError("rows belong to the study of a table")
-    return cadp_flow.image_model(settings.flow, records, training)
+    with within({"flow": "config.flow.params"}):
+        if isinstance(settings, CadpTable) and isinstance(records, Rows):
+            return cadp_flow.row_model(settings.flow, records, settings.columns.noise, training)
+        if isinstance(records, Rows):
+            raise TypeError("rows belong to the study of a table")
+        return cadp_flow.image_model(settings.flow, records, training)
 
 
 def flow_task(settings: PrivateStudy, records: Records | Rows) -> FlowTask:
@@ -246,18 +248,8 @@ def load_flow(settings: PrivateStudy, workdir: Workdir, records: Records | Rows)
 
 
 def make_relation(settings: PrivateStudy) -> Relation:
-    """The neighbouring relation; InputError when it does not go with how the class is released."""
-    relation = parse_relation(settings.release.relation, settings.release.records_per_person)
-    # A table without columns apart has no condition: any row may take the place of any other.
-    whole = isinstance(settings, CadpTable) and not settings.columns.apart
-    randomised = settings.release.label_epsilon > 0 or whole
-    if randomised != (relation.neighbours is Neighbours.ANY_CONDITION):
-        raise InputError(
-            f"config.release.relation: {relation.neighbours.value!r} with label_epsilon = "
-            f"{settings.release.label_epsilon:g}; expected {Neighbours.ANY_CONDITION.value!r} exactly where the class "
-            "is randomised, or a table has no columns apart"
-        )
-    return relation
+    """The neighbouring relation; that it goes with how the class is released, the settings have seen to."""
+    return parse_relation(settings.release.relation, settings.release.records_per_person)
 
 
 def make_condition(settings: PrivateStudy, records: Records | Rows) -> ConditionMechanism:
@@ -324,6 +316,9 @@ def make_mechanism(settings: PrivateStudy, epsilon: float, dims: int, records: i
         norm: clipping.Norm = "l1" if METRICS[release.mechanism] == "l1" else "l2"
         return MetricMechanism(epsilon, norm)
     radius = clip_norm(settings, dims)
+    if release.mechanism.endswith("gaussian"):
+        with within({"delta": "config.release.delta"}):
+            check_delta(release.delta, records)
     if release.mechanism == "gaussian":
         return GaussianMechanism.calibrated(epsilon, release.delta, radius, relation, records)
     if release.mechanism == "discrete_gaussian":

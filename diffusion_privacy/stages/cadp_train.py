@@ -8,6 +8,7 @@ import numpy as np
 
 from diffusion_privacy import settings as settings_module
 from diffusion_privacy.data.records import Records
+from diffusion_privacy.errors import within
 from diffusion_privacy.mechanisms.ledger import Entry
 from diffusion_privacy.mechanisms.manifest import FlowProvenance
 from diffusion_privacy.settings_cadp import PrivateStudy
@@ -46,9 +47,10 @@ def _planned(settings: PrivateStudy, workdir: Workdir, parts: Parts[Any]) -> lis
     ledger = common.make_ledger(settings, workdir)
     if not config.privacy.on or settings.flow.trained_on == "public" or dp_training.was_paid(ledger, folder):
         return []
-    plan = privacy.make_plan(
-        config.privacy, records=len(parts.private), batch_size=config.batch_size, steps=config.steps
-    )
+    with within({"training": "config.flow.training"}):
+        plan = privacy.make_plan(
+            config.privacy, records=len(parts.private), batch_size=config.batch_size, steps=config.steps
+        )
     spend = dp_training.spend_of_plan(plan)
     private = parts.private
     return [Entry("train flow", spend, common.hashes(private), dp_training.RELATION, kind=common.hash_kind(private))]
@@ -67,7 +69,8 @@ def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
     if settings.flow.trained_on == "public" and settings.release.flow_training == "public":
         # The release will refuse copies of one record in both shares: better said before hours of training.
         public = FlowProvenance("public", frozenset(common.hashes(records)), kind=common.hash_kind(records))
-        public.check(common.hashes(parts.private), common.hash_kind(parts.private))
+        with within({"flow_training": "config.release.flow_training"}):
+            public.check(common.hashes(parts.private), common.hash_kind(parts.private))
     common.give_up(common.make_ledger(settings, workdir), parts)
     learnt = {"kind": common.hash_kind(records), "hashes": list(common.hashes(records))}
     # From here on another order of the private records would not go with what is there.
@@ -79,7 +82,7 @@ def fit_flow(settings: PrivateStudy, workdir: Workdir, parts: Parts[R]) -> R:
         pay = dp_training.payment(ledger, "train flow", common.hashes(records), kind)
     identity = {"config": settings_module.digest({"flow": settings_module.to_dict(settings.flow)})}
     task = common.flow_task(settings, records)
-    with workdir.timed("train flow"):
+    with workdir.timed("train flow"), within({"training": "config.flow.training"}):
         watching.train(
             task,
             common.batches(records, config.batch_size, settings.seed),

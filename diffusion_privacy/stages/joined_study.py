@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_privacy.anonymity import fingerprints
 from diffusion_privacy.data.records import Records, split_records
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.accounting import Spend
@@ -82,9 +81,8 @@ def load_sets(settings: Joined, workdir: Workdir) -> Sets:
     # The audited records come first, chosen by the seed, which the manifest calls public. Other places tell nothing.
     private = private.take(np.concatenate([np.arange(count), order[order >= count]]))
     clean = _joined(private.take(np.arange(count)), held)
-    mark = fingerprints.fingerprint(settings.fingerprint.name, **settings.fingerprint.params)
     keys = rng.per_record(rng.stream(settings.seed, "fingerprint"), jnp.asarray(clean.index))
-    planted = score_study.planting(mark)(jnp.asarray(clean.image), keys)
+    planted = score_study.plant(settings.fingerprint, clean.image, keys)
     marked = clean.with_images(np.asarray(planted.image))
     params = [{k: np.asarray(v)[i].tolist() for k, v in planted.params.items()} for i in range(len(clean))]
     images = np.array(private.image)

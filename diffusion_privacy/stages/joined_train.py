@@ -18,6 +18,7 @@ from diffusion_privacy.anonymity import lanes, montecarlo
 from diffusion_privacy.data.pipeline import Batches
 from diffusion_privacy.data.records import Records
 from diffusion_privacy.diffusion.chain import Chain
+from diffusion_privacy.errors import within
 from diffusion_privacy.mechanisms.accounting import Spend
 from diffusion_privacy.mechanisms.ledger import Entry
 from diffusion_privacy.reports.joined_wording import MARKED_FIRST
@@ -60,7 +61,8 @@ def _planned(settings: Joined, workdir: Workdir, private: Records) -> list[Entry
       InputError: its settings do not go with the number of records.
     """
     config = settings.private_training
-    plan = privacy.make_plan(config.privacy, records=len(private), batch_size=config.batch_size, steps=config.steps)
+    with within({"training": "config.private_training"}):
+        plan = privacy.make_plan(config.privacy, records=len(private), batch_size=config.batch_size, steps=config.steps)
     spend = dp_training.spend_of_plan(plan)
     hashes, kind = cadp_study.hashes(private), cadp_study.hash_kind(private)
     entry = Entry("train dp_model", spend, hashes, dp_training.RELATION, kind=kind)

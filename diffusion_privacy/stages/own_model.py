@@ -95,7 +95,7 @@ def load_records(study: OwnModel) -> tuple[Records, Records]:
     """(private, held out). Held-out records of a private record's person are left out where both have one source.
 
     Raises:
-      InputError: a number that the source does not have, or fewer than 19 held-out records.
+      InputError: a number that the source does not have, ``stop`` behind its end, or fewer than 19 held-out records.
     """
     wanted = study.records
     source = reading.load(study.data)
@@ -107,6 +107,13 @@ def load_records(study: OwnModel) -> tuple[Records, Records]:
         rows.append(int(at[0]))
     private = source.take(rows)
     others = source if wanted.held_out is None else reading.load(wanted.held_out, "config.records.held_out")
+    last = int(others.index.max())
+    if wanted.stop > last + 1:
+        # The audit would rest on fewer records than the config says.
+        raise InputError(
+            f"config.records.stop: expected at most {last + 1}, the records of {others.name} go up to {last}, got "
+            f"{wanted.stop}"
+        )
     kept = (others.index >= wanted.start) & ((others.index < wanted.stop) | (wanted.stop == 0))
     if wanted.held_out is None:
         kept &= ~np.isin(others.identity, private.identity)

@@ -5,7 +5,8 @@ would say which record it came from, and by that its class, where files or rows 
 class was randomised. So the private share is put into a uniformly random order where it is loaded, and every stage sees
 that one: training, release, evaluation and attack stay aligned, record by record.
 
-The order is drawn when a workdir begins and kept in one file there, readable by the owner alone. A workdir of an
+The order is drawn when a workdir begins and kept in one file there, readable by the owner alone. Only where nothing
+but preparations was made under another config is it drawn again under the new one (`workdir.Workdir`). A workdir of an
 earlier version has no such file, and goes on in the order of the source, which its further manifests call public.
 """
 
@@ -21,10 +22,11 @@ import numpy as np
 
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.manifest import GIVEN_ORDER, RANDOM_ORDER
+from diffusion_privacy.stages import workdir as workdir_module
 from diffusion_privacy.stages.workdir import Workdir
 from diffusion_privacy.training import sharding
 
-FILE = "private_order_NEVER_PUBLISH.json"
+FILE = workdir_module.ORDER
 _NOTE = (
     "Numbers in the source of the private records, in the order in which releases have them. Whoever has this file "
     "knows which published record was made of which original. Without it no stage of this workdir can go on."

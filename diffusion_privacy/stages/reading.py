@@ -14,7 +14,7 @@ from diffusion_privacy.data.records import Records
 from diffusion_privacy.data.table_rows import Rows
 from diffusion_privacy.errors import InputError, MissingDataError
 from diffusion_privacy.settings import Data
-from diffusion_privacy.stages.workdir import Workdir
+from diffusion_privacy.stages.workdir import DATA, SPLIT, Workdir
 
 _LOG = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def write_split(
     Raises:
       InputError: a set holds other records than when this workdir was made.
     """
-    path, described = workdir.path("split.json"), workdir.path("data.json")
+    path, described = workdir.path(SPLIT), workdir.path(DATA)
     digests = {name: one.digest for name, one in sets.items()}
     numbers = {name: value.tolist() for name, value in index.items()}
     if not path.exists():

@@ -27,6 +27,7 @@ from diffusion_privacy.stages import (
     joined_evaluate,
     joined_report,
     joined_train,
+    lock,
     own_model,
     reading,
     size_sweep,
@@ -103,10 +104,11 @@ _MANY_PROCESSES = (Study, SizeSweep, OwnModel)
 
 
 def run(study: AnyStudy, workdir: Path, mode: str = "study") -> None:
-    """Runs one stage of a study of any kind, or all for ``mode = "study"``.
+    """Runs one stage of a study of any kind, or all for ``mode = "study"``; nobody else does in that workdir meanwhile.
 
     Raises:
-      InputError: an unknown mode, or anything that is wrong with the data, the settings or the workdir.
+      InputError: an unknown mode, or anything that is wrong with the data, the settings or the workdir, among it
+        another run that is at work there.
     """
     stages, workdir = _BY_KIND[type(study)], Path(workdir).expanduser()
     if isinstance(study, PrivateStudy) and study.release.metric:
@@ -127,7 +129,8 @@ def run(study: AnyStudy, workdir: Path, mode: str = "study") -> None:
         cadp_table_study.check_file(study)
     elif not (workdir / "config.json").exists():
         reading.require(study.data)
-    place = Workdir(workdir, study)
-    for name, stage in stages.items():
-        if mode in ("study", name):
-            stage(study, place)
+    with lock.held(workdir):
+        place = Workdir(workdir, study)
+        for name, stage in stages.items():
+            if mode in ("study", name):
+                stage(study, place)

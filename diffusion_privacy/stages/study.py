@@ -22,7 +22,7 @@ from diffusion_privacy.data import records as records_module
 from diffusion_privacy.data.records import Records, equal_none
 from diffusion_privacy.diffusion.chain import Chain
 from diffusion_privacy.diffusion.sde import SDES
-from diffusion_privacy.errors import InputError
+from diffusion_privacy.errors import InputError, within
 from diffusion_privacy.networks.build import build
 from diffusion_privacy.settings import Named, Sampler, Study
 from diffusion_privacy.stages import reading
@@ -139,6 +139,27 @@ def planting(mark: Fingerprint) -> Callable[[Array, Array], Planted]:
     return cast(Callable[[Array, Array], Planted], program)
 
 
+def _mark_places(chosen: Named) -> dict[str, str]:
+    where = "config.fingerprint"
+    return {"fingerprint": where, "fingerprint.name": f"{where}.name", f"fingerprint.{chosen.name}": f"{where}.params"}
+
+
+def make_mark(chosen: Named) -> Fingerprint:
+    """The fingerprint of this name and fields; InputError, with the field of the config, on a wrong one."""
+    with within(_mark_places(chosen)):
+        return fingerprints.fingerprint(chosen.name, **chosen.params)
+
+
+def plant(chosen: Named, images: np.ndarray, keys: Array) -> Planted:
+    """``images[B, H, W, C]`` with the fingerprint of the config, each by its key ``keys[B]``.
+
+    Raises:
+      InputError: as `make_mark`; it does not fit the images.
+    """
+    with within(_mark_places(chosen)):
+        return planting(make_mark(chosen))(jnp.asarray(images), keys)
+
+
 def load_roles(study: Study, workdir: Workdir, source: Records | None = None) -> Roles:
     """Loads the source unless it is given, splits it and plants the fingerprints; writes split.json once.
 
@@ -149,11 +170,10 @@ def load_roles(study: Study, workdir: Workdir, source: Records | None = None) ->
     rows = split(study, source)
     train = {name: source.take(rows[name]) for name in trained(study)}
     _write_split(workdir, source, rows, train["careful"])
-    mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
     private, controls = source.take(rows["private"]), source.take(rows["controls"])
     clean = source.take(np.concatenate([rows["private"], rows["controls"]]))
     keys = rng.per_record(rng.stream(study.seed, "fingerprint"), jnp.asarray(clean.index))
-    planted = planting(mark)(jnp.asarray(clean.image), keys)
+    planted = plant(study.fingerprint, clean.image, keys)
     marked = clean.with_images(np.asarray(planted.image))
     params = [
         {name: np.asarray(value)[i].tolist() for name, value in planted.params.items()} for i in range(len(clean))
@@ -227,9 +247,14 @@ def chain_of(sampler: Sampler, sde: SDE, where: str = "config.sampler") -> Chain
     return chain
 
 
+_SCORE_PLACES = {"network": "config.score.network.params", "network.name": "config.score.network.name"}
+
+
 def score_task(study: Study) -> ScoreTask:
     """The task of every score model of the study."""
-    network = build(study.score.network.name, **study.score.network.params)
+    chosen = study.score.network
+    with within(_SCORE_PLACES):
+        network = build(chosen.name, **chosen.params)
     return ScoreTask(
         network, make_sde(study), study.score.training.batch_size, study.score.prediction, study.score.weighting
     )
@@ -242,9 +267,10 @@ def check(study: Study) -> None:
       InputError: as forward process, sampler, network, classifiers, fingerprint and perturbation do.
     """
     make_chain(study, make_sde(study))
-    score_task(study).check()
+    with within(_SCORE_PLACES):
+        score_task(study).check()
     classifiers(study)
-    fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
+    make_mark(study.fingerprint)
     perturbation(study)
 
 
@@ -266,11 +292,12 @@ def load_score(study: Study, workdir: Workdir, name: str) -> ScoreFn:
 def classifiers(study: Study) -> dict[str, Classify]:
     """C_f with one output, and C_id with one a record and one for everybody else, or as an embedding."""
     fields = study.detector.network
-    if study.detector.identity == "embedding":
-        identity = Classify(build("embedder", **fields))
-    else:
-        identity = Classify(build("classifier", num_outputs=study.split.controls + 2, **fields))
-    return {"fingerprint": Classify(build("classifier", num_outputs=1, **fields)), "identity": identity}
+    with within({"network": "config.detector.network"}):
+        if study.detector.identity == "embedding":
+            identity = Classify(build("embedder", **fields))
+        else:
+            identity = Classify(build("classifier", num_outputs=study.split.controls + 2, **fields))
+        return {"fingerprint": Classify(build("classifier", num_outputs=1, **fields)), "identity": identity}
 
 
 def pair_scores(study: Study, workdir: Workdir, roles: Roles) -> tuple[Scores, PyTree, np.ndarray]:

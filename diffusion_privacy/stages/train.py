@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from diffusion_privacy import settings
-from diffusion_privacy.anonymity import fingerprints, montecarlo, reidentification
+from diffusion_privacy.anonymity import montecarlo, reidentification
 from diffusion_privacy.anonymity.bank import IdentityBankTask
 from diffusion_privacy.anonymity.detector_tasks import FingerprintTask
 from diffusion_privacy.anonymity.reidentification import EmbeddingTask
 from diffusion_privacy.data.latents import LatentRecords
 from diffusion_privacy.data.pipeline import Batches
 from diffusion_privacy.data.records import Records
+from diffusion_privacy.errors import within
 from diffusion_privacy.settings import Study
 from diffusion_privacy.stages import audit_estimators, spaces, watching
 from diffusion_privacy.stages import study as common
@@ -72,7 +73,7 @@ def fit_scores(study: Study, workdir: Workdir, roles: common.Roles, names: Seque
             return space.decode(drawn)
 
         watch = Watch(study.outputs, study.profile, *_pictured(study, space, roles.held_out, draw))
-        with workdir.timed(f"train {name}"):
+        with workdir.timed(f"train {name}"), within({"training": "config.score.training"}):
             _fit(task, space.records(roles.train[name]), study.score.training, study, workdir, name, watch)
 
 
@@ -85,7 +86,7 @@ def _pictured(study: Study, space: Space, held_out: Records, draw: Draw) -> tupl
 
 def fit_detector(study: Study, workdir: Workdir, roles: common.Roles) -> None:
     """Trains C_f and C_id on the clean records of the largest set."""
-    mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
+    mark = common.make_mark(study.fingerprint)
     nets, change = common.classifiers(study), common.perturbation(study)
     clean, watch = _clean(roles), Watch(study.outputs, study.profile)
     with workdir.timed("train fingerprint detector"):
@@ -97,7 +98,7 @@ def fit_detector(study: Study, workdir: Workdir, roles: common.Roles) -> None:
 
 
 def _identity_task(study: Study, roles: common.Roles, clean: Records) -> Task:
-    mark = fingerprints.fingerprint(study.fingerprint.name, **study.fingerprint.params)
+    mark = common.make_mark(study.fingerprint)
     network, change = common.classifiers(study)["identity"], common.perturbation(study)
     most = study.detector.most_fingerprints
     if study.detector.identity == "embedding":

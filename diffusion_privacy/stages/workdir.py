@@ -9,6 +9,7 @@ likelihood.json
 audit/NAME.json      one `models` entry of release.json; NAME.npz the arrays behind its figures
 report/              release.json, figures, index.html
 timings.json         seconds of each stage, compilation apart
+run.lock             held by the run that works here, see `stages.lock`
 
 All processes of a job read it, and the first one writes (`training.sharding.once`).
 """
@@ -29,6 +30,7 @@ import numpy as np
 
 from diffusion_privacy import settings as settings_module
 from diffusion_privacy.errors import InputError
+from diffusion_privacy.stages import lock
 from diffusion_privacy.training import sharding
 from diffusion_privacy.training.checkpoint import require_writable
 
@@ -79,10 +81,16 @@ def _deciding(fields: Mapping[str, Any], group: str = "") -> dict[str, Any]:
     }
 
 
+SPLIT, DATA, ORDER = "split.json", "data.json", "private_order_NEVER_PUBLISH.json"
+_PREPARED = (SPLIT, DATA, ORDER)
+"""What a run writes before it computes anything. Alone they follow a corrected config: drawn anew, the order of the
+private records gives nothing away as long as no release has been made in it, and no flow was trained."""
+
+
 def _binds(entry: Path) -> bool:
-    """Whether an entry keeps a run to its config: not that config, nor what other processes of a job try, nor folders
-    for files that never came."""
-    if entry.name.startswith(("config.json", "tmp")):
+    """Whether an entry keeps a run to its config: not that config, nor the lock, nor what was only prepared, nor what
+    other processes of a job try, nor folders for files that never came."""
+    if entry.name.startswith(("config.json", "tmp", *_PREPARED)) or entry.name == lock.FILE:
         return False
     return not entry.is_dir() or any(not below.is_dir() for below in entry.rglob("*"))
 
@@ -93,7 +101,7 @@ class Workdir:
     Args:
       root: created if needed.
       settings: a frozen dataclass; what decides no number (`_FREE`, `_FREE_FIELDS`) may change between runs, all else
-        may not, once there is anything in the directory but the config.
+        may not, once there is anything in the directory but the config and what was prepared for it (`_PREPARED`).
 
     Raises:
       InputError: not writable, or it holds a run with other settings (the first differing field is named).
@@ -106,17 +114,34 @@ class Workdir:
         self.config = fields
         wanted = _deciding(fields)
         path = self.root / "config.json"
-        # A run that ended before it had anything to keep binds nobody: a wrong path is corrected in the same directory.
-        if path.exists() and any(_binds(entry) for entry in self.root.iterdir()):
-            found = _deciding(self.read_json(path))
-            differing = _differences(found, wanted, "config")
-            if differing:
-                raise InputError(
-                    f"{self.root}: expected the workdir of this config, but {differing[0]}; "
-                    "take another --workdir or the config it was made with"
-                )
-        else:
-            self.write_json(path, fields)
+        # A run that ended before it had anything to keep binds nobody: a mistyped value is corrected in the same place.
+        bound = any(_binds(entry) for entry in self.root.iterdir())
+        differing = self._other_settings(path, wanted, bound) if path.exists() else []
+        if bound and differing:
+            raise InputError(
+                f"{self.root}: expected the workdir of this config, but {differing[0]}; "
+                "take another --workdir or the config it was made with"
+            )
+        if not path.exists() or not bound:
+            self._begin(path, fields, anew=bool(differing))
+
+    def _other_settings(self, path: Path, wanted: Mapping[str, Any], bound: bool) -> list[str]:
+        try:
+            return _differences(_deciding(self.read_json(path)), wanted, "config")
+        except InputError as error:
+            if bound:
+                raise
+            return [str(error)]
+
+    def _begin(self, path: Path, fields: Mapping[str, Any], anew: bool) -> None:
+        """Writes the config, and where it is ``anew`` takes away what was prepared under another one."""
+
+        def write(temporary: Path) -> None:
+            for left in [entry for entry in self.root.iterdir() if anew and entry.name.startswith(_PREPARED)]:
+                left.unlink()
+            temporary.write_text(json.dumps(fields, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+        self._replace(path, write)
 
     def path(self, *parts: str) -> Path:
         """A file or folder below the root; its parent is created."""

@@ -133,6 +133,15 @@ def once(write: Callable[[], object], what: str) -> None:
     sync(f"after {what}")
 
 
+def from_first(number: int) -> int:
+    """The first process's ``number``, a small whole one, on every process. All must come here."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def leave(status: int) -> NoReturn:
     """Ends this process of a job with ``status``, also where the others cannot be waited for.
 

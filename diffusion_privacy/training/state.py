@@ -100,7 +100,7 @@ class TrainConfig:
         _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "a finite positive number")
         _require(self, "schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         _require(self, "convolutions", self.convolutions in CONVOLUTIONS, f"one of {', '.join(CONVOLUTIONS)}")
-        _require(self, "warmup_steps", self.warmup_steps <= self.steps, f"at most training.steps = {self.steps}")
+        _require(self, "warmup_steps", self.warmup_steps <= self.steps, f"at most steps = {self.steps}")
         for rule in self.sharding:
             partition.parse(rule)
         # Clipped gradients of single records are summed whole on each device.

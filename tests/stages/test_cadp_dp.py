@@ -32,8 +32,6 @@ _DP = {
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"release.relation": "replace-record-and-condition"}, r"config\.release\.relation.*randomised"),
-        ({"release.relation": "add-or-remove"}, "relation: expected one of"),
         ({"release.delta": 0.01, "flow.training.privacy.delta": 0.01}, "delta: expected less than 1/n"),
         ({"release.coarse": 9_999}, r"config\.release\.coarse: expected at most the 64 latents"),
         # Neither alone would be too much.

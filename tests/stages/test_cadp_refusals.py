@@ -14,7 +14,7 @@ from diffusion_privacy.data.records import FILE_HASH
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.settings import Study
 from diffusion_privacy.settings_cadp import Cadp
-from diffusion_privacy.stages import cadp_study, run
+from diffusion_privacy.stages import cadp_study, private_order, run
 from diffusion_privacy.stages.workdir import Workdir
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -48,6 +48,11 @@ def test_a_config_says_which_study_it_is():
         ("release.coverage", 1.0),
         ("release.coarse", -1),
         ("release.label_epsilon", -1.0),
+        ("release.label_epsilon", float("inf")),
+        ("release.relation", "add-or-remove"),
+        ("release.records_per_person", 0),
+        ("release.delta", 1.0),
+        ("release.total_epsilon", 0.0),
         ("evaluation.seeds", 1),
         ("evaluation.dp_arm", "sgd"),
         ("evaluation.training.privacy", {"epsilon": 1.0}),
@@ -76,6 +81,19 @@ def test_faults_are_named_in_one_line(path, value):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"release.relation": "replace-record-and-condition"}, {"release.label_epsilon": 1.0}]
+)
+def test_a_relation_that_does_not_go_with_how_the_class_is_released_is_refused(changes):
+    with pytest.raises(InputError, match=r"config\.release\.relation.*randomised"):
+        study(changes)
+
+
+def test_a_flow_of_private_records_that_is_called_public_is_refused_before_it_is_trained():
+    with pytest.raises(InputError, match=r"config\.release\.flow_training: expected 'dp-sgd' or 'mechanism-only'"):
+        study({"flow.trained_on": "private"})
+
+
 def test_a_release_without_a_relation_is_refused():
     config = raw()
     del config["release"]["relation"]
@@ -101,10 +119,7 @@ def _after_training(tmp_path, changes=None, trained_on="public"):
     [
         ({}, "private", r"are in the flow's training set.*mechanism-only"),
         ({"release.total_epsilon": 5.0}, "public", r"ledger\.jsonl: 2 releases would bring ε to 8\.1.* allows 5"),
-        ({"release.delta": 0.01}, "public", "delta: expected less than 1/n"),
-        ({"release.relation": "add-or-remove"}, "public", "relation: expected one of"),
-        ({"release.relation": "replace-record-and-condition"}, "public", r"config\.release\.relation.*randomised"),
-        ({"release.label_epsilon": 1.0}, "public", r"config\.release\.relation.*randomised"),
+        ({"release.delta": 0.01}, "public", r"^config\.release\.delta: expected less than 1/n"),
         ({}, "public", "expected a checkpoint, found none; train first"),
     ],
 )
@@ -119,8 +134,8 @@ def test_a_release_that_may_not_be_made_is_refused_with_the_reason(tmp_path, cha
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"flow.params.conv_width": 0}, "flow: widths must be at least 1"),
-        ({"flow.params.dense_depth": -1}, "flow: dense_depth must be at least 0"),
+        ({"flow.params.conv_width": 0}, r"config\.flow\.params: widths must be at least 1"),
+        ({"flow.params.dense_depth": -1}, r"config\.flow\.params: dense_depth must be at least 0"),
         ({"flow.params.depths": 4}, r"config\.flow\.params\.depths must be a list"),
         ({"flow.params.clamp": "1.5"}, r"config\.flow\.params\.clamp must be a number"),
         ({"flow.params.depths": (1, 1, 1, 1)}, "divisible by 16"),
@@ -137,6 +152,49 @@ def test_squares_that_do_not_divide_the_images_are_refused_before_anything_is_tr
     with pytest.raises(InputError, match=r"config\.evaluation\.pixel_block: expected a divisor of 8 and 8, .*got 3"):
         run.run(study({"evaluation.pixel_block": 3}), tmp_path, "train")
     assert not (tmp_path / "train").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"release.total_epsilon": 2.0}, "allows 2"),
+        ({"release.delta": 0.01}, "less than 1/n"),
+        ({"flow.params.conv_width": 0}, "widths must be at least 1"),
+        ({"split": {"public": 0.4, "private": 0.2, "test": 0.4}, "release.total_epsilon": 2.0}, "allows 2"),
+    ],
+)
+def test_what_was_refused_is_corrected_in_the_same_workdir(tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        run.run(study(changes), tmp_path, "train")
+    drawn = (tmp_path / private_order.FILE).read_bytes()
+    with pytest.raises(InputError, match=r"run --mode=train first"):
+        run.run(study(), tmp_path, "privatize")
+    assert json.loads((tmp_path / "config.json").read_text())["split"]["public"] == 0.3
+    # In that order nothing was ever released.
+    assert (tmp_path / private_order.FILE).read_bytes() != drawn
+
+
+@pytest.mark.parametrize(
+    "kept", ["train/trained_on.json", "releases/eps_1/manifest.json", "ledger.jsonl", "timings.json"]
+)
+def test_once_something_was_made_the_order_is_not_drawn_again(tmp_path, kept):
+    settings = study()
+    workdir = Workdir(tmp_path, settings)
+    cadp_study.load_parts(settings, workdir)
+    drawn = (tmp_path / private_order.FILE).read_bytes()
+    workdir.path(*kept.split("/")).write_text("{}")
+    with pytest.raises(InputError, match=r"config\.seed is 0 there and 1 here"):
+        run.run(study({"seed": 1}), tmp_path, "train")
+    assert (tmp_path / private_order.FILE).read_bytes() == drawn
+
+
+def test_the_same_settings_keep_the_order_that_they_began_with(tmp_path):
+    found = []
+    for outputs in ({"png": 0}, {"png": 3}):
+        settings = study({"outputs": outputs})
+        cadp_study.load_parts(settings, Workdir(tmp_path, settings))
+        found.append((tmp_path / private_order.FILE).read_bytes())
+    assert found[0] == found[1]
 
 
 def test_a_ledger_in_the_home_folder_is_one_for_all_workdirs(tmp_path, monkeypatch):

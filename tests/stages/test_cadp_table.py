@@ -150,21 +150,6 @@ def _after_training(tmp_path, changes=None, trained_on="public"):
         ({}, "private", r"are in the flow's training set.*mechanism-only"),
         ({"release.total_epsilon": 5.0}, "public", r"ledger\.jsonl: 2 releases would bring ε to .* allows 5"),
         ({"release.delta": 0.1}, "public", "delta: expected less than 1/n"),
-        ({"release.relation": "add-or-remove"}, "public", "relation: expected one of"),
-        (
-            {"release.relation": "replace-record-same-public-condition"},
-            "public",
-            r"config\.release\.relation.*replace-record-and-condition",
-        ),
-        (
-            {
-                "release.label_epsilon": 0.0,
-                "columns.apart": (),
-                "release.relation": "replace-record-same-public-condition",
-            },
-            "public",
-            r"config\.release\.relation.*no columns apart",
-        ),
         ({}, "public", "expected a checkpoint, found none; train first"),
     ],
 )
@@ -174,6 +159,19 @@ def test_a_release_that_may_not_be_made_is_refused_with_the_reason(tmp_path, cha
         run.run(settings, tmp_path / "run", "privatize")
     assert not (tmp_path / "run" / "releases").exists()
     assert not (tmp_path / "run" / "ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "replace-record-and-condition"),
+        ({"release.label_epsilon": 0.0, "columns.apart": ()}, "no columns apart"),
+    ],
+)
+def test_a_relation_that_does_not_go_with_the_columns_is_refused(tmp_path, changes, words):
+    changes = {"release.relation": "replace-record-same-public-condition", **changes}
+    with pytest.raises(InputError, match=rf"config\.release\.relation.*{words}"):
+        _study(_write(tmp_path / "t.csv"), changes)
 
 
 def test_a_column_of_persons_keeps_them_in_one_share_and_is_no_column_of_the_table(tmp_path):

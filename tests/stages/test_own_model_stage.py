@@ -190,6 +190,9 @@ def test_records_are_taken_by_their_numbers() -> None:
         own_model.load_records(study(records__private=(99999,)))
     with pytest.raises(InputError, match="at least 19 held-out records"):
         own_model.load_records(study(records__start=1790, records__stop=0))
+    assert len(own_model.load_records(study(records__stop=1797))[1]) == 797
+    with pytest.raises(InputError, match=r"config\.records\.stop: expected at most 1797, .* got 1798"):
+        own_model.load_records(study(records__stop=1798))
 
 
 def test_a_wrong_path_of_the_model_is_corrected_in_the_same_workdir(tmp_path) -> None:

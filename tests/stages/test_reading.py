@@ -248,7 +248,7 @@ def test_a_run_that_came_to_nothing_binds_no_workdir(tmp_path):
 
 def test_what_decides_no_number_may_change(tmp_path):
     job = study()
-    Workdir(tmp_path, job).write_json(tmp_path / "split.json", {})
+    Workdir(tmp_path, job).write_json(tmp_path / "timings.json", {})
     other = dataclasses.replace(
         job,
         data=dataclasses.replace(job.data, obtain="elsewhere"),

@@ -221,15 +221,21 @@ def test_sigterm_outside_training_ends_with_the_status_that_means_again(monkeypa
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+NONE = (["--config=configs/none.py"], ["--config", "configs/none.py"], ["--config=configs/none.py", "--config.seed=1"])
+TYPO = 'expected a field of the config file, it has no stepz; did you mean "steps"?'
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         (["--config=configs/digits.py"], ["--workdir"]),
         (["--config=configs/digits.py", "--workdir="], ["--workdir is required"]),
         (["--workdir=x"], ["--config"]),
-        (["--config=configs/none.py", "--workdir=x"], ["configs/none.py"]),
+        *(([*flags, "--workdir=x"], ["e.g. configs/digits.py, got 'configs/none.py' (No such file"]) for flags in NONE),
+        (["--config=", "--workdir=x"], ["--config: expected a file", "empty string"]),
+        (["--config=configs", "--workdir=x"], ["e.g. configs/digits.py, got 'configs' (Is a directory)"]),
         (["--config=configs/digits.py", "--workdir=x", "--mode=dance"], ["mode", "study"]),
-        (["--config=configs/digits.py", "--workdir=x", "--config.score.training.stepz=3"], ["stepz", "field"]),
+        (["--config=configs/digits.py", "--workdir=x", "--config.score.training.stepz=3"], [TYPO]),
         (["--config=configs/digits.py", "--workdir=x", "--config.seed=soon"], ["seed"]),
         (["--config=configs/digits.py", "--workdir=x", "audit"], ["audit"]),
         (["--config=configs/digits.py", "--workdir=x", "--cpu_devices=-1"], ["cpu_devices"]),
@@ -246,6 +252,7 @@ def test_flags_that_cannot_be_meant_are_refused_in_one_line(args, words):
         ("x = 1", ["expected a file with a function get_config()"]),
         ("def get_config():\n    return {}['b']", ["mine.py:2: KeyError: 'b'"]),
         ("def get_config():\n    return undefined", ["mine.py:2: NameError"]),
+        ("def get_config():\n    return open('gone')", ["mine.py: [Errno 2]", "gone"]),
         ("def get_config():\n    return 5", ["expected get_config() to return a ConfigDict, got 5"]),
     ],
 )
@@ -345,7 +352,7 @@ def test_bad_inputs_are_named(tmp_path):
         run.run(_study(), blocked / "run", "train")
     (tmp_path / "h").mkdir()
     (tmp_path / "h" / "config.json").write_text("{")
-    (tmp_path / "h" / "split.json").write_text("{}")
+    (tmp_path / "h" / "timings.json").write_text("{}")
     with pytest.raises(InputError, match=r"config\.json"):
         run.run(_study(), tmp_path / "h", "train")
 
@@ -363,15 +370,15 @@ def test_a_workdir_may_be_named_from_home(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"detector.network.chanels": 8}, "network.chanels is not a field of 'classifier'"),
-        ({"detector.network.channels": 8.5}, "network.channels must be a whole number"),
+        ({"detector.network.chanels": 8}, r"^config\.detector\.network\.chanels is not a field of 'classifier'"),
+        ({"detector.network.channels": 8.5}, r"^config\.detector\.network\.channels must be a whole number"),
         ({"detector.perturbation.blur": 0.1}, r"config\.detector\.perturbation\.blur: unknown field"),
-        ({"score.network.params.hidden": "32"}, "network.hidden must be a whole number"),
+        ({"score.network.params.hidden": "32"}, r"^config\.score\.network\.params\.hidden must be a whole number"),
         ({"score.sde.params": {"beta_max": "20"}}, r"config\.score\.sde\.params: "),
         ({"score.sde.params": {"beta_max": -20.0}}, r"config\.score\.sde\.params: beta_max must be"),
         ({"score.sde": {"name": "ddpm", "params": {"beta_max": 20.0}}}, r"config\.score\.sde\.params: beta_max"),
         ({"sampler.kernel": "ddim"}, r"config\.sampler: kernel must be one of"),
-        ({"score.network.params.dropout": 0.1}, "network.dropout: expected 0"),
+        ({"score.network.params.dropout": 0.1}, r"^config\.score\.network\.params\.dropout: expected 0"),
     ],
 )
 def test_what_is_chosen_by_name_is_checked_before_anything_is_trained(tmp_path, changes, named):
@@ -380,8 +387,15 @@ def test_what_is_chosen_by_name_is_checked_before_anything_is_trained(tmp_path, 
     assert not list(tmp_path.glob("train/*/metrics.csv"))
 
 
+def test_a_fingerprint_that_does_not_fit_is_corrected_in_the_same_workdir(tmp_path):
+    with pytest.raises(InputError, match=r"^config\.fingerprint: a disc .* expected a larger image"):
+        run.run(_study({"fingerprint.params.radius": 20}), tmp_path, "train")
+    with pytest.raises(InputError, match="checkpoint"):
+        run.run(_study(), tmp_path, "sample")
+
+
 def test_other_settings_in_the_same_workdir_are_refused(tmp_path):
-    run.Workdir(tmp_path, _study()).write_json(tmp_path / "split.json", {})
+    run.Workdir(tmp_path, _study()).write_json(tmp_path / "timings.json", {})
     with pytest.raises(InputError, match=r"config\.sampler\.steps is 10 there and 12 here"):
         run.Workdir(tmp_path, _study({"sampler.steps": 12}))
     other = settings_kinds.parse(changed_config("digits_cadp", {}))

@@ -55,7 +55,7 @@ def test_weight_decay_moves_matrices_only() -> None:
         ("batch_size", -1, "at least 1"),
         ("learning_rate", 0.0, "positive"),
         ("learning_rate", math.nan, "positive"),
-        ("warmup_steps", 13, "at most training.steps = 12"),
+        ("warmup_steps", 13, "at most steps = 12"),
         ("schedule", "linear", "one of constant, cosine"),
         ("ema_decay", 1.0, r"in \[0, 1\)"),
         ("grad_clip_norm", -1.0, "at least 0"),
