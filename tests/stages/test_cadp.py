@@ -17,7 +17,7 @@ from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.decoding import match_prior
 from diffusion_privacy.mechanisms.mechanism import many_at_scale
 from diffusion_privacy.reports import cadp_schema, cadp_wording
-from diffusion_privacy.stages import cadp_arms, cadp_audit, cadp_evaluate, cadp_study, run
+from diffusion_privacy.stages import cadp_arms, cadp_audit, cadp_evaluate, cadp_study, lock, run
 from diffusion_privacy.stages.cadp_flow import TrainedFlow
 from diffusion_privacy.stages.workdir import Workdir
 
@@ -214,7 +214,7 @@ def test_study_end_to_end_then_no_work(tmp_path):
     assert release["answer"].split("(")[0][:40] in page
     assert "<script" not in page
     _check_released(work / "releases" / "eps_1")
-    untouched = [p for p in work.rglob("*") if p.is_file() and "report" not in p.parts]
+    untouched = [p for p in work.rglob("*") if p.is_file() and "report" not in p.parts and p.name != lock.FILE]
     before = {p: p.stat().st_mtime_ns for p in untouched}
     second = launch(config, f"--workdir={work}")
     assert second.returncode == 0, second.stderr

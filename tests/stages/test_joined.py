@@ -25,6 +25,7 @@ from diffusion_privacy.stages import (
     joined_guarantee,
     joined_study,
     joined_train,
+    lock,
     run,
 )
 from diffusion_privacy.stages.workdir import Workdir
@@ -170,10 +171,18 @@ def _a_missing_ledger_entry_is_no_guarantee(finished, tmp_path, stage):
 
 def _a_finished_study_does_no_work(finished):
     settings, folder = finished
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "report" not in p.parts}
+    before = {
+        p: p.stat().st_mtime_ns
+        for p in folder.rglob("*")
+        if p.is_file() and "report" not in p.parts and p.name != lock.FILE
+    }
     spent = (folder / "ledger.jsonl").read_text()
     run.run(settings, folder)
-    after = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "report" not in p.parts}
+    after = {
+        p: p.stat().st_mtime_ns
+        for p in folder.rglob("*")
+        if p.is_file() and "report" not in p.parts and p.name != lock.FILE
+    }
     assert {p for p in after if after[p] != before.get(p)} <= {folder / "timings.json"}
     assert (folder / "ledger.jsonl").read_text() == spent
 
