@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import numpy as np
 from scipy import special, stats
@@ -239,8 +240,10 @@ def auc_bootstrap(
 def _point(one: np.ndarray, two: np.ndarray, alpha: float, level: float) -> OperatingPoint:
     try:
         threshold = conformal_threshold(two, alpha)
-    except InputError as error:
-        return OperatingPoint(alpha, None, None, None, str(error))
+    except InputError:
+        needed = math.ceil(1 / Fraction(repr(float(alpha)))) - 1
+        few = f"needs at least {needed} records that the model did not see, there are {two.size}"
+        return OperatingPoint(alpha, None, None, None, few)
     fired = one > threshold
     deciding = conformal_count(two.size, alpha)
     few = f"the threshold rests on the {deciding} highest of {two.size} non-members" if deciding < FEW else ""
