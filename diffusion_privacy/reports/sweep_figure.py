@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_privacy.reports.figures import DPI, GREY, SMALL, STYLES, new_figure
+from diffusion_privacy.reports.wording import percent
 
 
 def write(path: Path, points: Sequence[Mapping[str, Any]]) -> None:
@@ -33,12 +34,14 @@ def write(path: Path, points: Sequence[Mapping[str, Any]]) -> None:
         below.plot([n for n, _ in ours], [t for _, t in ours], **style, label=label)
     yardstick = sorted({(p[axis], 1 / p["n"]) for p in points})
     above.plot([x for x, _ in yardstick], [q for _, q in yardstick], **{**GREY, "marker": ""}, label="memoriser, 1/n")
-    above.set(xscale="log", yscale="log", ylabel="q, probability an image shows it")
+    # All points of a sweep are computed at one level, t' from one side at it.
+    sure = percent(points[0]["q"]["level"])
+    above.set(xscale="log", yscale="log", ylabel=f"q per image, bars {sure}\n(higher = leaks more)")
     above.set_ylim(bottom=floor)
     below.set(
         xscale="log",
         xlabel=points[0]["field"] if varied else "training records n",
-        ylabel="t′ (higher = more memorised)",
+        ylabel=f"t′, lower limit, {sure}\n(higher = more memorised)",
         ylim=(-0.02, 1.02),
     )
     for axes in (above, below):

@@ -235,8 +235,8 @@ def test_a_sweep_draws_its_intervals_at_their_sizes(monkeypatch, tmp_path: Path)
     monkeypatch.setattr(sweep_figure, "new_figure", lambda *args, **how: made.append(new(*args, **how)) or made[-1])
     points = [
         {
-            "n": n, "field": "hidden", "value": 8, "q": {"lower": lower, "estimate": estimate, "upper": upper},
-            "t_prime": {"value": t},
+            "n": n, "field": "hidden", "value": 8, "t_prime": {"value": t},
+            "q": {"lower": lower, "estimate": estimate, "upper": upper, "level": 0.95},
         }
         for n, lower, estimate, upper, t in ((50, 0.011, 0.02, 0.031, 0.7), (100, 0.0, None, 0.001, None))
     ]  # fmt: skip
@@ -249,3 +249,4 @@ def test_a_sweep_draws_its_intervals_at_their_sizes(monkeypatch, tmp_path: Path)
     memoriser = next(line for line in above.lines if line.get_label() == "memoriser, 1/n")
     np.testing.assert_allclose(memoriser.get_xydata(), [[50, 1 / 50], [100, 1 / 100]])
     assert markers(below, "o") == [(50, 0.7)]
+    assert all("95\u00a0%" in axes.get_ylabel() for axes in (above, below))
