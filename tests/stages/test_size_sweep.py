@@ -105,7 +105,7 @@ def test_the_figure_shows_points_without_estimate_or_t_prime(tmp_path):
             "n": n,
             "field": "hidden",
             "value": value,
-            "q": {"lower": 0.0, "estimate": None, "upper": 0.01},
+            "q": {"lower": 0.0, "estimate": None, "upper": 0.01, "level": 0.95},
             "t_prime": {"value": None if n == 50 else 0.5},
         }
         for n in (50, 100)
