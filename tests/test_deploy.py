@@ -120,6 +120,13 @@ def test_slurm_queues_a_job_again_exactly_where_it_saved(tmp_path, status, again
         assert (tmp_path / "queued").read_text() == "requeue 7\n"
 
 
+def test_slurm_is_ready_for_the_signal_before_the_step_starts():
+    """A step that is up before the script could pass a signal on was lost with it, now and then."""
+    lines = (ROOT / "deploy" / "slurm.sbatch").read_text().splitlines()
+    first = {word: next(i for i, line in enumerate(lines) if line.startswith(word)) for word in ("trap ", "srun ")}
+    assert first["trap "] < first["srun "]
+
+
 def test_slurm_passes_the_signal_on_and_waits_for_the_state(tmp_path):
     step = f"trap 'sleep 0.3; exit 75' TERM; touch {tmp_path}/up; while true; do sleep 0.05; done"
     job = subprocess.Popen(SCRIPT, env=cluster(tmp_path, step), stdout=subprocess.DEVNULL)
