@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from oracles.gaussian_mixture import GaussianMixture
 
 from diffusion_privacy.diffusion.likelihood import SOLVERS, LikelihoodConfig, log_likelihood
@@ -127,7 +128,7 @@ def products(jaxpr) -> list:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             found.append(equation.params["precision"])
-        found += [p for inner in jax.core.jaxprs_in_params(equation.params) for p in products(inner)]
+        found += [p for inner in jaxprs_in_params(equation.params) for p in products(inner)]
     return found
 
 
