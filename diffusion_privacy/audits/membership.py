@@ -191,6 +191,7 @@ def membership(
     rates: Sequence[float] = FALSE_POSITIVE_RATES,
     level: float = 0.95,
     seed: int = 0,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Membership:
     """Judge an attack by its scores.
 
@@ -201,6 +202,8 @@ def membership(
       rates: false-positive rates at which the true-positive rate is read.
       level: two-sided confidence level of every interval.
       seed: of the AUC's bootstrap.
+      groups: of records that came to their side together, see `auc`; the bootstrap and the rates at a false-positive
+        rate take records as independent all the same.
 
     Raises:
       InputError: fewer than two scores, NaN, or a rate or level outside (0, 1).
@@ -209,7 +212,7 @@ def membership(
     for alpha in rates:
         if not 0.0 < alpha < 1.0:
             raise InputError(f"{attack}: expected false-positive rates strictly between 0 and 1, got {alpha}")
-    area = auc(one, two, level)
+    area = auc(one, two, level, groups=groups)
     points = tuple(_point(one, two, alpha, level) for alpha in rates)
     return Membership(attack, one.size, two.size, area, auc_bootstrap(one, two, level, seed=seed), points)
 

@@ -178,15 +178,25 @@ def _loss_attack(settings: Joined, score: ConditionalScore, sets: Sets) -> dict[
     found = attacks.loss(score, score_study.make_sde(settings.study), image, label=label, seed=seed)
     what = "the model's denoising loss on a record, lower on what it was trained on; needs the model's weights"
     left_out = len(sets.parts.test) - len(sides[1])
-    return _attack("loss", what, found[: len(both[0])], found[len(both[0]) :], left_out, settings)
+    scores = found[: len(both[0])], found[len(both[0]) :]
+    return _attack("loss", what, scores, (both[0].identity, both[1].identity), left_out, settings)
 
 
 def _attack(
-    name: str, what: str, members: np.ndarray, others: np.ndarray, left_out: int, settings: Joined
+    name: str,
+    what: str,
+    scores: tuple[np.ndarray, np.ndarray],
+    people: tuple[np.ndarray, np.ndarray],
+    left_out: int,
+    settings: Joined,
 ) -> dict[str, Any]:
-    """`joined_schema.Attack` of scores, larger for members; limits of a rate are exact given its threshold."""
+    """`joined_schema.Attack` of the scores of members and others, larger for members, and of whom they are.
+
+    A person's records came to their side together, and are one draw to the interval of the AUC. Limits of a rate are
+    exact given its threshold, where everybody has one record.
+    """
     level = settings.risk.level
-    found = membership.membership(name, members, others, level=level, seed=settings.seed)
+    found = membership.membership(name, *scores, level=level, seed=settings.seed, groups=people)
     points = []
     for point in found.points:
         lower = upper = value = None
@@ -312,7 +322,9 @@ def _nearest_attack(settings: Joined, sets: Sets, released: Records) -> dict[str
     what = "distance from a record to the nearest image of its class in the private copy, smaller for its records"
     strangers = cadp_study.never_seen(sets.parts.test, sets.parts.private)
     left_out = len(sets.parts.test) - len(strangers)
-    return _attack("nearest image", what, scores(sets.parts.private), scores(strangers), left_out, settings)
+    sides = sets.parts.private, strangers
+    both, people = (scores(sides[0]), scores(sides[1])), (sides[0].identity, sides[1].identity)
+    return _attack("nearest image", what, both, people, left_out, settings)
 
 
 def _linkage(settings: Joined, flow: TrainedFlow, private: Records, released: Records) -> dict[str, Any]:

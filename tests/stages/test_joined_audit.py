@@ -272,22 +272,39 @@ def test_the_rate_of_an_attack_has_its_exact_limits(monkeypatch) -> None:
     asked = []
     monkeypatch.setattr(joined_audit.membership, "membership", lambda *args, **how: asked.append((args, how)) or made)
     settings = SimpleNamespace(seed=3, risk=SimpleNamespace(level=LEVEL))
-    found = joined_audit._attack("a", "what", np.ones(2), np.zeros(2), 7, settings)
+    people = np.array([4, 4]), np.array([5, 6])
+    found = joined_audit._attack("a", "what", (np.ones(2), np.zeros(2)), people, 7, settings)
     assert found["left_out"] == 7
     limits = [(p["lower"], p["upper"]) for p in found["points"]]
     assert limits == [(point.tpr.lower, point.tpr.upper), (None, None)]
     assert found["points"][0]["value"] == 0.3
     [(args, how)] = asked
-    assert (args[1].tolist(), args[2].tolist(), how) == ([1, 1], [0, 0], {"level": LEVEL, "seed": 3})
+    assert (args[1].tolist(), args[2].tolist()) == ([1, 1], [0, 0])
+    assert how == {"level": LEVEL, "seed": 3, "groups": people}
+
+
+def test_images_of_one_person_are_one_draw_to_an_attack_s_interval() -> None:
+    """Forty images each of 5 members and 5 others, whose scores are their person's: as 200 against 200 they would be
+    told apart for certain."""
+    ranks = np.random.default_rng(0).permutation(10)
+    members, others = (np.repeat(ranks[side], 40) + np.tile(np.arange(40), 5) / 100 for side in (np.s_[:5], np.s_[5:]))
+    people = np.repeat(np.arange(5), 40), np.repeat(np.arange(5, 10), 40)
+    settings = SimpleNamespace(seed=0, risk=SimpleNamespace(level=LEVEL))
+    found = joined_audit._attack("a", "what", (members, others), people, 0, settings)["auc"]
+    alone = tuple(np.arange(200 * i, 200 * i + 200) for i in (0, 1))
+    known = joined_audit._attack("a", "what", (members, others), alone, 0, settings)["auc"]
+    assert found["value"] == known["value"]
+    assert found["upper"] - found["lower"] > 4 * (known["upper"] - known["lower"])
 
 
 def scores_of(monkeypatch) -> list:
     """What `_attack` is given as scores of members and of others."""
     given = []
 
-    def attack(name, what, members, others, left_out, settings):
+    def attack(name, what, scores, people, left_out, settings):
         assert left_out == 0
-        given.append((np.asarray(members), np.asarray(others)))
+        assert [len(side) for side in people] == [len(side) for side in scores]
+        given.append(tuple(np.asarray(side) for side in scores))
         return {}
 
     monkeypatch.setattr(joined_audit, "_attack", attack)
