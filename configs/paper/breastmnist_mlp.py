@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     """`breastmnist` with these fields changed."""
     config = breastmnist.get_config()
     with config.unlocked():
-        # A perceptron gives a mid-grey disc of the paper's radius back too faint to be seen.
+        # Of chest X-rays a perceptron gave mid-grey discs back too faint to be seen; they were not tried here.
         config.fingerprint.params.update({"radius": 4, "value": 1.0})
         config.score.network = ConfigDict({"name": "mlp", "params": {"hidden": 384, "depth": 3, "skip": True}})
         config.score.training.update(

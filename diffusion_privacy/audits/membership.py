@@ -241,12 +241,11 @@ def auc_bootstrap(
 
 
 def _point(one: np.ndarray, two: np.ndarray, alpha: float, level: float) -> OperatingPoint:
-    try:
-        threshold = conformal_threshold(two, alpha)
-    except InputError:
-        needed = math.ceil(1 / Fraction(repr(float(alpha)))) - 1
+    needed = math.ceil(1 / Fraction(repr(float(alpha)))) - 1
+    if two.size < needed:
         few = f"needs at least {needed} records that the model did not see, there are {two.size}"
         return OperatingPoint(alpha, None, None, None, few)
+    threshold = conformal_threshold(two, alpha)
     fired = one > threshold
     deciding = conformal_count(two.size, alpha)
     few = f"the threshold rests on the {deciding} highest of {two.size} non-members" if deciding < FEW else ""

@@ -40,9 +40,10 @@ def log_gaussian_delta(multiplier: float, epsilon: float) -> float:
 
     δ = Φ(1/2s − εs) − e^ε Φ(−1/2s − εs) with s = σ/Δ (Balle & Wang, arXiv 1805.06530, theorem 8). It is both
     necessary and sufficient. Evaluated through log Φ; what rounding may take from the difference of the two terms is
-    added to it. Against 80 digits it is too large by a relative 1e-9 at most for ε from 0.1 to 1e3 and δ down to 1e-25;
-    for ever smaller ε and δ the difference has no digits left, and δ comes out far too large, never too small. ``-inf``
-    where Φ(1/2s − εs) underflows.
+    added to it; that is an estimate of the rounding and not a proof. Of 63 pairs compared with 80 digits none came out
+    too small, and for ε from 0.1 to 1e3 and δ down to 1e-25 none too large by more than a relative 1e-9. For ever
+    smaller ε and δ the difference has no digits left, and δ comes out far too large. ``-inf`` where Φ(1/2s − εs)
+    underflows.
     """
     from scipy import special
 
@@ -58,7 +59,7 @@ def log_gaussian_delta(multiplier: float, epsilon: float) -> float:
 
 
 def gaussian_multiplier(epsilon: float, delta: float, records: int = 1) -> float:
-    """Smallest σ/Δ at which the Gaussian mechanism is (ε, δ)-private, or a little more, never less.
+    """Smallest σ/Δ at which the Gaussian mechanism is (ε, δ)-private, or a little more.
 
     By a relative 1e-9 at most for ε from 0.1 to 1e3 and δ down to 1e-25; see `log_gaussian_delta` for smaller ones.
 

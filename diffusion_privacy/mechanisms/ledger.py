@@ -38,6 +38,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_privacy.data.records import ROW_HASH
 from diffusion_privacy.errors import InputError
 from diffusion_privacy.mechanisms.composition import Covering, Total, covering, total
 from diffusion_privacy.mechanisms.entries import Entry, GivenUp, Line, event_from_json, event_to_json, line_from_json
@@ -185,13 +186,14 @@ class Ledger:
         self._warn("public", {line.kind for line in lines if isinstance(line, GivenUp)}, kind)
 
     def _warn(self, what: str, kinds: set[str], kind: str) -> None:
-        others = kinds - {"", kind}
+        # What earlier versions entered does not say its kind: of images it meets today's hashes, of rows it cannot.
+        others = kinds - {kind} if kind == ROW_HASH else kinds - {"", kind}
         if kind and others:
             _LOG.warning(
                 "%s: notes %s records by %s, these are known by %s: whether they meet cannot be told",
                 self.path,
                 what,
-                " and ".join(sorted(others)),
+                " and ".join(sorted(other or "hashes of a kind that is not said" for other in others)),
                 kind,
             )
 

@@ -349,6 +349,16 @@ def test_records_known_by_another_hash_are_said_to_be_unknown(tmp_path, caplog):
     assert "notes private records by bytes of files, these are known by stored grey levels: whether" in caplog.text
 
 
+def test_rows_that_an_earlier_version_entered_are_said_to_be_unknown(tmp_path, caplog):
+    """Their hashes depended on the kinds of columns, so that rows of today meet none of them; images do."""
+    ledger = Ledger(tmp_path / "ledger.jsonl", 4.0, 1e-5)
+    ledger.record(Entry("one", laplace(1.0), ("a",)))
+    ledger.check_public(("z",), "stored grey levels")
+    assert not caplog.records
+    ledger.check_public(("z",), "cells of rows")
+    assert "notes private records by hashes of a kind that is not said, these are known by cells of rows" in caplog.text
+
+
 def test_lines_of_neither_kind_are_refused_and_old_ones_are_read(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl", 4.0, 1e-5)
     ledger.record(Entry("one", laplace(1.0), ("a",), REPLACE_RECORD, "12ab"))
